@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# One training job over every GPU of this machine, or over two CPU processes where there is none.
+#
+#   ./train_ddp.sh                              the demo
+#   ./train_ddp.sh my.toml --lr 0.05            a recipe (file or built-in name), then any option of cofinetune.py
+#   GPUS=4 RESTARTS=3 ./train_ddp.sh vivit-b    fewer GPUs; start again from last.pt after a crash, up to 3 times
+#
+# Several machines: the same command on each of them, rank 0's address in MASTER (tried with two nodes on one machine):
+#   NODES=2 NODE=0 MASTER=host0:29500 ./train_ddp.sh vivit-b
+#   NODES=2 NODE=1 MASTER=host0:29500 ./train_ddp.sh vivit-b
+set -euo pipefail
+cd "$(dirname "$0")"
+python=${PYTHON:-python}
+gpus=${GPUS:-$($python -c 'import torch; print(torch.cuda.device_count())')}
+processes=${PROCESSES:-$((gpus > 0 ? gpus : 2))}
+recipe=()
+if [[ $# -gt 0 && $1 != -* ]]; then recipe=(--recipe "$1"); shift; fi
+if [[ -n ${NODES:-} ]]; then
+    where=(--nnodes="$NODES" --node-rank="${NODE:?}" --master-addr="${MASTER%:*}" --master-port="${MASTER##*:}")
+else
+    where=(--standalone)
+fi
+# Without this every process takes a thread per core, and they wait for one another.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec $python -m torch.distributed.run "${where[@]}" --nproc-per-node="$processes" --max-restarts="${RESTARTS:-0}" \
+    cofinetune.py ${recipe[@]+"${recipe[@]}"} "$@"
