@@ -40,7 +40,7 @@ import sys
 import zlib
 from collections import defaultdict
 from csv import reader as csv_reader
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,48 +147,54 @@ def write_csv(path, rows: Rows) -> None:
 class Table:
     """Rows as they are worked on: runs of consecutive rows that share keyframe and box.
 
-    One person's box carries up to 60 or 80 rows, so runs save most of the parsing and of the memory.
+    A person's box carries up to 80 rows, so runs save most of the parsing and half of the memory.
     """
 
     name: str
-    keys: dict = field(default_factory=dict)  # (video_id, time in microseconds) -> number, by appearance
-    run_key: np.ndarray = ()                  # (R,) number of the keyframe
-    run_box: np.ndarray = ()                  # (R, 4)
-    run_rows: np.ndarray = ()                 # (R,) rows in the run; 0 = the keyframe alone (2 columns)
-    label: np.ndarray = ()                    # (n,) int32
-    score: np.ndarray = ()                    # (n,) float64; of ground truth: person id, or 1
+    keys: dict             # (video_id, time in microseconds) -> number, in order of appearance
+    run_key: np.ndarray    # (R,) number of the keyframe
+    run_box: np.ndarray    # (R, 4)
+    run_rows: np.ndarray   # (R,) rows in the run; 0 = the keyframe alone (2 columns, label 0)
+    label: np.ndarray      # (n,) int32; after select() the class's column, 0 .. C-1
+    score: np.ndarray      # (n,) float64; of ground truth: the person id, or 1
 
-    def key(self, video: str, time: float) -> int:
-        if not abs(time) < 1e9:
-            raise ValueError(f"time {time} is not a number of seconds")
-        return self.keys.setdefault((video, round(round(time, 6) * 1e6)), len(self.keys))
+    @property
+    def begin(self) -> np.ndarray:  # (R,) first row of each run
+        return np.cumsum(self.run_rows) - self.run_rows
 
 
-def read_table(path, top: int, is_truth: bool = False, widths=(2, 7, 8)) -> Table:
-    """Reads a csv in blocks. Raises ValueError with file:line and text of the first five bad rows."""
-    table, errors, first, parts, known = Table(str(path)), [], 1, [], {}
+def number_of(keys: dict, video: str, time: float) -> int:
+    if not abs(time) < 1e9:
+        raise ValueError(f"time {time} is not a number of seconds")
+    return keys.setdefault((video, round(round(time, 6) * 1e6)), len(keys))
+
+
+def read_table(path, top: int, is_truth: bool, widths: tuple) -> Table:
+    """Reads a csv block by block. Raises ValueError with file:line and text of the first five bad rows."""
+    keys, errors, parts, known, line = {}, [], [((), np.empty((0, 4)), (), (), ())], {}, 1
     for block in read_blocks(path):
         try:
-            parts.append(parse_block(block, table, known, top, is_truth, widths))
-        except ValueError:  # something unusual somewhere: line by line, to accept it or to name it
-            parts.append(parse_lines(block, table, first, top, is_truth, widths, errors))
-        first += block.count(b"\n")
+            parts.append(parse_block(block, keys, known, top, is_truth, widths))
+            line += len(parts[-1][3])
+        except ValueError:  # something unusual somewhere: row by row, to accept it or to name it
+            parts.append(parse_lines(block, keys, f"{path}:{{}}", line, top, is_truth, widths, errors))
+            line += block.count(b"\n")
     if errors:
         more = f"\n... and {len(errors) - 5} more such rows" if len(errors) > 5 else ""
         raise ValueError("\n".join(errors[:5]) + more)
-    parts = parts or [([], np.empty((0, 4)), [], [], [])]
-    types = (np.int32, np.float64, np.int32, np.int32, np.float64)
-    table.run_key, table.run_box, table.run_rows, table.label, table.score = (
-        np.concatenate([np.asarray(part[k], types[k]) for part in parts]) for k in range(5))
-    return table
+    types = (np.int32, float, np.int32, np.int32, float)
+    return Table(str(path), keys, *(np.concatenate([np.asarray(x, t) for x in column])
+                                    for column, t in zip(zip(*parts), types)))
 
 
 def read_blocks(path, size: int = 1 << 23):
-    """Yields whole lines, `size` bytes at a time: a block and its arrays fit the processor's cache."""
+    """Yields whole lines, about `size` bytes at a time: what is made of a block stays in the cache."""
     with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
         rest = b""
         while chunk := file.read(size):
-            chunk = rest + chunk.replace(b"\r\n", b"\n")
+            chunk = rest + chunk
+            if b"\r" in chunk:
+                chunk = chunk.replace(b"\r\n", b"\n")
             cut = chunk.rfind(b"\n") + 1
             rest = chunk[cut:]
             if cut:
@@ -202,118 +208,686 @@ def check_boxes(box: np.ndarray, is_truth: bool) -> None:
         raise ValueError("expected finite x1,y1,x2,y2" + is_truth * " with x1 <= x2 and y1 <= y2")
 
 
-def parse_lines(block, table, first, top, is_truth, widths, errors) -> tuple:
-    """The plain reader: five columns of a Table, one run per row; what is wrong goes to errors."""
+def parse_lines(block, keys, where, line, top, is_truth, widths, errors) -> tuple:
+    """The plain reader: five columns of a Table, a run per row; what is wrong goes to errors."""
     key, box, rows, label, score = [], [], [], [], []
-    for number, line in enumerate(block[:-1].split(b"\n"), first):
+    for line, text in enumerate(block[:-1].decode(errors="replace").split("\n"), line):
         try:
-            text = line.decode()
-            fields = next(csv_reader([text]), []) if '"' in text else text.split(",")
+            fields = next(csv_reader([text])) if '"' in text else text.split(",") if text else []
             if text.startswith("\ufeff"):
-                raise ValueError("a byte-order mark: save the file as UTF-8 without one")
+                raise ValueError("a byte-order mark; expected UTF-8 without one")
             if len(fields) not in widths:
-                raise ValueError(f"{len(fields) if text else 0} columns, expected "
-                                 f"{' or '.join(map(str, widths))}")
+                raise ValueError(f"{len(fields)} columns, expected {' or '.join(map(str, widths))}")
             corners = [float(x) for x in fields[2:6]] or [0.0] * 4
             check_boxes(np.array([corners]), is_truth)
+            number = number_of(keys, fields[0], float(fields[1]))
             if len(fields) > 2:
                 one, value = int(fields[6]), float(fields[7]) if len(fields) == 8 else 1.0
                 if not 1 <= one <= top:
                     raise ValueError(f"label {one} is outside 1..{top} of the label map")
                 if not np.isfinite(value):
-                    raise ValueError(f"score {value}")
+                    raise ValueError(f"score {value}, expected a finite number")
                 label.append(one)
                 score.append(value)
-            key.append(table.key(fields[0], float(fields[1])))
+            key.append(number)
             box.append(corners)
             rows.append(len(fields) > 2)
         except ValueError as error:
-            header = " (a header row? these files have none)" if number == 1 else ""
-            errors.append(f"{table.name}:{number}: {error}{header} in {line[:120]!r}")
+            header = " (a header row? these files have none)" if line == 1 else ""
+            errors.append(f"{where.format(line)}: {error}{header}: {text[:120]!r}")
     return key, np.reshape(box, (-1, 4)), rows, label, score
 
 
-def parse_block(block, table, known, top, is_truth, widths) -> tuple:
-    """The fast reader, for blocks of rows of one width (7 or 8): same result as parse_lines, or ValueError.
-
-    Works on all rows at once through `words`, the 8 bytes that begin at every position as one integer.
-    """
+def parse_block(block, keys, known, top, is_truth, widths) -> tuple:
+    """The fast reader, for a block whose rows all have 7 or all 8 plain columns: the same result as
+    parse_lines, else ValueError. Sees all rows at once, through `words`: at every position of the
+    block, the 8 bytes that begin there as one integer."""
     width = block[:block.index(b"\n")].count(b",") + 1
     data = np.frombuffer(block, np.uint8)
-    stops = np.flatnonzero(data < 45)  # commas and line ends; blanks, quotes, "+" spoil the pattern
-    if width not in widths[-2:] or width < 7 or len(stops) % width:
+    stops = np.flatnonzero(data < 45)  # commas and line ends; a blank, quote or "+" spoils the pattern
+    if width not in widths or width < 7 or len(stops) % width:
         raise ValueError
     stops = stops.reshape(-1, width)
-    if (data[stops] != np.frombuffer(b"," * (width - 1) + b"\n", np.uint8)).any() or stops[0, 5] < 16:
+    if (data[stops] != np.frombuffer(b"," * (width - 1) + b"\n", np.uint8)).any():
+        raise ValueError
+    start = np.append(0, stops[:-1, -1] + 1)
+    comma, stop = stops[:, 5].copy(), stops[:, 6].copy()  # around the label
+    size = comma - start
+    if size.min() < 16:
         raise ValueError
     words = np.ndarray(len(block) - 7, "<u8", block, strides=1)
 
-    # Runs: a row whose first six columns are, byte for byte, those of the row before costs nothing more.
-    start, end = np.append(0, stops[:-1, -1] + 1), stops[:, 5].copy()
-    size = end - start
-    if size.min() < 8:
-        raise ValueError
-    new = np.ones(len(size), bool)
-    new[1:] = size[1:] != size[:-1]
-    for k in range(0, size.max(), 8):
-        word = words[start + np.minimum(k, size - 8)]
-        new[1:] |= word[1:] != word[:-1]
+    # A run begins where the six columns before the label are not, byte for byte, those of the row above.
+    whole = size.max() // 8  # words to compare; a last one, which ends at the comma, covers the rest
+    heads = np.ndarray(len(block), f"V{8 * whole}", block + bytes(8 * whole), strides=1)[start]
+    heads, last = heads.view("<u8").reshape(-1, whole), words[comma - 8]
+    differs = (heads[1:] != heads[:-1]) & (np.arange(whole) < size[1:, None] // 8)
+    new = np.append(True, (size[1:] != size[:-1]) | (last[1:] != last[:-1]) | differs.any(1))
     runs = np.flatnonzero(new)
     key, box = [], []
-    for a, b in zip(start[runs].tolist(), end[runs].tolist()):
+    for a, b in zip(start[runs].tolist(), comma[runs].tolist()):
         video, time, *corners = block[a:b].split(b",")
         if (video, time) not in known:
-            known[video, time] = table.key(video.decode(), float(time))
+            known[video, time] = number_of(keys, video.decode(), float(time))
         key.append(known[video, time])
-        box.append(list(map(float, corners)))
+        box.append([float(x) for x in corners])
     check_boxes(box := np.array(box), is_truth)
 
-    comma = stops[:, 6].copy()
-    label, bad = digits(words[comma - 8], comma - end - 1)
+    label, bad = digits(words[stop - 8], stop - comma - 1)
     if bad.any() or label.min() < 1 or label.max() > top:
         raise ValueError
-    score = parse_scores(block, data, words, comma, stops[:, 7].copy()) if width == 8 \
+    score = parse_scores(block, data, words, stop, stops[:, 7].copy()) if width == 8 \
         else np.ones(len(label))
     return key, box, np.diff(np.append(runs, len(new))), label.astype(np.int32), score
 
 
-ZEROS = np.uint64(0x3030303030303030)  # "00000000"
-KEEP = np.array([2**64 - 2**(64 - 8 * count) for count in range(9)], np.uint64)  # the last bytes
+KEEP = np.array([2**64 - 2**(64 - 8 * count) for count in range(9)], np.uint64)  # last bytes of a word
 
 
 def digits(word: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Value of the last count (0..8) characters of each word, and where they are not all digits."""
-    bad = (count < 0) | (count > 8)
-    keep = KEEP[np.where(bad, 0, count)]
-    word = word & keep | ZEROS & ~keep
-    bad |= (word & 0xF0F0F0F0F0F0F0F0 | (word + 0x0606060606060606) >> 4 & 0x0F0F0F0F0F0F0F0F) \
+    """Value of the last count (1 .. 8) characters of each word, and where they are not all digits."""
+    wrong = (count < 0) | (count > 8)
+    keep = KEEP[np.where(wrong, 0, count)]
+    word = word & keep | ~keep & 0x3030303030303030  # zeros in front
+    bad = (word & 0xF0F0F0F0F0F0F0F0 | (word + 0x0606060606060606 & 0xF0F0F0F0F0F0F0F0) >> 4) \
         != 0x3333333333333333
-    word = (word & 0x0F0F0F0F0F0F0F0F) * 2561 >> 8              # pairs of digits: 10 a + b
-    word = (word & 0x00FF00FF00FF00FF) * 6553601 >> 16          # of pairs: 100 a + b
+    word = (word & 0x0F0F0F0F0F0F0F0F) * 2561 >> 8              # 10 a + b of neighbouring digits,
+    word = (word & 0x00FF00FF00FF00FF) * 6553601 >> 16          # 100 a + b of these pairs,
     word = (word & 0x0000FFFF0000FFFF) * 42949672960001 >> 32   # 10000 a + b
-    return word.astype(np.int64), bad
+    return word.astype(np.int64), bad | wrong
 
 
 def parse_scores(block, data, words, comma, end) -> np.ndarray:
     """float() of the text between comma and end, to the last bit.
 
     "d.ddd" with up to 16 decimals is an integer below 2^53 over a power of ten that float64 holds
-    exactly, and such a quotient is rounded once, correctly (Clinger 1990). The rest goes to float().
+    exactly; such a quotient is rounded once, correctly (Clinger 1990). The rest goes to float().
     """
-    decimals = end - comma - 3
-    plain = (data[np.minimum(comma + 2, end)] == 46) & (decimals >= 0) & (decimals <= 16)
-    decimals = np.where(plain, decimals, 0)
-    value, bad = digits(words[end - 8], np.minimum(decimals, 8))
-    if decimals.max() > 8:
-        high, bad_high = digits(words[end - 16], np.maximum(decimals, 8) - 8)
+    count = end - comma - 3
+    if (count == count[0]).all():
+        count = count[:1]  # as "%.6f" writes them: one number that serves all rows
+    plain = (data[np.minimum(comma + 2, end)] == 46) & (count >= 1) & (count <= 16)
+    count = np.clip(count, 0, 16)
+    value, bad = digits(words[end - 8], np.minimum(count, 8))
+    if count.max() > 8:
+        high, bad_high = digits(words[end - 16], np.maximum(count, 8) - 8)
         value, bad = value + high * 10**8, bad | bad_high
-    whole = data[comma + 1].astype(np.int64) - 48
-    power = 10 ** np.arange(17)
-    value += whole * power[decimals]
-    plain &= ~bad & (whole >= 0) & (whole <= 9) & (value < 2**53)
-    score = value / power.astype(float)[decimals]
+    first, power = data[comma + 1].astype(np.int64) - 48, 10 ** np.arange(17)
+    value += first * power[count]
+    plain &= ~bad & (first >= 0) & (first <= 9) & (value < 2**53)
+    score = value / power.astype(float)[count]
     for i in np.flatnonzero(~plain).tolist():
         score[i] = float(block[comma[i] + 1:end[i]])
     if not np.isfinite(score).all():
         raise ValueError
     return score
+
+
+def table_of_rows(rows: Rows, name: str, top: int, is_truth: bool) -> Table:
+    """The same from arrays. Raises ValueError naming the first five bad rows, counted from 0."""
+    video, time = np.asarray(rows.video_id), np.asarray(rows.time_sec, float)
+    label, box = np.asarray(rows.label), np.asarray(rows.boxes, float).reshape(-1, 4)
+    score = np.ones(len(label)) if rows.score is None else np.asarray(rows.score, float)
+    if len({len(x) for x in (video, time, label, box, score)}) > 1:
+        raise ValueError(f"{name}: {len(video)} video_id, {len(time)} time_sec, {len(box)} boxes, "
+                         f"{len(label)} label, {len(score)} score: expected equal numbers")
+    some = label != 0
+    bad = ~(np.abs(time) < 1e9) | (label < 0) | (label > top) | ~np.isfinite(score) \
+        | some & (~np.isfinite(box).all(1) | is_truth & (box[:, :2] > box[:, 2:]).any(1))
+    if bad.any():
+        raise ValueError("\n".join(
+            f"{name}: row {i}: expected finite numbers, label 0..{top}" + is_truth * ", x1 <= x2, y1 <= y2"
+            + f": {video[i]},{time[i]},{box[i].tolist()},{label[i]},{score[i]}"
+            for i in np.flatnonzero(bad)[:5]) + f"\n{bad.sum()} bad rows")
+    new = np.ones(len(label), bool)
+    new[1:] = (video[1:] != video[:-1]) | (time[1:] != time[:-1]) | ~some[1:] | ~some[:-1]
+    for x in box.T:
+        new[1:] |= x[1:] != x[:-1]
+    runs, keys = np.flatnonzero(new), {}
+    key = [number_of(keys, v, t) for v, t in zip(video[runs].tolist(), time[runs].tolist())]
+    return Table(name, keys, np.array(key, np.int32), box[runs],
+                 np.diff(np.append(runs, len(label))) * some[runs], label[some].astype(np.int32),
+                 score[some])
+
+
+def load(source, name: str, top: int, is_truth: bool = False, widths: tuple = (2, 7, 8)) -> Table:
+    if isinstance(source, Rows):
+        return table_of_rows(source, name, top, is_truth)
+    return source if isinstance(source, Table) else read_table(source, top, is_truth, widths)
+
+
+def pool(tables: list[Table]) -> Table:
+    keys = {}
+    run_key = [np.array([keys.setdefault(key, len(keys)) for key in t.keys], int)[t.run_key] for t in tables]
+    return Table(" + ".join(t.name for t in tables), keys, np.concatenate(run_key), *(
+        np.concatenate([getattr(t, x) for t in tables]) for x in ("run_box", "run_rows", "label", "score")))
+
+
+# ---------------------------------------------------------------------------------------------------
+# The rows that count, in the order in which they are matched
+# ---------------------------------------------------------------------------------------------------
+
+
+def select(table: Table, key: np.ndarray, column: np.ndarray) -> tuple[Table, int, int]:
+    """The table's rows of evaluated classes on evaluated keyframes, and how many were left out for the
+    one and for the other. key: new numbers of the keyframes; the rows come out in their order, those
+    of one keyframe in the order of the file. column: of each label. -1 = not evaluated, in both."""
+    run_key, run_rows, score, begin = key[table.run_key], table.run_rows, table.score, table.begin
+    label = column[table.label]
+    wanted = np.repeat(run_key >= 0, run_rows)
+    keep = wanted & (label >= 0)
+    foreign, ignored = np.count_nonzero(label < 0), np.count_nonzero(~wanted & (label >= 0))
+    if foreign or ignored:
+        total = np.append(0, np.cumsum(keep, dtype=np.int32))
+        run_rows, label, score = total[begin + run_rows] - total[begin], label[keep], score[keep]
+        begin = np.cumsum(run_rows) - run_rows
+    used = np.flatnonzero(run_rows)
+    by = used[np.argsort(run_key[used], kind="stable")]
+    if (by != used).any():
+        rows = np.repeat(begin[by] - (np.cumsum(run_rows[by]) - run_rows[by]), run_rows[by])
+        rows += np.arange(len(rows))
+        label, score = label[rows], score[rows]
+    return Table(table.name, table.keys, run_key[by], table.run_box[by], run_rows[by], label,
+                 score), foreign, ignored
+
+
+def cut_scores(start, count, score, cap: int) -> np.ndarray:
+    """(F,) the cap-th best score of each keyframe (rows start .. start + count); -inf if all fit."""
+    cut = np.full(len(count), -np.inf)
+    width = np.where(count > cap, -(-count // 32) * 32, 0)  # frames of like size: one padded matrix
+    for wide in np.unique(width[width > 0]).tolist():
+        frames = np.flatnonzero(width == wide)
+        for chunk in np.array_split(frames, len(frames) * wide // 2**18 + 1):
+            at = np.minimum(start[chunk, None] + np.arange(wide), len(score) - 1)
+            padded = np.where(np.arange(wide) < count[chunk, None], score[at], -np.inf)
+            cut[chunk] = np.partition(padded, wide - cap, axis=1)[:, wide - cap]
+    return cut
+
+
+def heap_order(table: Table, begin: np.ndarray, start: int, stop: int, cap: int) -> list[int]:
+    """Rows start .. stop, one keyframe's, in the order of the official reader: it keeps the best cap
+    (0 = all) in a heap of (score, label, y1, x1, y2, x2). Settles which of equal scores come first."""
+    heap, rows = [], defaultdict(list)
+    for row in range(start, stop):
+        x1, y1, x2, y2 = table.run_box[np.searchsorted(begin, row, "right") - 1].tolist()
+        item = (float(table.score[row]), int(table.label[row]), y1, x1, y2, x2)
+        rows[item].append(row)  # equal items are interchangeable
+        if not cap or len(heap) < cap:
+            heapq.heappush(heap, item)
+        elif item[0] > heap[0][0]:
+            heapq.heapreplace(heap, item)
+    return [rows[item].pop() for item in sorted(heap, key=lambda item: -item[0])]
+
+
+class Ranked(NamedTuple):
+    """Detections that count: class by class, keyframe by keyframe, in matching order."""
+
+    column: np.ndarray     # (n,) class, 0 .. C-1
+    key: np.ndarray        # (n,) number of the keyframe
+    score: np.ndarray      # (n,)
+    boxes: np.ndarray      # (n, 4)
+
+
+def rank(det: Table, truth: Table, frames: int, rules: Protocol) -> tuple[Ranked, int]:
+    """Applies the cap, drops invalid boxes, sorts. Also returns the number of rows that were capped."""
+    begin = det.begin
+    count = np.bincount(det.run_key, det.run_rows, frames).astype(int)
+    start = np.cumsum(count) - count
+    keep = np.ones(len(det.score), bool)
+    if rules.cap:
+        cut = cut_scores(start, count, det.score, rules.cap)
+        keep = det.score >= np.repeat(cut[det.run_key], det.run_rows)
+        kept = np.add.reduceat(keep, start[count > 0]) if len(keep) else count[:0]
+        for frame in np.flatnonzero(count)[kept > rules.cap].tolist():  # a cut between equal scores
+            a, b = start[frame], start[frame] + count[frame]
+            keep[a:b] = False
+            keep[heap_order(det, begin, a, b, rules.cap)] = True
+    capped = len(keep) - np.count_nonzero(keep)
+    if not rules.mmaction2:  # where a box without area is a false positive like any other
+        keep &= np.repeat((det.run_box[:, :2] < det.run_box[:, 2:]).all(1), det.run_rows)
+    rows = np.flatnonzero(keep)
+    run = np.searchsorted(begin, rows, "right") - 1
+    group = det.label[rows].astype(np.int64) * frames + det.run_key[run]
+    place = np.arange(len(rows))
+    if rules.sort:
+        best_first = np.argsort(-det.score[rows])
+        place[best_first] = np.arange(len(rows))
+    by = np.sort(group * len(rows) + place) % max(1, len(rows))  # far faster than an indirect sort
+    by = best_first[by] if rules.sort else by
+    rows, run, group = rows[by], run[by], group[by]
+    score = det.score[rows]
+
+    # Of equal scores of a class on a keyframe, either may be the one that finds the box.
+    has_truth = np.zeros(group.max(initial=0) + 1, bool)
+    code = np.repeat(truth.run_key, truth.run_rows) + truth.label.astype(np.int64) * frames
+    has_truth[code[code < len(has_truth)]] = True
+    equal = (group[1:] == group[:-1]) & (score[1:] == score[:-1]) & has_truth[group[1:]]
+    if rules.sort and equal.any():
+        tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+        place = {row: row for row in rows[tied].tolist()}
+        if rules.order == "heap":
+            for frame in np.unique(det.run_key[run[tied]]).tolist():
+                order = heap_order(det, begin, start[frame], start[frame] + count[frame], rules.cap)
+                place.update(zip(order, range(len(order))))
+        elif rules.order == "argsort":
+            for one in np.unique(group[tied]).tolist():
+                order = np.sort(rows[slice(*np.searchsorted(group, (one, one + 1)))])
+                order = order[np.argsort(det.score[order])[::-1]].tolist()
+                place.update(zip(order, range(len(order))))
+        by = np.lexsort(([place[row] for row in rows[tied].tolist()], -score[tied], group[tied]))
+        rows[tied], run[tied] = rows[tied][by], run[tied][by]
+    return Ranked(det.label[rows], det.run_key[run], score, det.run_box[run]), capped
+
+
+# ---------------------------------------------------------------------------------------------------
+# Matching and average precision
+# ---------------------------------------------------------------------------------------------------
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(P,) intersection over union of boxes a[i] and b[i]; (P, 4) each."""
+    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
+    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
+    both = np.maximum(height, 0) * np.maximum(width, 0)
+    area_a, area_b = ((x[:, 3] - x[:, 1]) * (x[:, 2] - x[:, 0]) for x in (a, b))
+    with np.errstate(invalid="ignore"):
+        return both / (area_a + area_b - both)
+
+
+def match(det: Ranked, truth: Table, frames: int, rules: Protocol) -> np.ndarray:
+    """(n,) bool: which detections are true positives."""
+    run = np.repeat(np.arange(len(truth.run_key)), truth.run_rows)
+    code = truth.label.astype(np.int64) * frames + truth.run_key[run]
+    by = np.argsort(code, kind="stable")
+    want = det.column.astype(np.int64) * frames + det.key
+    first = np.searchsorted(code[by], want)
+    count = np.searchsorted(code[by], want, "right") - first
+    seen = np.flatnonzero(count)
+    first, count = first[seen], count[seen]
+    begin = np.cumsum(count) - count
+    d = np.repeat(np.arange(len(seen)), count)                  # (P,) pairs of a detection ...
+    g = by[np.arange(len(d)) + np.repeat(first - begin, count)]  # ... with each box of its class
+    real = np.float32 if rules.mmaction2 else np.float64
+    overlap = iou(det.boxes[seen[d]].astype(real), truth.run_box[run[g]].astype(real))
+    best = np.maximum.reduceat(overlap, begin) if len(d) else overlap
+    best = np.flatnonzero((overlap == best[d]) & (overlap >= 0.5))
+    d, g = d[best], g[best]                                     # one pair a detection, but for ties
+    place = np.arange(len(run))
+    twice = d[1:] == d[:-1]
+    for frame in np.unique(truth.run_key[run[g[1:][twice]]]).tolist():
+        a, b = truth.begin[truth.run_key == frame][0], np.count_nonzero(truth.run_key[run] == frame)
+        if rules.order == "heap":
+            place[heap_order(truth, truth.begin, a, a + b, 0)] = np.arange(a, a + b)
+        elif rules.mmaction2:
+            place[a + np.argsort(-truth.score[a:a + b], kind="stable")] = np.arange(a, a + b)
+    by = np.lexsort((place[g], d))
+    d, g = d[by], g[by]
+    chosen = np.flatnonzero(np.append(True, d[1:] != d[:-1])[:len(d)])[::-1]
+    owner = np.full(len(run), -1)
+    owner[g[chosen]] = seen[d[chosen]]  # of those that choose a box the last to write stays: the best
+    hit = np.zeros(len(want), bool)
+    hit[owner[owner >= 0]] = True
+    return hit
+
+
+def curve(score: np.ndarray, hit: np.ndarray, positives: int, order=None) -> tuple:
+    """Scores in falling order, and precision and recall down to each of them."""
+    if order is None:  # unstable on purpose: leaves equal scores as the official script leaves them
+        order = np.argsort(score)[::-1]
+    found = np.cumsum(hit[order])
+    return score[order], found / np.arange(1, len(found) + 1), found / positives
+
+
+def average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
+    recall = np.concatenate(([0], recall, [1]))
+    precision = np.concatenate(([0], precision, [0]))
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    step = np.flatnonzero(recall[1:] != recall[:-1]) + 1
+    return float(np.sum((recall[step] - recall[step - 1]) * precision[step]))
+
+
+def mean(ap) -> float | None:
+    return None if np.isnan(ap).all() else float(np.nanmean(ap))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Evaluation
+# ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scored:
+    """One table of detections scored against one ground truth."""
+
+    ap: np.ndarray          # (3, C) of each class, nan = not in the mean; worst, best order of equal scores
+    positives: np.ndarray   # (C,) ground-truth boxes
+    classes: list           # of each class: score, hit and keyframe of its detections, keyframes of its boxes
+    videos: list[str]       # of each keyframe
+    keyframes: dict
+    rows: dict
+    person: dict
+
+
+def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, excluded: set) -> Scored:
+    for table in (truth, det) if rules.whole_seconds else ():
+        odd = next((key for key in table.keys if key[1] % 10**6), None)
+        if odd or not table.run_rows.all():
+            what = f"{odd[0]},{odd[1] / 1e6:.6f}" if odd else "a row of 2 columns"
+            raise ValueError(f"{table.name}: this protocol knows whole seconds and rows with boxes only, "
+                             f"found {what}; official-2020 reads both")
+    column = np.full(max(labels) + 1, -1, np.int32)
+    column[labels] = np.arange(len(labels))
+
+    # Keyframes are numbered in the order of their first evaluated row: so equal scores are ranked.
+    lead, other = (truth, det) if rules.mmaction2 else (det, truth)
+    listed = np.repeat(lead.run_key, lead.run_rows)[column[lead.label] >= 0]
+    listed = listed[np.append(True, listed[1:] != listed[:-1])[:len(listed)]].tolist()
+    lead_keys = list(lead.keys)
+    number = {lead_keys[i]: 0 for i in listed}
+    known = set(number) if rules.mmaction2 else truth.keys
+    number = {key: n for n, key in enumerate({**number, **lead.keys, **other.keys})}
+    det_key, truth_key = (np.array([
+        -1 if key in excluded or table is det and rules.ignore_unknown and key not in known
+        else number[key] for key in table.keys], np.int32) for table in (det, truth))
+
+    chosen, foreign, ignored = select(det, det_key, column)
+    answer = select(truth, truth_key, column)[0]
+    positives = np.bincount(answer.label, minlength=len(labels))
+    if rules.mmaction2:
+        if (inverted := (chosen.run_box[:, :2] > chosen.run_box[:, 2:]).any(1)).any():
+            raise ValueError(f"{det.name}: mmaction2 refuses boxes with x1 > x2 or y1 > y2, found "
+                             f"{chosen.run_box[inverted][0].tolist()}")
+        positives = np.bincount(column[truth.label] + 1, minlength=len(labels) + 1)[1:]
+    ranked, capped = rank(chosen, answer, len(number), rules)
+    hit = match(ranked, answer, len(number), rules)
+    bounds = np.searchsorted(ranked.column, np.arange(len(labels) + 1))
+    score = ranked.score.astype(np.float32) if rules.mmaction2 else ranked.score
+    box_key = np.repeat(answer.run_key, answer.run_rows)
+    classes = [(score[a:b], hit[a:b], ranked.key[a:b], box_key[answer.label == c])
+               for c, (a, b) in enumerate(zip(bounds[:-1], bounds[1:]))]
+
+    ap = np.full((3, len(labels)), np.nan)
+    for c in np.flatnonzero(positives).tolist():
+        score, hit = classes[c][:2]
+        if len(score) or not rules.mmaction2:
+            falling, precision, recall = curve(score, hit, positives[c])
+            ap[:, c] = average_precision(precision, recall)
+            found = np.diff(recall, prepend=0) > 0
+            if ((falling[1:] == falling[:-1]) & (found[1:] != found[:-1])).any():
+                for i, tie in (1, hit), (2, ~hit):
+                    order = np.lexsort((tie, -score))
+                    ap[i, c] = average_precision(*curve(score, hit, positives[c], order)[1:])
+    lone = np.count_nonzero(det.run_rows == 0)
+    return Scored(
+        ap, positives, classes, [video for video, _ in number],
+        {"ground_truth": int(np.count_nonzero(truth_key >= 0)), "detected": len(det.keys),
+         "matched": sum(key in truth.keys and key not in excluded for key in det.keys),
+         "ignored": sum(key not in known and key not in excluded for key in det.keys)
+         if rules.ignore_unknown else 0,
+         "excluded": len(excluded & (truth.keys.keys() | det.keys.keys()))},
+        {"read": len(det.label) + lone, "without_box": lone, "dropped_by_whitelist": foreign,
+         "on_ignored_or_excluded_keyframes": ignored, "dropped_by_cap": capped,
+         "dropped_invalid_box": len(chosen.label) - capped - len(ranked.key), "evaluated": len(ranked.key)},
+        score_persons(chosen, answer, len(number)))
+
+
+def score_persons(det: Table, truth: Table, frames: int) -> dict:
+    """The boxes without their labels, each once with its best score. Where few persons are found, the
+    person detector or the clock is at fault, and no better classifier helps."""
+    def distinct(table: Table) -> Table:
+        best = np.maximum.reduceat(table.score, table.begin) if len(table.score) else table.score
+        by = np.lexsort((best, *table.run_box.T, table.run_key))
+        key, box = table.run_key[by], table.run_box[by]
+        last = np.append((key[1:] != key[:-1]) | (box[1:] != box[:-1]).any(1), True)[:len(by)]
+        one = np.ones(np.count_nonzero(last), int)
+        return Table("", {}, key[last], box[last], one, one - 1, best[by][last])
+
+    rules = Protocol(0, "file", True, False)
+    persons = distinct(truth)
+    boxes = rank(distinct(det), persons, frames, rules)[0]
+    hit = match(boxes, persons, frames, rules)
+    positives = max(1, len(persons.label))
+    return {"ap": average_precision(*curve(boxes.score, hit, positives)[1:]),
+            "recall": np.count_nonzero(hit) / positives, "num_gt": len(persons.label), "num_det": len(hit)}
+
+
+def bootstrap(runs: list[Scored], replicates: int, seed: int) -> list[np.ndarray]:
+    """(C, replicates) AP of each run when the videos are drawn again, with replacement: the same draws
+    for all runs. Up to 256 videos are drawn singly, more (AVA-Kinetics: 31 thousand) in 256 groups."""
+    unit = {video: n % 256 for n, video in enumerate(dict.fromkeys(v for run in runs for v in run.videos))}
+    units, result = min(len(unit), 256), []
+    drawn = np.random.default_rng(seed).multinomial(units, [1 / units] * units, replicates).T * 1.0
+    for run in runs:
+        ap = np.full((len(run.positives), replicates), np.nan)
+        unit_of_key = np.array([unit[video] for video in run.videos])
+        for c in np.flatnonzero(~np.isnan(run.ap[0])).tolist():
+            score, hit, key, box_key = run.classes[c]
+            order = np.argsort(score)[::-1]
+            at, of_row = np.flatnonzero(hit[order]), unit_of_key[key[order]]    # (P,) true positives
+            rows = np.zeros((len(at) + 1, units))
+            np.add.at(rows, (np.searchsorted(at, np.arange(len(order))), of_row), 1)
+            rows = np.cumsum(rows[:-1], axis=0)               # (P, units) detections down to each
+            boxes = np.bincount(unit_of_key[box_key], minlength=units)
+            for k in range(0, replicates, 100):
+                times = drawn[:, k:k + 100]                   # (units, 100) how often each is drawn
+                with np.errstate(invalid="ignore"):           # 0 / 0 where none of a class is drawn
+                    precision = np.cumsum(times[of_row[at]], axis=0) / (rows @ times)
+                    precision = np.maximum.accumulate(np.nan_to_num(precision)[::-1], axis=0)[::-1]
+                    ap[c, k:k + 100] = (times[of_row[at]] * precision).sum(0) / (boxes @ times)
+        result.append(ap)
+    return result
+
+
+def versus(run: Scored, other: Scored, groups: dict, replicates: int, seed: int) -> dict:
+    """Differences run - other of the means over groups of classes: {group: {...}}, with the 95 % interval of a
+    paired bootstrap over videos. Classes that either run leaves out of its mean are left out of both."""
+    ours, theirs = bootstrap([run, other], replicates, seed)
+    both, result = ~np.isnan(run.ap[0] + other.ap[0]), {}
+    for group, members in groups.items():
+        if members := [c for c in members if both[c]]:
+            delta = np.array([[one[c] for c in members] for one in (ours, theirs)])
+            count = (~np.isnan(delta)).sum(1)                 # a draw of videos can lack a rare class
+            delta = np.subtract(*np.nansum(delta, 1) / np.where(count, count, np.nan))
+            a, b = run.ap[0, members].mean(), other.ap[0, members].mean()
+            result[group] = {"ap": a, "other": b, "difference": a - b,
+                             "interval": np.nanpercentile(delta, (2.5, 97.5)).tolist()}
+    return result
+
+
+def groups_of(names: dict, counts: dict | None, thresholds: tuple) -> dict[str, list[int]]:
+    """{group: columns of its classes}: by boxes in training, and for AVA by kind of action."""
+    labels, groups = sorted(names), {}
+    is_ava = 2 * sum(AVA_CLASSES.get(i) == names[i] for i in labels) > len(labels)
+    counts = AVA_TRAIN_COUNTS if counts is None and is_ava else counts or {}
+    if counts:
+        frequency = [counts.get(i, counts.get(str(i))) for i in labels]  # keys of JSON are strings
+        groups = {"head": [], "mid": [], "tail": []}
+        for c, n in enumerate(frequency):
+            if n is not None:
+                groups["head" if n > thresholds[0] else "mid" if n >= thresholds[1] else "tail"].append(c)
+    for kind, (first, last) in AVA_KINDS.items() if is_ava else ():
+        groups[kind] = [c for c, i in enumerate(labels) if first <= i <= last]
+    return groups
+
+
+def notes_on(truth: Table, det: Table, scored: Scored, names: dict) -> list[str]:
+    """What to know before believing the number, above all why it is 0."""
+    frames, person, notes = scored.keyframes, scored.person, []
+    if frames["matched"] <= 0.5 * frames["detected"]:
+        d, t = (next((f"{video},{us / 1e6:g}" for video, us in x.keys), "none") for x in (det, truth))
+        notes.append(f"{frames['matched']} of {frames['detected']} detected keyframes occur in the ground "
+                     f"truth: first detected {d}, first in the ground truth {t}")
+    elif frames["matched"] < 0.5 * frames["ground_truth"]:
+        notes.append(f"{frames['matched']} of {frames['ground_truth']} keyframes of the ground truth have "
+                     "detections; the persons on the others count as missed")
+    if frames["matched"] and person["recall"] < 0.1:
+        d, t = (f"{x.run_box.min():g} .. {x.run_box.max():g}" for x in (det, truth))
+        notes.append(f"{person['recall']:.1%} of the persons are found: detected coordinates span {d}, "
+                     f"those of the ground truth {t}")
+    if none := [f"{i} {names[i]}" for i, n in zip(sorted(names), scored.positives) if not n]:
+        notes.append(f"{len(none)} classes have no ground truth and are not in the mean: "
+                     + ", ".join(none[:5]) + ", ..." * (len(none) > 5))
+    return notes
+
+
+def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: str | None = None,
+             train_counts=None, thresholds: tuple = (10000, 1000), other=None, replicates: int = 1000,
+             seed: int = 0, curves=None) -> dict:
+    """AVA mAP of detections (path or Rows) against groundtruth (path or Rows, or a list of them: they
+    are pooled, and "parts" has the mAP on each, as for AVA-Kinetics). Returns what --json prints.
+
+    labelmap: path or {id: name}; None = the 60 classes of AVA. exclusions: path or Rows. protocol: a
+    name of PROTOCOLS; None = official-2019 with exclusions, official-2020 without. train_counts: {id:
+    boxes in training} or path of a training csv; None = AVA v2.2, for its own classes. Classes above
+    thresholds[0] of them are "head", below thresholds[1] "tail". other: detections of a second run, to
+    be compared with on resampled videos. curves: .npz for precision-recall curves. Raises ValueError.
+    """
+    protocol = protocol or ("official-2020" if exclusions is None else "official-2019")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    if exclusions is not None and protocol == "official-2020":
+        raise ValueError("official-2020 has no exclusions, its ground truth marks empty keyframes by rows "
+                         "of 2 columns; official-2019 has")
+    names = AVA_CLASSES if labelmap is None else labelmap if isinstance(labelmap, dict) \
+        else read_labelmap(labelmap)
+    labels, top, rules = sorted(names), max(names), PROTOCOLS[protocol]
+    truths = [load(source, "ground truth", top, True) for source in
+              (groundtruth if isinstance(groundtruth, (list, tuple)) else [groundtruth])]
+    if len(truths) > 1 and not rules.ignore_unknown:
+        raise ValueError(f"{protocol} takes one ground truth: it counts a detection on any other keyframe "
+                         "as false; official-2020 takes several")
+    truth, det = pool(truths) if len(truths) > 1 else truths[0], load(detections, "detections", top)
+    excluded = set() if exclusions is None else set(load(exclusions, "exclusions", top, False, (2,)).keys)
+    if train_counts is not None and not isinstance(train_counts, dict):
+        count = np.bincount(load(train_counts, "training", top, True).label, minlength=top + 1)
+        train_counts = {i: int(count[i]) for i in labels}
+
+    def mean_ap(one: Scored) -> float | None:
+        by_id = np.full(top, np.nan)  # summed by id like the official script, or the last bit differs
+        by_id[np.array(labels) - 1] = one.ap[0]
+        return mean(by_id)
+
+    scored = score_tables(truth, det, labels, rules, excluded)
+    if not scored.positives.any():
+        raise ValueError(f"{truth.name}: no row has a class of the label map")
+    groups = groups_of(names, train_counts, thresholds)
+    result = {
+        "protocol": protocol, "mAP": mean_ap(scored),
+        "mAP_ties": [mean(scored.ap[1]), mean(scored.ap[2])],
+        "classes": np.count_nonzero(~np.isnan(scored.ap[0])), "groups": {
+            group: {"mAP": mean(scored.ap[0, members]),
+                    "classes": np.count_nonzero(~np.isnan(scored.ap[0, members]))}
+            for group, members in groups.items()},
+        "thresholds": list(thresholds), "person": scored.person, "keyframes": scored.keyframes,
+        "rows": scored.rows, "per_class": [
+            {"id": i, "name": names[i], "ap": mean(scored.ap[0, c]), "num_gt": int(scored.positives[c]),
+             "num_det": len(scored.classes[c][1]),
+             "recall": np.count_nonzero(scored.classes[c][1]) / max(1, int(scored.positives[c]))}
+            for c, i in enumerate(labels)],
+        "notes": notes_on(truth, det, scored, names)}
+    if len(truths) > 1:
+        result["parts"] = {part.name: mean_ap(score_tables(part, det, labels, rules, excluded))
+                           for part in truths}
+    if other is not None:
+        second = load(other, "other detections", top)
+        groups = {"all": range(len(labels)), **groups,
+                  **{f"{i} {names[i]}": [c] for c, i in enumerate(labels)}}
+        result["versus"] = {"other": second.name, "replicates": replicates, "differences": versus(
+            scored, score_tables(truth, second, labels, rules, excluded), groups, replicates, seed)}
+    if curves is not None:  # arrays ID_score, ID_precision, ID_recall
+        np.savez_compressed(curves, **{
+            f"{i}_{name}": values for c, i in enumerate(labels) if scored.positives[c] for name, values in
+            zip(("score", "precision", "recall"), curve(*scored.classes[c][:2], scored.positives[c]))})
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------
+
+
+def points(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{100 * value:{sign}.2f}"
+
+
+def report(result: dict) -> str:
+    """The table for people: classes by AP, then the means with the counts they rest on."""
+    protocol, person = result["protocol"], result["person"]
+    lines = [f"{'AP':>6} {'recall':>7} {'boxes':>7} {'detections':>11}   class ({protocol})"]
+    for one in sorted(result["per_class"], key=lambda one: -1 if one["ap"] is None else -one["ap"]):
+        lines.append(f"{points(one['ap']):>6} {points(one['recall']):>7} {one['num_gt']:>7} "
+                     f"{one['num_det']:>11}   {one['id']} {one['name']}")
+    low, high = map(points, result["mAP_ties"])
+    ties = f"; equal scores in another order: {low} to {high}" * (low != high)
+    lines.append(f"\n{points(result['mAP']):>6} mAP ({protocol}), {result['classes']} classes{ties}")
+    for group, part in result["groups"].items():
+        limit = {"head": " with over {0} training boxes", "tail": " with under {1}"}.get(group, "")
+        lines.append(f"{points(part['mAP']):>6} {group}, {part['classes']} classes"
+                     + limit.format(*result["thresholds"]))
+    lines += [f"{points(value):>6} {name}" for name, value in result.get("parts", {}).items()]
+    lines.append(f"{points(person['ap']):>6} AP of boxes without labels: {points(person['recall'])} % of "
+                 f"{person['num_gt']} persons found by {person['num_det']} boxes")
+    for what in ("keyframes", "rows"):
+        lines.append(f"{what}: " + ", ".join(f"{n} {key.replace('_', ' ')}"
+                                             for key, n in result[what].items()))
+    if "versus" in result:
+        other = result["versus"]
+        lines.append(f"\nagainst {other['other']} ({protocol}; 95 % of {other['replicates']} draws of videos)")
+        for name, one in sorted(other["differences"].items(),
+                                key=lambda item: (item[0][0].isdigit(), -item[1]["difference"])):
+            low, high = (points(x, "+") for x in one["interval"])
+            lines.append(f"{points(one['ap']):>6} - {points(one['other']):>6} = "
+                         f"{points(one['difference'], '+'):>6}  [{low:>6}, {high:>6}]  {name}")
+    return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
+
+
+def compare(truths: list[Table], det: Table, labelmap, exclusions) -> dict:
+    """{protocol: its mAP, or why it has none}."""
+    result = {}
+    for protocol in PROTOCOLS:
+        try:
+            excluded = None if protocol == "official-2020" else exclusions
+            result[protocol] = evaluate(truths, det, labelmap, excluded, protocol)["mAP"]
+        except ValueError as error:
+            result[protocol] = str(error)
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="AVA mAP of a csv of detections.")
+    add = parser.add_argument
+    add("-g", "--groundtruth", nargs="+", required=True, help="several are pooled (AVA-Kinetics)")
+    add("-d", "--detections", required=True)
+    add("-l", "--labelmap", help="default: the 60 classes of AVA v2.2")
+    add("-e", "--exclusions", help="keyframes to leave out; official-2019 unless --protocol says other")
+    add("--protocol", choices=PROTOCOLS, help="default: official-2020")
+    add("--compare", action="store_true", help="only the mAP, under every protocol")
+    add("--versus", metavar="CSV", help="detections of a second run: differences with intervals")
+    add("--replicates", type=int, default=1000, help="draws of videos for --versus")
+    add("--seed", type=int, default=0, help="of these draws")
+    add("--train-csv", help="group classes by their rows here; default: counts of AVA v2.2")
+    add("--thresholds", type=int, nargs=2, default=(10000, 1000), metavar=("HEAD", "TAIL"))
+    add("--curves", metavar="NPZ", help="write precision-recall curves")
+    add("--json", action="store_true")
+    args = parser.parse_args(argv)
+    try:
+        if args.compare:
+            top = max(read_labelmap(args.labelmap) if args.labelmap else AVA_CLASSES)
+            result = compare([load(path, "", top, True) for path in args.groundtruth],
+                             load(args.detections, "", top), args.labelmap, args.exclusions)
+            text = "\n".join(f"{name:<14} {value if isinstance(value, str) else points(value)}"
+                             for name, value in result.items())
+        else:
+            result = evaluate(args.groundtruth, args.detections, args.labelmap, args.exclusions,
+                              args.protocol, args.train_csv, args.thresholds, args.versus,
+                              args.replicates, args.seed, args.curves)
+            text = report(result)
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result, indent=1) if args.json else text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,11 @@
 """The network of co-finetuning: one video transformer, one small head per task.
 
-A clip is cut into tubelets, each a token; a pre-norm transformer mixes all tokens of all frames jointly
-(ViViT model 1, Arnab et al. 2021, arXiv 2103.15691); a clip head classifies the pooled feature, a box head
-classifies each person box from the tokens under it. One class covers ViViT (class token or mean, learned
-positions, tanh GELU) and VideoMAE (Tong et al. 2022, arXiv 2203.12602: mean before the norm, fixed sin-cos
-table, exact GELU), so the published weights of both fit; `pretrained.py` reads them.
+A clip is cut into tubelets, each a token; a pre-norm transformer mixes the tokens of all frames
+jointly (ViViT, model 1: Arnab et al. 2021, arXiv 2103.15691). A clip head classifies the pooled
+feature, a box head classifies each person from the tokens under its box. One class covers ViViT
+(class token or mean, learned positions, tanh GELU) and VideoMAE (Tong et al. 2022, arXiv 2203.12602:
+mean before the norm, fixed sin-cos table, exact GELU), so that the published weights of both fit;
+pretrained.py reads them.
 
 Shapes, here and in every file of this project:
     B clips   T,H,W frames and pixels   t,h,w tubelet grid   N = t*h*w tokens
@@ -13,17 +14,17 @@ Shapes, here and in every file of this project:
     boxes     float (K, 4): x1, y1, x2, y2 in [0, 1] of the clip as fed to the network
     box_clip  int (K,): the clip of the batch that each box belongs to, in any order
 
-To use this file alone, copy it: it needs torch and nothing else.
+    heads = {"k400": Head("clip", 400), "ava": Head("box", 80)}
+    model = CoFinetuneModel(ModelConfig(**SIZES["B"]), heads)
+    model(video, "k400")                    # (B, 400) logits
+    model(video, "ava", boxes, box_clip)    # (K, 80) logits
 
-    model = CoFinetuneModel(
-        ModelConfig(**SIZES["B"]), {"k400": Head("clip", 400), "ava": Head("box", 80)}
-    )
-    logits = model(video, "k400")                      # (B, 400)
-    logits = model(video, "ava", boxes, box_clip)      # (K, 80)
+To use this file alone, copy it: it needs torch and nothing else.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -38,243 +39,402 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass
 class ModelConfig:
-    """What defines the encoder. `frames` and `size` fix the native grid of the position table; the
-    network itself takes any clip whose sides are multiples of the tubelet."""
+    """The encoder. `frames` and `size` give the position table its native grid; the network takes
+    any clip whose sides are multiples of the tubelet. Defaults: ViViT-B/16x2, no class token."""
 
     frames: int = 32
     size: tuple[int, int] = (224, 224)  # H, W
-    tubelet: tuple[int, int, int] = (2, 16, 16)  # frames, pixels down, pixels across
+    tubelet: tuple[int, int, int] = (2, 16, 16)  # frames, rows, columns
     width: int = 768
     depth: int = 12
-    heads: int = 12
+    heads: int = 12  # of the attention
     mlp_ratio: float = 4.0
-    cls: bool = False  # a class token before the others, with a position of its own
-    pool: str = "norm-mean"  # "cls" | "norm-mean" | "norm-max" | "mean-norm" (VideoMAE)
-    gelu: str = "tanh"  # "tanh" (flax and ViViT) | "none" (exact: VideoMAE)
+    cls: bool = False  # a class token in front, with a position of its own
+    pool: Literal["cls", "norm-mean", "norm-max", "mean-norm"] = "norm-mean"  # VideoMAE: mean-norm
+    gelu: Literal["tanh", "none"] = "tanh"  # ViViT (flax): tanh; VideoMAE: none, the exact GELU
     eps: float = 1e-6
     final_eps: float = 1e-6
-    pos: str = "learned"  # "learned" | "learned-axes" (starts as sin-cos per axis) | "sincos" (fixed)
-    pos_resize: str = "bicubic"  # "bicubic" | "bilinear-corners" (Scenic)
-    qk_init: str = "xavier"  # "xavier" | "mimetic"
-    drop_path: float = 0.0
-    checkpointing: bool = False
+    # learned-axes starts from a sin-cos table per axis; sincos is VideoMAE's fixed table
+    pos: Literal["learned", "learned-axes", "sincos"] = "learned"
+    pos_resize: Literal["bicubic", "bilinear-corners"] = "bicubic"  # Scenic (ViViT): the latter
+    qk_init: Literal["xavier", "mimetic"] = "xavier"
+    drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
+    checkpointing: bool = False  # recompute each block in backward: a third more time, less memory
+
+    def __post_init__(self):
+        self.size, self.tubelet = tuple(self.size), tuple(self.tubelet)
+        check_choices(self)
+        sides = (self.frames, *self.size)
+        if any(side < step or side % step for side, step in zip(sides, self.tubelet, strict=True)):
+            raise ValueError(f"frames and size {sides} are not multiples of tubelet {self.tubelet}")
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(f"width {self.width} is odd or no multiple of heads {self.heads}")
+        if not self.cls and self.pool == "cls" or self.cls and self.pos == "sincos":
+            raise ValueError(f"cls={self.cls} excludes pool {self.pool!r} or pos {self.pos!r}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}, expected 0 <= drop_path < 1")
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        sides = (self.frames, *self.size)
-        return tuple(side // step for side, step in zip(sides, self.tubelet))
+        """t, h, w of the native clip."""
+        return tuple(s // step for s, step in zip((self.frames, *self.size), self.tubelet))
 
 
 @dataclass
 class Head:
-    kind: str
+    """One task's classifier. Which loss it is trained with follows from its kind."""
+
+    kind: Literal["clip", "box"]
     classes: int
     dropout: float = 0.0
-    roi: str = "align-max"
-    roi_size: int = 7
-    context: bool = False
-    prior: float = 0.0
+    roi: Literal["align-max", "mean"] = "align-max"  # box: best of RoIAlign's bins | area mean
+    roi_size: int = 7  # box: bins per side of align-max
+    context: bool = False  # box: append the pooled feature of the whole clip
+    prior: float = 0.0  # box: probability that the untrained head gives each class; 0: one half
+
+    def __post_init__(self):
+        check_choices(self)
+        if not 0 <= self.prior < 1:
+            raise ValueError(f"prior is {self.prior}, expected 0 <= prior < 1")
 
 
-SIZES = {
-    "tiny": dict(width=64, depth=4, heads=2),
-    "small": dict(width=128, depth=4, heads=4),
-    "S": dict(width=384, depth=12, heads=6),
-    "B": dict(width=768, depth=12, heads=12),
-    "L": dict(width=1024, depth=24, heads=16),
-    "H": dict(width=1280, depth=32, heads=16),
+def check_choices(config) -> None:
+    for field in fields(config):
+        value, choices = getattr(config, field.name), get_args(field.type)
+        if get_origin(field.type) is Literal and value not in choices:
+            raise ValueError(f"{field.name} is {value!r}, expected one of {', '.join(choices)}")
+
+
+SIZES = {  # parameters at tubelet (2, 16, 16), 32 frames of 224 x 224 pixels
+    "tiny": dict(width=64, depth=4, heads=2),  # 0.5 M, for tests and the demo
+    "small": dict(width=128, depth=4, heads=4),  # 1.4 M
+    "S": dict(width=384, depth=12, heads=6),  # 23 M
+    "B": dict(width=768, depth=12, heads=12),  # 89 M
+    "L": dict(width=1024, depth=24, heads=16),  # 308 M
+    "H": dict(width=1280, depth=32, heads=16),  # 636 M
 }
 
 
+# ------------------------------------------------------------------------------------------------
+# Tubelets and positions
+# ------------------------------------------------------------------------------------------------
+
+
 class Tubelets(nn.Module):
-    def __init__(self, tubelet, width):
+    """video (B, 3, T, H, W) -> tokens (B, t, h, w, D).
+
+    The weight has the shape of a 3-D convolution, as in every checkpoint. Stride equals kernel, so
+    the convolution is one matrix product over the flattened tubelets, and is computed as one.
+    """
+
+    def __init__(self, tubelet: tuple[int, int, int], width: int):
         super().__init__()
-        self.tubelet = tubelet
         self.weight = nn.Parameter(torch.empty(width, 3, *tubelet))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.xavier_uniform_(self.weight.view(width, -1))
 
-    def forward(self, video):
-        dt, dh, dw = self.tubelet
+    def forward(self, video: Tensor) -> Tensor:
+        dt, dh, dw = tubelet = self.weight.shape[2:]
+        if video.shape[1:2] != (3,) or any(s % d for s, d in zip(video.shape[2:], tubelet, strict=True)):
+            raise ValueError(
+                f"video is {tuple(video.shape)}, expected (B, 3, T, H, W) with T, H, W multiples of"
+                f" the tubelet {tuple(tubelet)}"
+            )
         x = video.unflatten(4, (-1, dw)).unflatten(3, (-1, dh)).unflatten(2, (-1, dt))
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # (B, t, h, w, 3*dt*dh*dw)
+        return F.linear(x, self.weight.flatten(1), self.bias)  # (B, t, h, w, D)
 
 
-def sincos_table(count, width):
+def sincos_table(count: int, width: int) -> Tensor:
+    """(count, width): sine at even, cosine at odd columns. Computed in float64 like VideoMAE's: a
+    float32 table is off by 1e-4."""
     rate = 10000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
     angle = torch.arange(count, dtype=torch.float64)[:, None] * rate
-    table = angle.sin()
-    table[:, 1::2] = angle[:, 1::2].cos()
-    return table.float()
+    return torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-def resize_positions(pos, native, grid, mode):
+def position_table(config: ModelConfig) -> Tensor:
+    """(1, N, D), with one more row in front for the class token."""
+    (t, h, w), width = config.grid, config.width
+    if config.pos == "sincos":  # one axis: t*h*w flattened. Off the native grid, resize this table:
+        return sincos_table(t * h * w, width)[None]  # one made anew would differ in every row
+    table = 0.02 * torch.randn(1, t * h * w + config.cls, width)
+    if config.pos == "learned-axes":
+        part = width // 6 * 2
+        axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
+        widths = (width - 2 * part, part, part)
+        columns = [sincos_table(max(t, h, w), d)[axis.flatten()] for axis, d in zip(axes, widths)]
+        table[0, int(config.cls) :] = torch.cat(columns, 1)
+    return table
+
+
+def resize_positions(pos: Tensor, native: tuple, grid: tuple, mode: str) -> Tensor:
+    """(1, [1 +] N, D) from the native grid to another; the class token's row is kept.
+
+    "bicubic": each time slice as an image, time linearly (VideoMAE's detection code does the former).
+    "bilinear-corners": linear along every axis with the corner cells fixed (Scenic, for ViViT).
+    Both are linear and separable, hence one small matrix per axis: cheap enough to be done in every
+    forward, and deterministic in backward, which F.interpolate on a GPU is not.
+    """
     if native == grid:
         return pos
-    extra = pos.shape[1] - math.prod(native)
-    table = pos[:, extra:].unflatten(1, native)
+    cls = pos.shape[1] - math.prod(native)
+    table = pos[:, cls:].float().unflatten(1, native)  # (1, t, h, w, D)
+    corners = mode == "bilinear-corners"
     with torch.autocast(pos.device.type, enabled=False):
-        for axis, (old, new) in enumerate(zip(native, grid), 1):
-            if old == new:
-                continue
-            corners = mode == "bilinear-corners"
-            kernel = "bilinear" if corners or axis == 1 else "bicubic"
-            eye = torch.eye(old, device=pos.device)[None, :, :, None]
-            weight = F.interpolate(eye, (new, 1), mode=kernel, align_corners=corners)[0, :, :, 0]
-            table = torch.tensordot(table, weight, ([axis], [0])).movedim(-1, axis)
-    return torch.cat([pos[:, :extra], table.flatten(1, 3)], 1)
+        for axis, (old, new) in enumerate(zip(native, grid), start=1):
+            kernel = "bicubic" if mode == "bicubic" and axis > 1 else "bilinear"
+            basis = torch.eye(old, device=pos.device)[None, :, :, None]  # one column image per cell
+            weight = F.interpolate(basis, (new, 1), mode=kernel, align_corners=corners)
+            table = torch.tensordot(table, weight[0, :, :, 0], ([axis], [0])).movedim(-1, axis)
+    return torch.cat([pos[:, :cls], table.flatten(1, 3).to(pos.dtype)], 1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Transformer
+# ------------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
-    def __init__(self, config, drop_path):
+    """x + attention(norm(x)), then x + mlp(norm(x)); tokens (B, N, D) to the same."""
+
+    def __init__(self, config: ModelConfig, drop_path: float):
         super().__init__()
         width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.heads, self.gelu, self.drop_path = config.heads, config.gelu, drop_path
         self.norm1 = nn.LayerNorm(width, config.eps)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width)  # rows q | k | v, each head by head
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, config.eps)
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
+        for linear in (self.qkv, self.proj, self.fc1, self.fc2):
+            nn.init.zeros_(linear.bias)
+            for weight in linear.weight.chunk(3) if linear is self.qkv else [linear.weight]:
+                nn.init.xavier_uniform_(weight)
+        if config.qk_init == "mimetic":
+            # With Wq = Wk tokens begin by attending to their like, as in trained transformers
+            # (Trockman and Kolter 2023, arXiv 2305.09828): the demo's model takes off sooner.
+            q, k, _ = self.qkv.weight.detach().chunk(3)
+            nn.init.normal_(q, std=math.sqrt(5 / (width * math.sqrt(width // self.heads))))
+            k.copy_(q + 0.02 * torch.randn_like(q))
 
-    def keep(self, branch):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.attend(self.norm1(x)))
+        return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate=self.gelu)))
+
+    def attend(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, d)
+        # The copy pays on a CPU: attention over rows far apart takes an eighth longer.
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)  # each (B, heads, N, d)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
+
+    def drop(self, branch: Tensor) -> Tensor:
+        """Stochastic depth: the branch is left out for some clips and scaled up for the others, so
+        that its mean is what evaluation uses (timm; Scenic's ViViT does not scale)."""
         if not self.training or self.drop_path == 0:
             return branch
-        keep = 1 - self.drop_path
-        mask = torch.rand(len(branch), 1, 1, device=branch.device) < keep
-        return branch * (mask / keep)
-
-    def forward(self, x):
-        qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.keep(self.proj(mixed))
-        return x + self.keep(self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate=self.gelu)))
+        return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.drop_path)
 
 
 class VideoTransformer(nn.Module):
-    def __init__(self, config):
+    """video (B, 3, T, H, W) -> pooled (B, D), tokens (B, t, h, w, D).
+
+    Clip heads read `pooled`, box heads read `tokens` (after the final norm, without the class token).
+    Both depend on every parameter. `torch.compile` takes the whole forward as one graph.
+    """
+
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.patch = Tubelets(config.tubelet, config.width)
         self.cls = nn.Parameter(torch.zeros(1, 1, config.width)) if config.cls else None
-        tokens = math.prod(config.grid) + config.cls
-        if config.pos == "sincos":
-            self.register_buffer("pos", sincos_table(tokens, config.width)[None], persistent=False)
+        if config.pos == "sincos":  # follows from the config, so checkpoints do not hold it
+            self.register_buffer("pos", position_table(config), persistent=False)
         else:
-            self.pos = nn.Parameter(0.02 * torch.randn(1, tokens, config.width))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+            self.pos = nn.Parameter(position_table(config))
+        rise = config.drop_path / max(1, config.depth - 1)
+        self.blocks = nn.ModuleList(Block(config, rise * i) for i in range(config.depth))
         self.norm = nn.LayerNorm(config.width, config.final_eps)
 
-    def forward(self, video):
-        x = self.patch(video)
-        grid = x.shape[1:4]
-        x = x.flatten(1, 3)
-        if self.cls is not None:
-            x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
-        x = x + resize_positions(self.pos, self.config.grid, tuple(grid), self.config.pos_resize)
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        x, grid = self.embed(video)
         for block in self.blocks:
-            if self.config.checkpointing and self.training:
+            if self.config.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
+        return self.read_out(x, grid)
+
+    def embed(self, video: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """video -> tokens with their positions (B, [1 +] N, D), and the grid t, h, w."""
+        x = self.patch(video)
+        grid = tuple(x.shape[1:4])
+        x = x.flatten(1, 3)  # (B, N, D), t-major
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(len(x), 1, -1).to(x.dtype), x], 1)  # (B, 1 + N, D)
+        return x + resize_positions(self.pos, self.config.grid, grid, self.config.pos_resize), grid
+
+    def read_out(self, x: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Tokens after the last block -> pooled (B, D), tokens (B, t, h, w, D)."""
         first = int(self.config.cls)
-        tokens = self.norm(x)
-        if self.config.pool == "cls":
-            pooled = tokens[:, 0]
-        elif self.config.pool == "norm-mean":
-            pooled = tokens[:, first:].mean(1)
-        elif self.config.pool == "norm-max":
-            pooled = tokens[:, first:].amax(1)
-        else:
-            pooled = self.norm(x[:, first:].mean(1))
-        return pooled, tokens[:, first:].unflatten(1, grid)
+        normed = self.norm(x)
+        tokens = normed[:, first:]
+        match self.config.pool:
+            case "cls":
+                pooled = normed[:, 0]
+            case "norm-mean":
+                pooled = tokens.mean(1)
+            case "norm-max":
+                pooled = tokens.amax(1)
+            case "mean-norm":  # VideoMAE's fc_norm; box heads then read tokens under the same norm
+                pooled = self.norm(x[:, first:].mean(1))
+        return pooled, tokens.unflatten(1, grid)
 
 
-def roi_align_weights(start, end, cells, size, sampling=0, aligned=True):
-    """One axis: (K,) ends in cell units -> (K, size, cells)."""
+# ------------------------------------------------------------------------------------------------
+# Boxes to features
+# ------------------------------------------------------------------------------------------------
+#
+# RoIAlign samples a box on a regular grid by bilinear interpolation and averages the samples of each
+# bin. Whether a sample counts and the weights of its four neighbours factor into a part for its row and
+# one for its column, so the bins are linear in the features with weights (bins, h) and (bins, w).
+
+
+def align_weights(
+    start: Tensor, end: Tensor, cells: int, bins: int, sampling: int = 0, aligned: bool = True
+) -> Tensor:
+    """RoIAlign along one axis: sides (K,) in cells -> weights (K, bins, cells).
+
+    The same numbers as torchvision.ops.roi_align: `sampling` samples per bin (0: as many as the bin
+    has cells, rounded up); samples more than one cell outside count as zero, those nearer are clamped;
+    `aligned` puts the centre of cell j at j + 0.5; without it a box is at least one cell long.
+    """
     start, end = (start - 0.5, end - 0.5) if aligned else (start, end)
     length = end - start if aligned else (end - start).clamp(min=1)
-    step = length / size
+    step = (length / bins)[:, None]  # (K, 1)
     count = torch.full_like(step, sampling) if sampling else step.ceil()
-    index = torch.arange(cells, device=start.device)
-    bins = torch.arange(size, device=start.device)
-    total = start.new_zeros(len(start), size, cells)
-    for i in range(int(max(count.tolist(), default=0))):
-        at = start[:, None] + bins * step[:, None] + (i + 0.5) * (step / count)[:, None]
-        valid = (at >= -1) & (at <= cells) & (i < count)[:, None]
-        hat = (1 - (at.clamp(0, cells - 1)[..., None] - index).abs()).clamp(min=0)
-        total = total + torch.where(valid[..., None], hat, 0)
-    return total / count.clamp(min=1)[:, None, None]
+    bin_start = start[:, None] + torch.arange(bins, device=start.device) * step  # (K, bins)
+    cell = torch.arange(cells, device=start.device)
+    weights = start.new_zeros(len(start), bins, cells)
+    for i in range(int(max(count.flatten().tolist(), default=0))):
+        at = bin_start + (i + 0.5) * step / count
+        inside = (at >= -1) & (at <= cells) & (i < count)
+        hat = 1 - (at.clamp(0, cells - 1)[..., None] - cell).abs()  # (K, bins, cells)
+        weights += torch.where(inside[..., None], hat.clamp(min=0), 0)
+    return weights / count.clamp(min=1)[..., None]
 
 
-def pool_boxes(features, boxes, box_clip, size):
-    """features (B,h,w,D) -> (K,size,size,D)"""
-    _, h, w, _ = features.shape
-    x1, y1, x2, y2 = boxes.unbind(1)
-    down = roi_align_weights(y1 * h, y2 * h, h, size)
-    across = roi_align_weights(x1 * w, x2 * w, w, size)
-    weights = torch.einsum("kph,kqw->kpqhw", down, across).flatten(3).flatten(1, 2)
+def overlap_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
+    """Mean over the box along one axis: sides (K,) in cells -> share of the box in each cell
+    (K, 1, cells). A box without length, or outside, gives zeros."""
+    cell = torch.arange(cells, device=start.device)
+    overlap = torch.minimum(end[:, None], cell + 1) - torch.maximum(start[:, None], cell)
+    overlap = overlap.clamp(min=0)  # (K, cells)
+    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-6))[:, None]
+
+
+def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor) -> Tensor:
+    """features (B, h, w, D), weights (K, p, h) and (K, q, w) -> (K, p*q, D).
+
+    One product per clip: the features of a clip are read by its boxes, never copied for each of them,
+    and no gradient is scattered, so backward is deterministic.
+    """
+    weights = torch.einsum("kph,kqw->kpqhw", down, across).flatten(3).flatten(1, 2)  # (K, pq, hw)
     order = box_clip.argsort(stable=True)
-    counts = torch.bincount(box_clip, minlength=len(features)).tolist()
-    parts = weights[order].split(counts)
-    rows = [part @ cells for part, cells in zip(parts, features.flatten(1, 2), strict=True)]
-    return torch.cat(rows)[order.argsort()].unflatten(1, (size, size))
+    counts = torch.bincount(box_clip, minlength=len(features)).tolist()  # boxes per clip
+    clips = zip(weights[order].split(counts), features.flatten(1, 2), strict=True)
+    pooled = torch.cat([of_clip @ cells for of_clip, cells in clips])
+    return pooled[order.argsort()]
 
 
-class ClipHead(nn.Module):
-    def __init__(self, head, width):
+# ------------------------------------------------------------------------------------------------
+# Heads and the model
+# ------------------------------------------------------------------------------------------------
+
+
+class TaskHead(nn.Module):
+    """A linear classifier, zero at the start: the trunk first feels a task when its head has learned."""
+
+    def __init__(self, head: Head, width: int):
         super().__init__()
         self.head = head
-        self.fc = nn.Linear(width, head.classes)
+        self.fc = nn.Linear(width * (2 if head.context else 1), head.classes)
         nn.init.zeros_(self.fc.weight)
-        nn.init.zeros_(self.fc.bias)
+        nn.init.constant_(self.fc.bias, math.log(head.prior / (1 - head.prior)) if head.prior else 0)
 
-    def forward(self, pooled, tokens, boxes=None, box_clip=None):
-        return self.fc(F.dropout(pooled, self.head.dropout, self.training))
-
-
-class BoxHead(nn.Module):
-    def __init__(self, head, width):
-        super().__init__()
-        self.head = head
-        self.fc = nn.Linear(width * (1 + head.context), head.classes)
-        nn.init.zeros_(self.fc.weight)
-        nn.init.constant_(self.fc.bias, math.log(head.prior / (1 - head.prior)) if head.prior else 0.0)
-
-    def forward(self, pooled, tokens, boxes, box_clip):
-        x = pool_boxes(tokens.mean(1), boxes.float().clamp(0, 1), box_clip, self.head.roi_size)
-        x = x.amax((1, 2))
-        if self.head.context:
-            x = torch.cat([x, pooled[box_clip]], 1)
+    def forward(self, pooled: Tensor, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
+        x = pooled if self.head.kind == "clip" else self.persons(pooled, tokens, boxes, box_clip)
         return self.fc(F.dropout(x, self.head.dropout, self.training))
+
+    def persons(self, pooled: Tensor, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
+        """The keyframe's box stands for the whole clip: mean over time, then the tokens under the box.
+        Boxes are clipped to the frame. -> (K, D), with context (K, 2D)."""
+        features = tokens.mean(1)  # (B, h, w, D)
+        h, w = features.shape[1:3]
+        x1, y1, x2, y2 = boxes.float().clamp(0, 1).unbind(1)
+        if self.head.roi == "align-max":
+            down = align_weights(y1 * h, y2 * h, h, self.head.roi_size)
+            across = align_weights(x1 * w, x2 * w, w, self.head.roi_size)
+        else:
+            down, across = overlap_weights(y1 * h, y2 * h, h), overlap_weights(x1 * w, x2 * w, w)
+        x = pool_boxes(features, down, across, box_clip).amax(1)  # (K, D)
+        if self.head.context:  # as a product, because the backward of pooled[box_clip] scatters
+            x = torch.cat([x, F.one_hot(box_clip, len(pooled)).to(x.dtype) @ pooled], 1)
+        return x
 
 
 class CoFinetuneModel(nn.Module):
-    def __init__(self, config, heads):
+    """One encoder, one head per task. A head that a step does not use must keep `grad = None` (as
+    `zero_grad(set_to_none=True)` leaves it): a gradient of zeros lets momentum and decay move it."""
+
+    def __init__(self, config: ModelConfig, heads: dict[str, Head]):
         super().__init__()
         self.encoder = VideoTransformer(config)
-        kinds = {"clip": ClipHead, "box": BoxHead}
-        self.heads = nn.ModuleDict({n: kinds[h.kind](h, config.width) for n, h in heads.items()})
+        self.heads = nn.ModuleDict({task: TaskHead(head, config.width) for task, head in heads.items()})
 
-    def classify(self, features, task, boxes=None, box_clip=None):
+    def forward(
+        self, video: Tensor, task: str, boxes: Tensor | None = None, box_clip: Tensor | None = None
+    ) -> Tensor:
+        return self.classify(self.encoder(video), task, boxes, box_clip)
+
+    def classify(
+        self, features: tuple[Tensor, Tensor], task: str, boxes: Tensor | None = None,
+        box_clip: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Encoder output -> logits (B, C) of a clip task or (K, C) of a box task; no boxes (K = 0) are
+        legal. float32 also under autocast: the heads cost little, and box corners need the digits."""
         pooled, tokens = features
         with torch.autocast(tokens.device.type, enabled=False):
             return self.heads[task](pooled.float(), tokens.float(), boxes, box_clip)
 
-    def forward(self, video, task, boxes=None, box_clip=None):
-        return self.classify(self.encoder(video), task, boxes, box_clip)
+
+# ------------------------------------------------------------------------------------------------
+# Losses
+# ------------------------------------------------------------------------------------------------
 
 
-def clip_loss(logits, labels, smoothing=0.0):
+def clip_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Softmax cross-entropy, mean over clips. labels: (B,) classes, or (B, C) shares after mixup."""
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
-def box_loss(logits, labels, reduce="sum", count=None):
+def box_loss(
+    logits: Tensor,
+    labels: Tensor,
+    reduce: Literal["sum", "mean"] = "sum",
+    count: float | Tensor | None = None,
+) -> Tensor:
+    """Sigmoid cross-entropy, labels (K, C); `reduce`d over classes, averaged over boxes.
+
+    The sum over classes is on the scale of a softmax loss, so one learning rate serves both kinds of
+    task (VideoGLUE, Scenic); the mean, C times smaller, is what most detection code for AVA uses.
+    `count` divides instead of K. With ranks that hold different numbers of boxes it must be the boxes
+    of all ranks / ranks, for then the averaged gradient is that of one process. No boxes: exactly 0,
+    with a gradient of zeros for every parameter.
+    """
     total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
     if reduce == "mean":
         total = total / logits.shape[1]
-    count = len(logits) if count is None else count
-    return total / (count or 1)
+    return total / ((len(logits) if count is None else count) or 1)

@@ -1,26 +1,26 @@
 """Checkpoints of the field, and this project's own, as weights for model.py.
 
-    pretrained = load("vivit-b-16x2-kinetics400/")    # or a file
-    model = build(pretrained)                         # a CoFinetuneModel with the head(s) of the file
-    load_encoder(model.encoder, pretrained)           # or into an encoder that exists already
+    found = load("vivit-b-16x2-kinetics400/")             # a file, or a folder of save_pretrained
+    model = build(found)                                  # with the head of the file
+    model = build(found, {"ava": Head("box", 80)})        # or with new ones
+    load_encoder(model.encoder, found)                    # into an encoder that exists already
 
-Read are (what each family calls a tensor is in the tables under "Names"):
-    Hugging Face   ViViT, VideoMAE, ViT        .safetensors, .bin, or a save_pretrained folder
-    VideoMAE       pretrained, finetuned, and its Action-Detection code      .pth
-    mmaction2      VideoMAE, clip classification and AVA detection           .pth
-    timm           vision transformers without extras                        .pth, .safetensors, folder
-    Google         image ViT of vision_transformer and big_vision            .npz
-    Scenic         unfactorised ViViT: its checkpoint, a flax tree, exported by
+Read are:
+    Hugging Face   ViViT, VideoMAE, ViT                              .safetensors, .bin, folder
+    VideoMAE       pretrained, finetuned, Action-Detection           .pth
+    mmaction2      VideoMAE: clip classification, AVA detection      .pth
+    timm           plain vision transformers                         .pth, .safetensors, folder
+    Google         ViT of vision_transformer and of big_vision       .npz
+    Scenic         ViViT (unfactorised), its flax parameters exported by
                    np.savez("vivit.npz", **flax.traverse_util.flatten_dict(params, sep="/"))
-    this project   last.pt and every other file cofinetune.py writes         .pt
-Image weights become video weights: the patch filter is inflated in time, the positions are tiled.
+    this project   what cofinetune.py saves                          .pt
 
-Loading is strict. A tensor is mapped, or left out for a reason named in LEFT_OUT, or an error; nothing
-in a file is ever executed (`weights_only=True`, `allow_pickle=False`), and nothing is allocated
-because a file says so. Whatever is wrong with a file is a ValueError of one sentence.
+Loading is strict: a tensor is mapped, or left out for a reason that LEFT_OUT names, or an error.
+Nothing in a file is executed (weights_only, allow_pickle=False), no memory is taken because a file
+asks for it. Whatever is wrong with a file is a ValueError of one sentence.
 
 `python pretrained.py CHECKPOINT` prints what a file holds. To use this file alone, copy it with
-model.py: it needs torch and numpy.
+model.py; it needs torch and numpy.
 """
 
 import argparse
@@ -31,24 +31,26 @@ import pickle
 import re
 import struct
 import sys
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args, get_origin
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model import CoFinetuneModel, Head, ModelConfig, VideoTransformer, resize_positions, sincos_table
+from model import CoFinetuneModel, Head, ModelConfig, VideoTransformer
+from model import resize_positions, sincos_table
 
 
 @dataclass
 class Pretrained:
-    """A converted checkpoint. `encoder` fits VideoTransformer(config); `head_state` fits the `heads`
-    of CoFinetuneModel(config, heads); both are float32. `mean` and `std` are what the weights were
-    trained with, for pixels in [0, 1]; empty means standardised per clip."""
+    """A converted checkpoint. `encoder` fits VideoTransformer(config), `head_state` the heads of
+    CoFinetuneModel(config, heads). `mean` and `std` are what the weights were trained with, for
+    pixels in [0, 1] (empty: each clip by its own). `report`: what was mapped, what was left out and
+    why, and what to know about the weights."""
 
     family: str
     config: ModelConfig
@@ -57,218 +59,209 @@ class Pretrained:
     head_state: dict[str, Tensor]
     mean: list[float]
     std: list[float]
-    classes: dict[str, list[str]]  # head -> class names, where the file has them
-    report: list[str]  # what was mapped; what was left out and why; where the weights need care
+    classes: dict[str, list[str]]  # names of a head's classes, where the file has them
+    report: list[str]
 
 
 # ------------------------------------------------------------------------------------------------
 # Files
 # ------------------------------------------------------------------------------------------------
 
-MAX_UNPACKED = 20  # weights hardly compress: a file whose tensors are larger than this many times
-# the file is a bomb (compressed or overlapping zip entries, tensors expanded from one element)
-MAX_TOKENS = 1 << 18  # 32 frames of 1024x1024 in 2x16x16 are a quarter of this
-MAX_HEADER = 100 << 20  # bytes of safetensors header, the limit of the format's own library
+MAX_UNPACKED = 20  # times the file: weights hardly compress, what grows more than this is a bomb
+MAX_TOKENS, MAX_DEPTH = 1 << 18, 256  # 32 frames of 1024x1024 are a quarter of the former
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-# What a damaged or hostile file makes torch.load or np.load raise, beyond UnpicklingError.
+# What damaged files make torch.load and np.load raise (found by flipping and cutting their bytes).
 DAMAGE = (
-    RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError,
-    AssertionError, ArithmeticError, MemoryError, ImportError, SyntaxError, struct.error, zlib.error,
-    zipfile.BadZipFile,
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
+    MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file: 8 bytes of header length, a JSON header, then the data, which
-    the entries must tile without gap or overlap (github.com/huggingface/safetensors, "Format")."""
+    """8 bytes of header length, a JSON header, and data that the tensors tile without gap or
+    overlap (github.com/huggingface/safetensors, "Format")."""
     with open(path, "rb") as file:
-        room = path.stat().st_size - 8
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(room, MAX_HEADER):
-            raise ValueError(f"{path}: not safetensors: a header of {length} bytes in {room + 8}")
-        header = parse_json(path, file.read(length))
+        length, room = int.from_bytes(file.read(8), "little"), path.stat().st_size - 8
+        if not 0 < length <= min(room, 100 << 20):
+            raise ValueError(f"{path}: a header of {length} bytes in a file of {room + 8}")
+        header = read_json(path, file.read(length))
         data = bytearray(file.read())
     header.pop("__metadata__", None)
-    spans = {}
+    spans, tensors, end = [], {}, 0
     for name, entry in header.items():
         try:
-            dtype, shape, (start, stop) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            numbers = [start, stop, *shape]
+            dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
+            start, stop, *_ = numbers = [*entry["data_offsets"], *shape]
         except (LookupError, TypeError, ValueError):
-            raise ValueError(f"{path}: tensor {name!r} has no dtype, shape and offsets") from None
-        if len(numbers) > 10 or any(type(n) is not int or not 0 <= n <= len(data) for n in numbers):
-            raise ValueError(f"{path}: tensor {name!r} lies outside the {len(data)} bytes of data")
+            raise ValueError(f"{path}: {name!r} lacks a known dtype, shape and offsets") from None
+        if len(numbers) > 8 or any(type(n) is not int or not 0 <= n <= len(data) for n in numbers):
+            raise ValueError(f"{path}: {name!r} lies outside the {len(data)} bytes of data")
         if stop - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{path}: tensor {name!r}: {stop - start} bytes cannot hold {shape}")
-        spans[start, stop, name] = dtype, shape
-    tensors, end = {}, 0
-    for (start, stop, name), (dtype, shape) in sorted(spans.items(), key=lambda item: item[0]):
+            raise ValueError(f"{path}: {name!r} of shape {shape} is given {stop - start} bytes")
+        spans.append((start, stop, name, dtype, shape))
+    for start, stop, name, dtype, shape in sorted(spans, key=lambda span: span[:3]):
         if start != end:
-            raise ValueError(f"{path}: tensor {name!r} starts at byte {start} of the data, not {end}")
-        count = math.prod(shape)
-        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start) if count else torch.empty(0)
-        tensors[name], end = flat.view(shape), stop
+            raise ValueError(f"{path}: {name!r} starts at byte {start} of data, expected {end}")
+        tensors[name] = torch.empty(shape, dtype=dtype)
+        if stop > start:
+            flat = torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=start)
+            tensors[name] = flat.view(shape)
+        end = stop
     if end != len(data):
-        raise ValueError(f"{path}: the tensors end at byte {end} of {len(data)} bytes of data")
+        raise ValueError(f"{path}: its tensors end at byte {end} of {len(data)} bytes of data")
     return tensors
 
 
-def check_unpacked(path: Path) -> None:
-    """Raises for a zip (.npz, torch.save) whose directory promises far more than the file holds."""
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > MAX_UNPACKED * path.stat().st_size:
-        raise ValueError(f"unpacks to {unpacked} bytes from {path.stat().st_size}")
-
-
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """Every array of an .npz file in float32."""
+    """Every array of an .npz file, in float32."""
     try:
         check_unpacked(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-            strange = [n for n, a in arrays.items() if getattr(a, "dtype", np.dtype("V")).kind != "f"]
-            if strange:
-                raise ValueError(f"not arrays of floats: {listed(strange)}")
-            return {n: torch.from_numpy(a.astype(np.float32)) for n, a in arrays.items()}
+        return {name: torch.from_numpy(a.astype(np.float32)) for name, a in arrays.items()}
     except DAMAGE as error:
         raise ValueError(f"{path}: not a readable .npz file: {one_line(error)}") from None
 
 
 def read_torch(path: Path) -> dict:
-    """The dict in a torch.save file. Only tensors and plain Python values are unpickled, and
-    argparse.Namespace, in which VideoMAE keeps its arguments: it holds attributes and runs nothing."""
+    """The dict in a torch.save file: tensors, plain values, and argparse.Namespace, in which
+    VideoMAE keeps its arguments (it holds attributes and runs nothing)."""
     try:
         if zipfile.is_zipfile(path):
             check_unpacked(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__}, expected a dict")
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global:?) (\S+)", str(error))
-        found = f"it holds {named[1]}" if named else "not a torch.save file of tensors"
-        raise ValueError(f"{path}: refused: {found}, and only weights are read, never objects") from None
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"holds {found[1]}" if found else "is not a torch.save file"
+        raise ValueError(f"{path}: refused: it {found}; only weights are read") from None
     except DAMAGE as error:
         raise ValueError(f"{path}: not a readable torch.save file: {one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
     return content
 
 
-def parse_json(path: Path, text: bytes) -> dict:
+def check_unpacked(path: Path) -> None:
+    """Raises if the directory of a zip (.npz, torch.save) promises more than the file can hold."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > MAX_UNPACKED * path.stat().st_size:
+        raise ValueError(f"{path.stat().st_size} bytes would unpack to {unpacked}")
+
+
+def read_json(path: Path, text: bytes) -> dict:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {one_line(error)}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: JSON holds a {type(value).__name__}, expected an object")
+        raise ValueError(f"{path}: JSON of a {type(value).__name__}, expected an object")
     return value
 
 
 def read(path: Path) -> tuple[Path, dict, dict]:
-    """(file, content, settings): settings are config.json and the like of a save_pretrained folder."""
+    """(file, content, settings): settings are the .json files of save_pretrained beside it."""
     if path.is_dir():
-        files = [path / name for name in FOLDER_FILES if (path / name).is_file()]
-        if not files:
-            raise FileNotFoundError(f"{path}: the folder holds neither {' nor '.join(FOLDER_FILES)}")
-        path = files[0]
+        path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        kind = f"holds neither {' nor '.join(FOLDER_FILES)}" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path}: {kind}")
     settings = {}
     if path.name in FOLDER_FILES:
         for beside in (path.with_name("preprocessor_config.json"), path.with_name("config.json")):
-            settings |= parse_json(beside, beside.read_bytes()) if beside.is_file() else {}
-    readers = {".safetensors": read_safetensors, ".npz": read_npz}
-    return path, readers.get(path.suffix, read_torch)(path), settings
+            settings |= read_json(beside, beside.read_bytes()) if beside.is_file() else {}
+    reader = {".safetensors": read_safetensors, ".npz": read_npz}.get(path.suffix, read_torch)
+    return path, reader(path), settings
 
 
 def one_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def listed(names: list[str], limit: int = 12) -> str:
+def listed(names: list, limit: int = 12) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    shown = (n if str(n).isprintable() else ascii(n) for n in list(names)[:limit])
+    return ", ".join(map(str, shown)) + more
 
 
 # ------------------------------------------------------------------------------------------------
 # Names
 # ------------------------------------------------------------------------------------------------
 
-# Our name: what the families call it. Flax names arrive here with "." for "/" (see from_flax).
-ENDS = {
+# Our name: what the families call it. Flax names have "." for "/" here (from_flax).
+OUTSIDE = {
+    "cls": r"cls_token|embeddings\.cls_token|cls",
+    "pos": r"pos_embed|embeddings\.position_embeddings|(Transformer.posembed_input.)?pos_embedding",
     "patch": r"patch_embed\.proj(ection)?|embeddings\.patch_embeddings\.projection|embedding",
     "norm": r"norm|layernorm|Transformer\.encoder_norm",
     "fc_norm": r"fc_norm",
     "head": r"head|classifier|output_projection|cls_head\.fc_cls|roi_head\.bbox_head\.fc_cls",
 }
-TABLES = {
-    "cls": r"cls_token|embeddings\.cls_token|cls",
-    "pos": r"pos_embed|embeddings\.position_embeddings|(Transformer\.posembed_input\.)?pos_embedding",
-}
-BLOCK = r"(?:blocks|layers|encoder\.layer)\.([0-9]+)\.(.+)|Transformer\.encoderblock_([0-9]+)\.(.+)"
-ATTENTION = r"attention\.(attention\.)?|attn\.|MultiHeadDotProductAttention_[01]\."
-IN_BLOCK = {
+BLOCK = r"(?:blocks\.|layers\.|encoder\.layer\.|Transformer\.encoderblock_)([0-9]{1,4})\.(.+)"
+ATTENTION = r"(?:attention\.(?:attention\.)?|attn\.|MultiHeadDotProductAttention_[01]\.)"
+INSIDE = {
     "norm1": r"norm1|layernorm_before|LayerNorm_0",
     "norm2": r"norm2|layernorm_after|LayerNorm_[12]",
-    "qkv": rf"({ATTENTION})qkv",
-    "q": rf"({ATTENTION})(query|q_proj|q)",
-    "k": rf"({ATTENTION})(key|k_proj)",
-    "v": rf"({ATTENTION})(value|v_proj|v)",
-    "proj": rf"({ATTENTION})(proj|o_proj|output\.dense|out)",
+    "qkv": rf"{ATTENTION}qkv",
+    "q": rf"{ATTENTION}(q|query|q_proj)",
+    "k": rf"{ATTENTION}(key|k_proj)",
+    "v": rf"{ATTENTION}(v|value|v_proj)",
+    "proj": rf"{ATTENTION}(proj|o_proj|output\.dense|out)",
     "fc1": r"mlp\.fc1|intermediate\.dense|mlp\.layers\.0\.0|MlpBlock_[03]\.Dense_0",
     "fc2": r"mlp\.fc2|output\.dense|mlp\.layers\.1|MlpBlock_[03]\.Dense_1",
 }
-PREFIX = r"(module\.|backbone\.|vivit\.|videomae\.|vit\.)*(encoder\.(?=blocks|patch_embed|norm|pos_embed))?"
+PREFIX = r"^((module|backbone|vivit|videomae|vit)\.)*(encoder\.(?=blocks|patch|norm))?"
 LEFT_OUT = {
-    r"decoder\.|encoder_to_decoder\.|(embeddings\.)?mask_token": "the decoder of masked pretraining",
-    r"pooler\.": "a tanh layer for sentence-like features, which no classifier here reads",
-    r"pre_logits\.": "the representation layer of image pretraining; the head behind it goes with it",
-    r"MAPHead_0\.|attn_pool\.": "attention pooling; the head behind it goes with it",
+    r"decoder\.|encoder_to_decoder\.|(embeddings\.)?mask_token": "decoder of masked pretraining",
+    r"pooler\.": "a layer for features that no classifier here reads",
+    r"pre_logits\.": "the representation layer of pretraining, with the head behind it",
+    r"MAPHead_0\.|attn_pool\.": "attention pooling, with the head behind it",
 }
 
 
 def our_name(name: str) -> str | None:
-    """The name of a tensor here, "qkv" still in parts; None if no family has such a tensor."""
-    for ours, theirs in TABLES.items():
-        if re.fullmatch(theirs, name):
-            return ours
+    """What a tensor is called here, qkv still in parts; None if no family has such a tensor."""
     stem, _, kind = re.sub(r"\.([qv])_bias$", r".\1.bias", name).rpartition(".")
     block = re.fullmatch(BLOCK, stem)
-    index, stem = [g for g in block.groups() if g is not None] if block else (None, stem)
-    for ours, theirs in (IN_BLOCK if block else ENDS).items():
-        if re.fullmatch(theirs, stem) and kind in ("weight", "bias"):
-            return f"blocks.{int(index)}.{ours}.{kind}" if block else f"{ours}.{kind}"
+    for ours, theirs in (INSIDE if block else OUTSIDE).items():
+        if ours in ("cls", "pos") and re.fullmatch(theirs, name):
+            return ours
+        if kind in ("weight", "bias") and re.fullmatch(theirs, block[2] if block else stem):
+            return f"blocks.{int(block[1])}.{ours}.{kind}" if block else f"{ours}.{kind}"
     return None
 
 
-def from_flax(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """(tensors laid out as torch does, attention heads). Flax kernels are (in, out), the attention's are
-    split by head, (D, heads, d) going in and (heads, d, D) coming out."""
-    split, heads = {}, 0
+def from_flax(path: Path, arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """(tensors laid out as torch does, attention heads). Flax kernels are (in, out); attention
+    splits its side by head: (D, heads, d) going in, (heads, d, D) coming out."""
+    split, tensors, heads = {}, {}, 0
     for name, array in arrays.items():
         name = re.sub(r"^(params|opt/target|optimizer/target)/", "", name).replace("/", ".")
-        if name.startswith("Transformer.encoderblock."):  # big_vision stacks all blocks in one array
-            rest = name.removeprefix("Transformer.encoderblock.")
-            split |= {f"Transformer.encoderblock_{i}.{rest}": a for i, a in enumerate(array)}
+        stacked = name.removeprefix("Transformer.encoderblock.")  # big_vision: blocks in one array
+        if stacked != name and array.ndim:
+            split |= {f"Transformer.encoderblock_{i}.{stacked}": a for i, a in enumerate(array)}
         else:
             split[name] = array
-    tensors = {}
     for name, array in split.items():
         stem, _, kind = name.rpartition(".")
-        if stem.endswith(".out") and kind == "kernel":
-            array = array.flatten(0, -2)
-        elif re.search(r"\.(query|key|value)$", stem):
-            heads = array.shape[-2] if array.ndim > 1 else 0
-            array = array.flatten(-2) if array.ndim > 1 else array
-        if kind == "kernel":  # dense (in, out) -> (out, in); patch ([t,] h, w, 3, D) -> (D, 3, [t,] h, w)
-            array = array.permute(-1, -2, *range(array.ndim - 2)) if array.ndim > 1 else array
+        try:
+            if re.search(r"\.(query|key|value)$", stem):
+                heads, array = array.shape[-2], array.flatten(-2)
+            if kind == "kernel" and stem.endswith(".out"):
+                array = array.flatten(0, -2)
+            if kind == "kernel":  # also the filter: ([t,] h, w, 3, D) -> (D, 3, [t,] h, w)
+                array = array.permute(-1, -2, *range(array.ndim - 2))
+        except (IndexError, RuntimeError):
+            raise ValueError(f"{path}: {name} of shape {tuple(array.shape)} is not flax") from None
         kind = {"kernel": "weight", "scale": "weight"}.get(kind, kind)
-        tensors[f"{stem}.{kind}" if stem else kind] = array
+        tensors[f"{stem}.{kind}".lstrip(".")] = array
     return tensors, heads
 
 
@@ -277,9 +270,10 @@ def from_flax(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
 # ------------------------------------------------------------------------------------------------
 
 OWN = "this project"
+LINEAR = "fc"  # model.py's name for the linear layer of a head
 HALF = [0.5] * 3, [0.5] * 3  # pixels in [-1, 1], as Google trains
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-FAMILIES = {  # mean and std, frames, fields of ModelConfig; config.json goes before them
+FAMILIES = {  # mean and std, frames, fields of ModelConfig: unless a config.json says otherwise
     "Hugging Face ViViT": (HALF, 32, dict(gelu="tanh")),
     "Hugging Face VideoMAE": (IMAGENET, 16, dict(gelu="none", eps=1e-12)),
     "Hugging Face ViT": (HALF, 32, dict(gelu="none", eps=1e-12)),
@@ -295,7 +289,7 @@ TRIPLE = ("three numbers from 0 to 1", lambda v: len(v) == 3 and all(0 <= n <= 1
 SETTINGS = {  # what is believed of config.json, preprocessor_config.json and VideoMAE's arguments
     "num_attention_heads": ("1 to 256", lambda v: type(v) is int and 1 <= v <= 256),
     "num_frames": ("1 to 1024", lambda v: type(v) is int and 1 <= v <= 1024),
-    "image_size": ("1 to 4096, or two", lambda v: all(1 <= n <= 4096 for n in pair(v))),
+    "image_size": ("1 to 4096, or two such", lambda v: all(1 <= n <= 4096 for n in pair(v))),
     "hidden_act": (f"one of {', '.join(GELU)}", lambda v: v in GELU),
     "layer_norm_eps": ("a small number", lambda v: 0 < v < 0.1),
     "id2label": ("a table of names", lambda v: all(type(name) is str for name in v.values())),
@@ -310,13 +304,13 @@ def pair(value) -> tuple[int, int]:
 
 
 def believed(path: Path, settings: dict) -> dict:
-    """The entries of SETTINGS that are present; ValueError for one that is not legal."""
+    """The entries of SETTINGS that are there; ValueError for one that makes no sense."""
     kept = {key: settings[key] for key in SETTINGS if settings.get(key) is not None}
     for key, value in kept.items():
-        expected, legal = SETTINGS[key]
+        expected, makes_sense = SETTINGS[key]
         try:
-            fine = legal(value)
-        except (TypeError, ValueError, OverflowError, AttributeError):
+            fine = makes_sense(value)
+        except (AttributeError, OverflowError, TypeError, ValueError):
             fine = False
         if not fine:
             raise ValueError(f"{path}: {key} is {str(value)[:60]!r}, expected {expected}")
@@ -324,7 +318,7 @@ def believed(path: Path, settings: dict) -> dict:
 
 
 def family_of(patch: str, video: bool, cls: bool) -> str:
-    """The family, by its name for the patch embedding."""
+    """The family, from its name for the patch embedding."""
     if patch.startswith("embeddings"):
         return f"Hugging Face {'ViT' if not video else 'ViViT' if cls else 'VideoMAE'}"
     if patch.startswith("embedding"):
@@ -335,18 +329,18 @@ def family_of(patch: str, video: bool, cls: bool) -> str:
 
 
 def shapes_of(config: ModelConfig, heads: dict[str, Head]) -> dict[str, tuple[int, ...]]:
-    """The state dict of CoFinetuneModel(config, heads), as shapes: building it would allocate whatever a
-    hostile file claims. `build` loads strictly, so the two cannot drift apart."""
+    """The state dict of CoFinetuneModel(config, heads) as shapes, without allocating what a hostile
+    file claims. The strict load_state_dict of `build` notices if model.py ever differs."""
     width, hidden = config.width, int(config.width * config.mlp_ratio)
     block = {
         "norm1": (width,), "qkv": (3 * width, width), "proj": (width, width),
         "norm2": (width,), "fc1": (hidden, width), "fc2": (width, hidden),
     }  # fmt: skip
-    weights = {"patch": (width, 3, *config.tubelet), "norm": (width,)}
-    weights |= {f"blocks.{i}.{name}": shape for i in range(config.depth) for name, shape in block.items()}
-    weights = {f"encoder.{name}": shape for name, shape in weights.items()}
+    weights = {"encoder.patch": (width, 3, *config.tubelet), "encoder.norm": (width,)}
+    for i in range(config.depth):
+        weights |= {f"encoder.blocks.{i}.{name}": shape for name, shape in block.items()}
     for name, head in heads.items():
-        weights[f"heads.{name}.linear"] = (head.classes, width * (1 + head.context))
+        weights[f"heads.{name}.{LINEAR}"] = (head.classes, width * (1 + head.context))
     shapes = {f"{name}.weight": shape for name, shape in weights.items()}
     shapes |= {f"{name}.bias": shape[:1] for name, shape in weights.items()}
     shapes |= {"encoder.cls": (1, 1, width)} if config.cls else {}
@@ -354,28 +348,35 @@ def shapes_of(config: ModelConfig, heads: dict[str, Head]) -> dict[str, tuple[in
     return shapes | ({"encoder.pos": (1, tokens, width)} if config.pos != "sincos" else {})
 
 
-# ------------------------------------------------------------------------------------------------
-# Conversion
-# ------------------------------------------------------------------------------------------------
+def made(path: Path, blank: ModelConfig | Head, values: dict) -> ModelConfig | Head:
+    """A ModelConfig or Head with the values of a file, each of the type it has in `blank`."""
+    try:
+        for name, value in values.items():
+            if not isinstance(value, (type(getattr(blank, name)), int)):
+                raise TypeError(f"{name} is {value!r}")
+        return dataclasses.replace(blank, **values)
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: no {type(blank).__name__} for this: {one_line(error)}") from None
 
 
 def finish(path: Path, found: Pretrained, unexpected: list[str]) -> Pretrained:
     """The checkpoint, if it is exactly what its configuration asks for; else every difference."""
-    tokens = math.prod(found.config.grid)
-    if not 0 < tokens <= MAX_TOKENS or found.config.depth > len(found.encoder):
-        raise ValueError(f"{path}: {tokens} tokens and {found.config.depth} blocks cannot be right")
-    state = {f"encoder.{n}": t for n, t in found.encoder.items()}
-    state |= {f"heads.{n}": t for n, t in found.head_state.items()}
+    tokens, depth = math.prod(found.config.grid), found.config.depth
+    if tokens > MAX_TOKENS or not 0 < depth <= MAX_DEPTH:
+        raise ValueError(f"{path}: {depth} blocks for {tokens} tokens cannot be right")
+    state = {f"encoder.{name}": tensor for name, tensor in found.encoder.items()}
+    state |= {f"heads.{name}": tensor for name, tensor in found.head_state.items()}
     wanted = shapes_of(found.config, found.heads)
+    shared = {name: state[name] for name in wanted if name in state}
     problems = {
-        "missing": [n for n in wanted if n not in state],
-        "unexpected": unexpected + [n for n in state if n not in wanted],
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": unexpected + [name for name in state if name not in wanted],
         "of another shape": [
-            f"{n} {tuple(state[n].shape)} for {shape}"
-            for n, shape in wanted.items()
-            if n in state and state[n].shape != shape
+            f"{name} {tuple(tensor.shape)} for {wanted[name]}"
+            for name, tensor in shared.items()
+            if tensor.shape != wanted[name]
         ],
-        "not finite": [n for n, t in state.items() if not t.isfinite().all()],
+        "not finite": [name for name, tensor in shared.items() if not tensor.isfinite().all()],
     }
     text = "; ".join(f"{what}: {listed(names)}" for what, names in problems.items() if names)
     if text:
@@ -383,70 +384,39 @@ def finish(path: Path, found: Pretrained, unexpected: list[str]) -> Pretrained:
     return found
 
 
-def record(path: Path, kind: type, values: dict):
-    """A ModelConfig or Head from the plain dict in a checkpoint, every field of its declared type."""
-    try:
-        made = kind(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {kind.__name__}: {one_line(error)}") from None
-    for field in dataclasses.fields(kind):
-        value, wanted = getattr(made, field.name), get_origin(field.type) or field.type
-        numbers = value if wanted is tuple else [value] if wanted is int else []
-        if (
-            not isinstance(value, (int, float) if wanted is float else wanted)
-            or (wanted is tuple and len(value) != len(get_args(field.type)))
-            or any(type(n) is not int or n < 1 for n in numbers)
-        ):
-            raise ValueError(f"{path}: {kind.__name__}.{field.name} is {str(value)[:60]!r}")
-    return made
+# ------------------------------------------------------------------------------------------------
+# Conversion
+# ------------------------------------------------------------------------------------------------
 
 
-def own(path: Path, content: dict) -> Pretrained:
-    """A checkpoint of cofinetune.py."""
-    kinds = {"model": dict, "model_config": dict, "heads": dict, "classes": dict, "mean": list, "std": list}
-    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
-    if wrong:
-        raise ValueError(f"{path}: a checkpoint of this project without {', '.join(wrong)}")
-    config = record(path, ModelConfig, content["model_config"])
-    heads = {str(name): record(path, Head, values) for name, values in content["heads"].items()}
-    if not all(isinstance(t, Tensor) and t.layout == torch.strided for t in content["model"].values()):
-        raise ValueError(f"{path}: model holds something else than tensors")
-    for key in ("mean", "std"):
-        if content[key]:
-            believed(path, {f"image_{key}": content[key]})
-    parts, unexpected = {"encoder.": {}, "heads.": {}}, []
-    for name, tensor in content["model"].items():
-        part = next((part for part in parts if str(name).startswith(part)), None)
-        if part:
-            parts[part][name.removeprefix(part)] = tensor
-        else:
-            unexpected.append(str(name))
-    found = Pretrained(
-        OWN, config, parts["encoder."], heads, parts["heads."], content["mean"], content["std"],
-        content["classes"], [f"mapped: all {len(content['model'])} tensors, of step {content.get('step')}"],
-    )  # fmt: skip
-    return finish(path, found, unexpected)
+def check_tensors(path: Path, tensors: dict) -> None:
+    if not isinstance(tensors, dict) or not tensors:
+        raise ValueError(f"{path}: no tensors by name where they are expected")
+    strange = [n for n, t in tensors.items() if getattr(t, "layout", None) != torch.strided]
+    if strange:
+        raise ValueError(f"{path}: expected nothing but dense tensors, found {listed(strange)}")
+    claimed, room = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
+    if claimed > MAX_UNPACKED * room:  # a tensor of one element can claim any shape
+        raise ValueError(f"{path}: its tensors claim {claimed} bytes, the file has {room}")
 
 
-def fuse_qkv(state: dict[str, Tensor], width: int, depth: int, report: list[str]) -> None:
-    """Joins query, key and value of every block, in this order. VideoMAE has no key bias; zero is exact."""
-    biases = any(re.search(r"\.(q|k|v|qkv)\.bias$", name) for name in state)
-    if not biases:
-        report.append("no query, key and value biases in the file: zero")
+def fuse_qkv(state: dict[str, Tensor], width: int, depth: int) -> None:
+    """Joins query, key and value of each block, in this order. VideoMAE has no key bias: softmax
+    would not see one, so zero is exact."""
     for i in range(depth):
         for kind, shape in (("weight", (width, width)), ("bias", (width,))):
             q, k, v = names = [f"blocks.{i}.{part}.{kind}" for part in "qkv"]
-            if kind == "bias" and (not biases or q in state and v in state):
+            if kind == "bias" and q in state and v in state:
                 state.setdefault(k, torch.zeros(shape))
-            if not biases:
-                state |= {name: torch.zeros(shape) for name in names if kind == "bias"}
             if all(name in state and state[name].shape == shape for name in names):
                 state[f"blocks.{i}.qkv.{kind}"] = torch.cat([state.pop(name) for name in names])
 
 
 def inflate_image(state: dict[str, Tensor], steps: int, how: str) -> None:
-    """Makes an image transformer a video transformer with the same answer to a still clip. Its filter
-    sees the second of the two frames of a tubelet ("central", as ViViT), or their mean ("average")."""
+    """Makes an image transformer one for clips: the filter sees the second of a tubelet's two
+    frames ("central", as ViViT) or their mean ("average"), the positions repeat in time. A still
+    clip then gives the image's features, exactly if there is no class token or one step in time;
+    with more steps a class token, as a key, is one among that many times more patches."""
     image = state["patch.weight"][:, :, None]  # (D, 3, 1, p, p)
     frames = [image * 0, image] if how == "central" else [image / 2, image / 2]
     state["patch.weight"] = torch.cat(frames, 2)
@@ -458,79 +428,62 @@ def inflate_image(state: dict[str, Tensor], steps: int, how: str) -> None:
         state["pos"] = torch.cat([first, table.repeat(1, steps, 1)], 1)  # (1, [1 +] t*h*w, D)
 
 
-def gather(path: Path, tensors: dict) -> tuple[dict, dict, dict, list]:
-    """(tensors by our name, their names by ours, names left out by reason, unexpected names)"""
+def convert(path: Path, tensors: dict, settings: dict, inflate: str) -> Pretrained:
+    """Another project's tensors as ours. `settings` is its config.json, or what stands for that."""
+    check_tensors(path, tensors)
+    facts, report, attention = believed(path, settings), [], 0
+    if path.suffix == ".npz":
+        tensors, attention = from_flax(path, tensors)
     state, theirs, left, unexpected = {}, {}, {}, []
     for name, tensor in tensors.items():
-        plain = re.sub(f"^{PREFIX}", "", str(name))
+        plain = re.sub(PREFIX, "", str(name))
         ours, why = our_name(plain), [w for start, w in LEFT_OUT.items() if re.match(start, plain)]
         if why:
-            left.setdefault(why[0], []).append(str(name))
+            left.setdefault(why[0], []).append(name)
         elif ours is None or ours in state or not tensor.is_floating_point():
-            unexpected.append(str(name))
+            unexpected.append(name)
         else:
             state[ours], theirs[ours] = tensor.float(), plain
-    patch, fc1 = (state.get(name, torch.empty(0)) for name in ("patch.weight", "blocks.0.fc1.weight"))
+    patch, fc1 = (state.get(n, torch.empty(0)) for n in ("patch.weight", "blocks.0.fc1.weight"))
     if patch.ndim not in (4, 5) or fc1.ndim != 2 or not patch.numel():
-        raise ValueError(f"{path}: no known transformer in its {len(tensors)} tensors: {listed(tensors, 4)}")
-    return state, theirs, left, unexpected
-
-
-def convert(
-    path: Path, tensors: dict, settings: dict, frames: int | None, size: tuple[int, int] | None, inflate: str
-) -> Pretrained:
-    """Another project's tensors as ours. `settings` is its config.json, or what stands for that."""
-    strange = [str(n) for n, t in tensors.items() if not isinstance(t, Tensor) or t.layout != torch.strided]
-    if strange or not tensors:
-        raise ValueError(f"{path}: expected nothing but tensors, found {listed(strange) or 'none'}")
-    claimed, room = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
-    if claimed > MAX_UNPACKED * room:
-        raise ValueError(f"{path}: its tensors claim {claimed} bytes, the file has {room}")
-    facts, report = believed(path, settings), []
-    tensors, attention = from_flax(tensors) if path.suffix == ".npz" else (tensors, 0)
-    state, theirs, left, unexpected = gather(path, tensors)
-    patch, hidden = state["patch.weight"], len(state["blocks.0.fc1.weight"])
-    video, width, depth = patch.ndim == 5, len(patch), len({n.split(".")[1] for n in state if "blocks" in n})
+        raise ValueError(f"{path}: no transformer that is known in {listed(tensors, 4)}")
+    video, width = patch.ndim == 5, len(patch)
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     family = family_of(theirs["patch.weight"], video, "cls" in state)
     (mean, std), usual_frames, usual = FAMILIES[family]
 
     # What goes in.
-    if family == "Hugging Face ViViT":  # the setting of its processor contradicts how Scenic trained
-        report.append("input [-1, 1], as trained; Hugging Face's processor feeds [-3, 1]: other logits")
+    if family == "Hugging Face ViViT":  # what its processor is told contradicts how Scenic trained
+        report.append("input is [-1, 1] as in training; Hugging Face's processor feeds [-3, 1]")
     else:
         mean, std = list(facts.get("image_mean", mean)), list(facts.get("image_std", std))
-    told_frames = facts.get("num_frames")
-    told_size = pair(facts["image_size"]) if "image_size" in facts else None
-    for what, asked, told in (("frames", frames, told_frames), ("size", size, told_size)):
-        if asked and told and asked != told:
-            raise ValueError(f"{path}: {what}={asked} asked for, but its weights are for {told}")
-    frames = told_frames or frames or usual_frames
+    if family == "timm ViT" and "image_mean" not in facts:
+        report.append("input taken as [-1, 1]; if this is a DeiT or MAE, it has ImageNet's mean, std")
+    frames = facts.get("num_frames", usual_frames)
     steps = frames // (patch.shape[2] if video else 2)
     rows = state["pos"].shape[1] if "pos" in state and state["pos"].ndim == 3 else 0
     side = math.isqrt(rows // max(steps if video else 1, 1)) * patch.shape[-1]
-    if video and not (told_frames and told_size):
-        report.append("the file does not say for which clips: frames (and size) are the family's usual")
-    size = told_size or size or (side or 224,) * 2
+    size = pair(facts.get("image_size", side or 224))
     if not video:
         inflate_image(state, steps, inflate)
-        report.append(f"image weights: filter inflated to 2 frames ({inflate}), positions repeated in time")
+        report.append(f"filter of an image inflated to 2 frames ({inflate}), positions repeated")
+    elif "num_frames" not in facts or "image_size" not in facts:
+        report.append("the file does not say for which clips: the family's usual ones assumed")
 
     # How it is computed.
-    attention = facts.get("num_attention_heads") or attention or ATTENTION_HEADS.get(width, width // 64)
+    attention = facts.get("num_attention_heads", attention)
+    attention = attention or ATTENTION_HEADS.get(width, max(width // 64, 1))
     if family == "Hugging Face VideoMAE" and (width, attention) == (384, 16):
         attention = 6
-        report.append("6 attention heads, as VideoMAE-S was trained; 16 in its Hugging Face config is wrong")
-    if not attention or width % attention:
-        raise ValueError(f"{path}: cannot split a width of {width} into {attention} attention heads")
-    fuse_qkv(state, width, depth, report)
+        report.append("6 attention heads, as VideoMAE-S was trained; the config.json says 16")
+    fuse_qkv(state, width, depth)
     eps = final_eps = facts.get("layer_norm_eps", usual.get("eps", 1e-6))
     pool = "cls" if "cls" in state else "norm-mean"
     if "fc_norm.weight" in state:
         pool, final_eps = "mean-norm", 1e-5 if family == "Hugging Face VideoMAE" else eps
-        renamed = {n.removeprefix("fc_"): state.pop(n) for n in list(state) if n.startswith("fc_norm.")}
-        unexpected += [f"fc_{n}" for n in renamed if n in state]
-        state |= renamed
-        report.append("norm is fc_norm, trained on the mean of all tokens; box heads see it token by token")
+        unexpected += [theirs[name] for name in theirs if name.startswith("norm.")]
+        state |= {n[3:]: state.pop(n) for n in list(state) if n.startswith("fc_norm.")}
+        report.append("norm is fc_norm, trained on the mean of tokens; box heads see it per token")
     elif "norm.weight" not in state and "VideoMAE" in family:
         pool = "mean-norm"
         state |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
@@ -540,41 +493,69 @@ def convert(
         table = sincos_table(rows, width)[None]
         fixed = state["pos"].shape == table.shape and torch.allclose(state["pos"], table, atol=1e-5)
         if fixed:
-            left["fixed sin-cos positions, computed here"] = [theirs["pos"]]
+            left["the fixed sin-cos table, computed here"] = [theirs["pos"]]
             del state["pos"]
 
     # The head.
     heads, head_state, classes = {}, {}, {}
-    weight, detection = state.get("head.weight"), theirs.get("head.weight", "").startswith("roi_head")
-    box = detection or (family == "VideoMAE" and pool == "norm-mean")  # its Action-Detection code
+    weight, stem = state.get("head.weight"), theirs.get("head.weight", "")
+    box = stem.startswith("roi_head") or (family == "VideoMAE" and pool == "norm-mean")
     reason = "it reads what is left out" if any("head behind" in why for why in left) else ""
-    reason = reason or ("it reads the first token" if fixed and pool == "norm-mean" and not box else "")
+    if fixed and pool == "norm-mean" and not box:
+        reason = "it reads the first token alone"
     if weight is not None and reason:
-        left[reason] = [theirs[n] for n in list(state) if n.startswith("head.") and state.pop(n).numel()]
+        left[reason] = [stem]
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     elif weight is not None:
         name = "box" if box else "clip"
-        rows = {n: state.pop(n) for n in ("head.weight", "head.bias") if n in state}
-        if detection and len(weight) != 80:  # AVA has 80 classes; row 0 is mmdetection's background
-            rows = {n: t[1:] for n, t in rows.items()}
-            report.append(f"row 0 of the {len(weight)} of the box head is background: dropped")
-        heads[name] = Head(name, len(rows["head.weight"]), roi_size=8 if detection else 7)
-        head_state = {n.replace("head", f"{name}.linear"): t for n, t in rows.items()}
+        rows = {n: state.pop(f"head.{n}") for n in ("weight", "bias") if f"head.{n}" in state}
+        if stem.startswith("roi_head") and weight.shape[:1] != (80,):  # 80: AVA's classes alone
+            rows = {n: tensor[1:] for n, tensor in rows.items()}
+            report.append("row 0 of the box head is mmdetection's background: dropped")
+        head = {"kind": name, "classes": rows["weight"].shape[:1].numel()}
+        head["roi_size"] = 8 if stem.startswith("roi_head") else 7
+        heads[name] = made(path, Head("clip", 1), head)
+        head_state = {f"{name}.{LINEAR}.{n}": tensor for n, tensor in rows.items()}
         names = list(facts.get("id2label", {}).values())
         if len(names) == heads[name].classes and names[0] != "LABEL_0":
             classes[name] = names
 
-    config = ModelConfig(
-        frames=frames, size=size, tubelet=tuple(state["patch.weight"].shape[2:]), width=width, depth=depth,
-        heads=attention, mlp_ratio=hidden / width, cls="cls" in state, pool=pool, gelu=usual["gelu"],
+    config = dict(
+        frames=frames, size=size, tubelet=tuple(state["patch.weight"].shape[2:]), width=width,
+        depth=depth, heads=attention, mlp_ratio=len(fc1) / width, cls="cls" in state, pool=pool,
+        gelu=GELU[facts["hidden_act"]] if "hidden_act" in facts else usual["gelu"],
         eps=eps, final_eps=final_eps, pos="sincos" if fixed else "learned",
         pos_resize=usual.get("pos_resize", "bicubic"),
     )  # fmt: skip
-    if "hidden_act" in facts:
-        config.gelu = GELU[facts["hidden_act"]]
-    report.insert(0, f"mapped: {len(theirs)} tensors to {len(state)} of the encoder, {len(head_state)} of a head")
-    report += [f"left out: {listed(names, 3)} ({why})" for why, names in left.items()]
+    config = made(path, ModelConfig(), config)
+    mapped = f"mapped: {len(theirs)} tensors, to {len(state)} of the encoder"
+    mapped += f" and {len(head_state)} of a head" if heads else ""
+    report[:0] = [mapped, *(f"left out: {listed(names, 3)}: {why}" for why, names in left.items())]
     found = Pretrained(family, config, state, heads, head_state, mean, std, classes, report)
     return finish(path, found, unexpected)
+
+
+def own(path: Path, content: dict) -> Pretrained:
+    """A checkpoint of cofinetune.py: nothing to convert, everything to check."""
+    kinds = dict(model=dict, model_config=dict, heads=dict, classes=dict, mean=list, std=list)
+    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    if wrong:
+        raise ValueError(f"{path}: a checkpoint of this project without {', '.join(wrong)}")
+    state, mean, std = content["model"], content["mean"], content["std"]
+    check_tensors(path, state)
+    believed(path, {"image_mean": mean or None, "image_std": std or None})
+    config = made(path, ModelConfig(), content["model_config"])
+    heads = {name: made(path, Head("clip", 1), head) for name, head in content["heads"].items()}
+    parts = {"encoder": {}, "heads": {}, "": {}}
+    for name, tensor in state.items():
+        part, _, rest = str(name).partition(".")
+        parts[part if part in parts else ""][rest if part in parts else name] = tensor
+    report = [f"mapped: all {len(state)} tensors, of step {content.get('step')}"]
+    encoder, head_state, other = parts.values()
+    found = Pretrained(
+        OWN, config, encoder, heads, head_state, mean, std, content["classes"], report
+    )
+    return finish(path, found, list(other))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -582,45 +563,40 @@ def convert(
 # ------------------------------------------------------------------------------------------------
 
 
-def load(
-    path: str | Path, frames: int | None = None, size: tuple[int, int] | None = None, inflate: str = "central"
-) -> Pretrained:
-    """Reads a checkpoint of any family in the docstring of this file.
-
-    `frames` and `size` (H, W in pixels) say for which clips the weights are where the file does not: an
-    image transformer knows no frames (32 by default), a VideoMAE .pth may not tell its size. `inflate` is
-    "central" or "average". ValueError or FileNotFoundError for anything that is not exactly understood.
-    """
+def load(path: str | Path, inflate: str = "central") -> Pretrained:
+    """Reads a checkpoint of any family that the docstring of this file lists. `inflate`, "central"
+    or "average", is how an image filter becomes one for clips. ValueError or FileNotFoundError for
+    whatever is not understood completely."""
     if inflate not in ("central", "average"):
         raise ValueError(f"inflate={inflate!r}, expected 'central' or 'average'")
     path, content, settings = read(Path(path))
     if "model_config" in content:
         return own(path, content)
-    if isinstance(args := content.get("args"), argparse.Namespace):
-        settings = {"num_frames": vars(args).get("num_frames"), "image_size": vars(args).get("input_size")}
-    if isinstance(timm := settings.get("pretrained_cfg"), dict):
+    if isinstance(content.get("args"), argparse.Namespace):
+        args = vars(content["args"])
+        settings = {"num_frames": args.get("num_frames"), "image_size": args.get("input_size")}
+    if isinstance(settings.get("pretrained_cfg"), dict):  # timm
+        timm = settings["pretrained_cfg"]
         settings = {"image_mean": timm.get("mean"), "image_std": timm.get("std")}
-    for key in ("model", "module", "state_dict"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    return convert(path, content, settings, frames, size, inflate)
+    inner = [content[key] for key in ("model", "module", "state_dict") if key in content]
+    return convert(path, inner[0] if inner else content, settings, inflate)
 
 
-def load_encoder(encoder: VideoTransformer, pretrained: Pretrained) -> None:
-    """Loads the weights into an encoder that exists. Its clips may have another native size or number of
-    frames: a learned position table is then resized, once. ValueError if the two compute differently."""
-    theirs, ours = pretrained.config, encoder.config
-    names = ["tubelet", "width", "depth", "heads", "mlp_ratio", "gelu"]
-    names += ["cls"] if ours.cls else []  # a class token that the encoder lacks is dropped
-    wrong = [f"{n} {getattr(ours, n)} for {getattr(theirs, n)}" for n in names if getattr(ours, n) != getattr(theirs, n)]
-    if (ours.pos == "sincos") != (theirs.pos == "sincos"):
-        wrong.append(f"pos {ours.pos} for {theirs.pos}")
-    elif ours.pos == "sincos" and ours.grid != theirs.grid:  # another native grid is another table
-        wrong.append(f"frames {ours.frames} and size {ours.size} for {theirs.frames} and {theirs.size}")
+def load_encoder(encoder: VideoTransformer, found: Pretrained) -> None:
+    """Loads the weights into an encoder that exists. If its native clips differ in size or frames,
+    learned positions are resized to them, once. ValueError if it computes something else."""
+    theirs, ours, state = found.config, encoder.config, dict(found.encoder)
+    alike = ["tubelet", "width", "depth", "heads", "mlp_ratio", "gelu"]
+    alike += ["pos"] if "sincos" in (ours.pos, theirs.pos) else []
+    alike += ["grid"] if ours.pos == "sincos" else []  # a table made for another grid is another
+    alike += ["cls"] if ours.cls else []  # a class token that the encoder lacks is dropped
+    wrong = [
+        f"{name} {getattr(ours, name)} for {getattr(theirs, name)}"
+        for name in alike
+        if getattr(ours, name) != getattr(theirs, name)
+    ]
     if wrong:
-        raise ValueError(f"the encoder does not fit these {pretrained.family} weights: {', '.join(wrong)}")
-    state = dict(pretrained.encoder)
+        raise ValueError(f"{found.family} weights in an encoder with {', '.join(wrong)}")
     if theirs.cls and not ours.cls:
         del state["cls"]
         state["pos"] = state["pos"][:, 1:]
@@ -629,20 +605,19 @@ def load_encoder(encoder: VideoTransformer, pretrained: Pretrained) -> None:
     encoder.load_state_dict(state)
 
 
-def build(pretrained: Pretrained, heads: dict[str, Head] | None = None, **overrides) -> CoFinetuneModel:
-    """A model with these weights. Without `heads`, it has those of the checkpoint. With `heads`, they are
-    new, except that one of this project's checkpoints gives its weights to a head of the same name and
-    shape. `overrides` are fields of ModelConfig: drop_path, checkpointing, frames, size ..."""
-    unknown = set(overrides) - {field.name for field in dataclasses.fields(ModelConfig)}
-    if unknown:
-        raise ValueError(f"no field of ModelConfig: {', '.join(sorted(unknown))}")
-    model = CoFinetuneModel(
-        dataclasses.replace(pretrained.config, **overrides), pretrained.heads if heads is None else heads
-    )
-    load_encoder(model.encoder, pretrained)
-    known = pretrained.head_state if heads is None or pretrained.family == OWN else {}
+def build(
+    found: Pretrained, tasks: dict[str, Head] | None = None, /, **overrides
+) -> CoFinetuneModel:
+    """A model with these weights and the heads of the file, or with new ones for `tasks`; there, one
+    of the same name and shape in a checkpoint of this project keeps its weights. `overrides` are
+    fields of ModelConfig: drop_path, checkpointing, frames, size, pool."""
+    config = dataclasses.replace(found.config, **overrides)
+    model = CoFinetuneModel(config, found.heads if tasks is None else tasks)
+    load_encoder(model.encoder, found)
     state = model.heads.state_dict()
-    state |= {n: t for n, t in known.items() if n in state and state[n].shape == t.shape}
+    for name, tensor in found.head_state.items() if tasks is None or found.family == OWN else ():
+        if name in state and state[name].shape == tensor.shape:
+            state[name] = tensor
     model.heads.load_state_dict(state)
     return model
 
@@ -653,26 +628,26 @@ def build(pretrained: Pretrained, heads: dict[str, Head] | None = None, **overri
 
 
 def describe(found: Pretrained) -> str:
-    config = found.config
-    size = "x".join(map(str, config.size))
-    lines = [
-        f"family         {found.family}",
-        f"clips          {config.frames} frames of {size}, tubelets of {'x'.join(map(str, config.tubelet))}",
-        f"encoder        width {config.width}, depth {config.depth}, {config.heads} attention heads",
-        f"               pool {config.pool}, positions {config.pos}, GELU {config.gelu}, eps {config.eps:g}",
-        f"normalisation  mean {found.mean}, std {found.std} of pixels in [0, 1]"
-        if found.mean else "normalisation  per clip",
-    ]  # fmt: skip
-    lines += [f"head           {name}: {head.kind}, {head.classes} classes" for name, head in found.heads.items()]
-    return "\n".join(lines + [f"report         {line}" for line in found.report])
+    config, heads = found.config, found.heads.items()
+    size = "x".join(str(side) for side in config.size)
+    rows = [
+        ("family", found.family),
+        ("clips", f"{config.frames} frames of {size}, tubelet {config.tubelet}"),
+        ("input", f"(pixels in [0, 1] - {found.mean}) / {found.std}" if found.mean else "by clip"),
+        ("encoder", ", ".join(f"{n} {getattr(config, n)}" for n in ("width", "depth", "heads"))),
+        ("", ", ".join(f"{n} {getattr(config, n)}" for n in ("pool", "pos", "gelu", "eps"))),
+        *((f"head {name}", f"{head.kind}, {head.classes} classes") for name, head in heads),
+        *(("report", line) for line in found.report),
+    ]
+    return "\n".join(f"{name:12} {text}" for name, text in rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Prints what a checkpoint holds, as model.py will use it.")
+    parser = argparse.ArgumentParser(description="Prints what a checkpoint holds.")
     parser.add_argument("checkpoint", help="a file, or a folder of save_pretrained")
     try:
         print(describe(load(parser.parse_args(arguments).checkpoint)))
-    except (ValueError, OSError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
