@@ -1,34 +1,35 @@
 """AVA mAP: action detections and ground truth in, average precision out. One file, numpy only.
 
-    python ava_eval.py -g ava_val_v2.2.csv -d detections.csv              # table; --json for machines
-    result = ava_eval.evaluate("ava_val_v2.2.csv", Rows(...) or path)     # the same object
+    python ava_eval.py -g ava_val_v2.2.csv -d detections.csv         # a table; --json for machines
+    result = ava_eval.evaluate("ava_val_v2.2.csv", Rows(...))        # the same object; or a path
 
-The metric. A keyframe is a video and a time. On it, the 50 best-scored rows are kept; then, class by
-class and best first, each detection looks at the ground-truth box it overlaps most: it is a true
-positive if their IoU is at least 0.5 and no better detection has claimed that box, otherwise a false
-positive (there is no second choice). All detections of a class are ranked by score over all keyframes;
-its average precision (AP) is the area under the precision-recall curve made monotone (VOC, all points).
-mAP is the mean over the classes that have ground truth. Five evaluators go by this name:
+The metric. A keyframe is a video and a time. On it, the 50 best-scored rows are kept; then, class
+by class and best first, each detection looks at the ground-truth box that it overlaps most. It is a
+true positive if their IoU is at least 0.5 and no better detection has claimed that box, otherwise a
+false positive; there is no second choice. All detections of a class are ranked by score over all
+keyframes; its average precision (AP) is the area under the precision-recall curve made monotone
+(VOC, all points). mAP is the mean over classes with ground truth. Five evaluators use this name:
 
-    protocol        rows per   order within     detections on keyframes      keyframe
-                    keyframe   a keyframe       the ground truth lacks       time
-    official-2020   50 best    by score         ignored                      microseconds  (default)
-    official-2019   50 best    by score         false positives              whole seconds (default: -e)
-    official-2018   all        by score         false positives              whole seconds
-    slowfast        all        order of file    false positives              whole seconds
-    mmaction2       all        by score         ignored                      whole seconds
+    protocol        rows of a    order within     detections on keyframes    keyframe
+                    keyframe     a keyframe       the ground truth lacks     time
+    official-2020   50 best      by score         ignored                    microseconds (default)
+    official-2019   50 best      by score         false positives            seconds (if given -e)
+    official-2018   all          by score         false positives            seconds
+    slowfast        all          of the file      false positives            seconds
+    mmaction2       all          by score         ignored                    seconds
 
-official-2018 also stands for AlphAction and VideoMAE, slowfast for YOWO. mmaction2 in addition works in
-float32, leaves classes nobody detected out of the mean, and counts excluded boxes as missed. On the
-validation set they differ by up to 1.6 points of mAP, so no mAP leaves this file without its protocol.
-Equal scores are ordered as the official script orders them on this machine (it uses an unstable sort);
-"mAP_ties" says how low and how high any other order could bring the number.
+official-2018 stands for AlphAction and VideoMAE too, slowfast for YOWO. mmaction2 also works in
+float32, leaves classes that nobody detected out of the mean, counts excluded boxes as missed and
+keeps boxes without area. On one validation run they differ by up to 1.6 points (--compare shows
+it), so no mAP leaves this file without its protocol. Equal scores are ranked as the official script
+ranks them on this machine, by an unstable sort; "mAP_ties" tells how far another order could move
+the mAP.
 
-Files, all csv without header, plain or .gz; times in seconds, boxes in [0, 1] of the frame:
-    ground truth    video_id,time,x1,y1,x2,y2,label[,person_id]    or   video_id,time  (nothing to see)
+Files are csv without header, plain or .gz; times in seconds, boxes in [0, 1] of the frame:
+    ground truth    video_id,time,x1,y1,x2,y2,label[,person_id]   or  video_id,time  (nothing there)
     detections      video_id,time,x1,y1,x2,y2,label,score
-    exclusions      video_id,time        keyframes that count neither way (protocols before 2020)
-    label map       item { name: "sit" id: 11 }    or   label { name: "sit" label_id: 11 ... }
+    exclusions      video_id,time     keyframes that count neither way (protocols before 2020)
+    label map       item { name: "sit" id: 11 }   or   label { name: "sit" label_id: 11 ... }
 """
 
 import argparse
@@ -41,23 +42,24 @@ import zlib
 from collections import defaultdict
 from csv import reader as csv_reader
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Protocols and classes
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class Protocol(NamedTuple):
-    cap: int                 # rows kept per keyframe, best first; 0 = all
-    order: str               # among equal scores of a keyframe: "heap" | "argsort" | "file"
-    ignore_unknown: bool     # detections on keyframes the ground truth lacks: ignored, else false positives
-    whole_seconds: bool      # keyframes at fractions of a second, or without boxes, cannot be expressed
-    sort: bool = True        # match best first, else in the order of the file
-    mmaction2: bool = False  # float32; undetected classes out of the mean; excluded boxes are missed
+    cap: int                 # rows kept per keyframe, the best; 0 = all
+    order: str               # of equal scores on a keyframe: "heap" | "argsort" | "file"
+    ignore_unknown: bool     # detections on keyframes the ground truth lacks; else false positives
+    whole_seconds: bool      # fractions of a second and keyframes without boxes cannot be expressed
+    sort: bool = True        # match the best first, else in the order of the file
+    mmaction2: bool = False  # its four other differences (above)
 
 
 PROTOCOLS = {
@@ -68,8 +70,8 @@ PROTOCOLS = {
     "mmaction2": Protocol(0, "file", True, True, mmaction2=True),
 }
 
-# The 60 evaluated classes of AVA v2.1 and v2.2: id, boxes in the v2.2 training set, name. Counts are
-# recovered from the class ratios in YOWO's ava_categories_ratio.json times 332,353 training boxes.
+# The 60 evaluated classes of AVA v2.1 and v2.2: id, labels in the v2.2 training set, name. Counts
+# are the ratios in YOWO's ava_categories_ratio.json times its 332,353 training boxes.
 AVA = """
 1 8349 bend/bow (at the waist) | 3 2321 crouch/kneel | 4 3267 dance | 5 291 fall down |
 6 1124 get up | 7 245 jump/leap | 8 5356 lie/sleep | 9 2117 martial art | 10 3337 run/jog |
@@ -93,7 +95,7 @@ AVA = """
 AVA_ITEMS = [item.split(maxsplit=2) for item in AVA.replace("\n", " ").split(" | ")]
 AVA_CLASSES = {int(i): name for i, _, name in AVA_ITEMS}
 AVA_TRAIN_COUNTS = {int(i): int(count) for i, count, _ in AVA_ITEMS}
-AVA_KINDS = {"pose": (1, 14), "object": (15, 63), "person": (64, 80)}  # v2.2's label_type, by id
+AVA_KINDS = {"pose": (1, 14), "object": (15, 63), "person": (64, 80)}  # label_type of v2.2, by id
 
 
 def read_labelmap(path) -> dict[int, str]:
@@ -103,18 +105,18 @@ def read_labelmap(path) -> dict[int, str]:
     for number, item in enumerate(re.findall(r"\{((?:[^{}\"]|\"[^\"]*\")*)\}", text), 1):
         name = re.search(r'\bname:\s*"([^"]*)"', item)
         found = re.search(r"\b(?:label_)?id:\s*(\d+)", item)
-        if not name or not found or int(found[1]) < 1 or int(found[1]) in classes:
-            raise ValueError(f"{path}: item {number}: expected a name and a new id >= 1, found "
-                             f"{' '.join(item.split())!r}")
+        if not name or not found or not 1 <= int(found[1]) < 2**15 or int(found[1]) in classes:
+            raise ValueError(f"{path}: item {number}: expected a name and a new id in 1..32767, "
+                             f"found {' '.join(item.split())!r}")
         classes[int(found[1])] = name[1]
     if not classes:
         raise ValueError(f'{path}: no item {{ name: "..." id: N }} in this label map')
     return classes
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rows in memory and on disk
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -130,16 +132,15 @@ class Rows:
 
 def write_csv(path, rows: Rows) -> None:
     """Writes rows such that reading them gives the same float64 again (shortest exact decimals)."""
-    score = [None] * len(rows.label) if rows.score is None else np.float64(rows.score).tolist()
+    tails = [""] * len(rows.label) if rows.score is None else \
+        [f",{score!r}" for score in np.float64(rows.score).tolist()]
     columns = zip(np.asarray(rows.video_id).tolist(), np.float64(rows.time_sec).tolist(),
-                  np.float64(rows.boxes).tolist(), np.asarray(rows.label).tolist(), score)
+                  np.float64(rows.boxes).tolist(), np.asarray(rows.label).tolist(), tails)
     partial = Path(f"{path}.partial")
     with open(partial, "w", encoding="utf-8", newline="\n") as file:
-        for video, time, (x1, y1, x2, y2), label, one in columns:
-            head = f"{video},{time:04.0f}" if time == int(time) else f"{video},{time:.6f}"
-            if label:
-                head += f",{x1!r},{y1!r},{x2!r},{y2!r},{label}" + (one is not None) * f",{one!r}"
-            file.write(head + "\n")
+        for video, time, (x1, y1, x2, y2), label, tail in columns:
+            line = f"{video},{time:04.0f}" if time == int(time) else f"{video},{time:.6f}"
+            file.write(line + bool(label) * f",{x1!r},{y1!r},{x2!r},{y2!r},{label}{tail}" + "\n")
     partial.replace(path)
 
 
@@ -155,7 +156,7 @@ class Table:
     run_key: np.ndarray    # (R,) number of the keyframe
     run_box: np.ndarray    # (R, 4)
     run_rows: np.ndarray   # (R,) rows in the run; 0 = the keyframe alone (2 columns, label 0)
-    label: np.ndarray      # (n,) int32; after select() the class's column, 0 .. C-1
+    label: np.ndarray      # (n,) int16; after arrange() the class's column, 0 .. C-1
     score: np.ndarray      # (n,) float64; of ground truth: the person id, or 1
 
     @property
@@ -170,25 +171,28 @@ def number_of(keys: dict, video: str, time: float) -> int:
 
 
 def read_table(path, top: int, is_truth: bool, widths: tuple) -> Table:
-    """Reads a csv block by block. Raises ValueError with file:line and text of the first five bad rows."""
-    keys, errors, parts, known, line = {}, [], [((), np.empty((0, 4)), (), (), ())], {}, 1
+    """Reads a csv by blocks. ValueError: file:line and text of the first five bad rows."""
+    keys, known, errors, line = {}, {}, [], 1
+    columns = [[np.empty(shape, kind)] for shape, kind in
+               ((0, np.int32), ((0, 4), float), (0, np.int32), (0, np.int16), (0, float))]
     for block in read_blocks(path):
         try:
-            parts.append(parse_block(block, keys, known, top, is_truth, widths))
-            line += len(parts[-1][3])
+            parts = parse_block(block, keys, known, top, is_truth, widths)
+            rows = len(parts[3])
         except ValueError:  # something unusual somewhere: row by row, to accept it or to name it
-            parts.append(parse_lines(block, keys, f"{path}:{{}}", line, top, is_truth, widths, errors))
-            line += block.count(b"\n")
+            parts = parse_lines(block, keys, f"{path}:{{}}", line, top, is_truth, widths, errors)
+            rows = block.count(b"\n")
+        line += rows
+        for column, part in zip(columns, parts):
+            column.append(np.asarray(part, column[0].dtype))
     if errors:
         more = f"\n... and {len(errors) - 5} more such rows" if len(errors) > 5 else ""
         raise ValueError("\n".join(errors[:5]) + more)
-    types = (np.int32, float, np.int32, np.int32, float)
-    return Table(str(path), keys, *(np.concatenate([np.asarray(x, t) for x in column])
-                                    for column, t in zip(zip(*parts), types)))
+    return Table(str(path), keys, *(np.concatenate(columns.pop(0)) for _ in range(5)))
 
 
-def read_blocks(path, size: int = 1 << 23):
-    """Yields whole lines, about `size` bytes at a time: what is made of a block stays in the cache."""
+def read_blocks(path, size: int = 1 << 20):
+    """Yields whole lines, about a megabyte at a time: what is made of them stays in the cache."""
     with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
         rest = b""
         while chunk := file.read(size):
@@ -203,29 +207,25 @@ def read_blocks(path, size: int = 1 << 23):
             yield rest + b"\n"
 
 
-def check_boxes(box: np.ndarray, is_truth: bool) -> None:
-    if not np.isfinite(box).all() or is_truth and (box[:, :2] > box[:, 2:]).any():
-        raise ValueError("expected finite x1,y1,x2,y2" + is_truth * " with x1 <= x2 and y1 <= y2")
-
-
 def parse_lines(block, keys, where, line, top, is_truth, widths, errors) -> tuple:
     """The plain reader: five columns of a Table, a run per row; what is wrong goes to errors."""
     key, box, rows, label, score = [], [], [], [], []
-    for line, text in enumerate(block[:-1].decode(errors="replace").split("\n"), line):
+    for line, text in enumerate(block[:-1].decode(errors="backslashreplace").split("\n"), line):
         try:
             fields = next(csv_reader([text])) if '"' in text else text.split(",") if text else []
             if text.startswith("\ufeff"):
                 raise ValueError("a byte-order mark; expected UTF-8 without one")
             if len(fields) not in widths:
                 raise ValueError(f"{len(fields)} columns, expected {' or '.join(map(str, widths))}")
-            corners = [float(x) for x in fields[2:6]] or [0.0] * 4
-            check_boxes(np.array([corners]), is_truth)
+            corners = x1, y1, x2, y2 = [float(x) for x in fields[2:6]] or [0.0] * 4
+            if not all(map(isfinite, corners)) or is_truth and (x1 > x2 or y1 > y2):
+                raise ValueError("expected finite x1,y1,x2,y2" + is_truth * ", x1 <= x2, y1 <= y2")
             number = number_of(keys, fields[0], float(fields[1]))
             if len(fields) > 2:
                 one, value = int(fields[6]), float(fields[7]) if len(fields) == 8 else 1.0
                 if not 1 <= one <= top:
                     raise ValueError(f"label {one} is outside 1..{top} of the label map")
-                if not np.isfinite(value):
+                if not isfinite(value):
                     raise ValueError(f"score {value}, expected a finite number")
                 label.append(one)
                 score.append(value)
@@ -239,13 +239,13 @@ def parse_lines(block, keys, where, line, top, is_truth, widths, errors) -> tupl
 
 
 def parse_block(block, keys, known, top, is_truth, widths) -> tuple:
-    """The fast reader, for a block whose rows all have 7 or all 8 plain columns: the same result as
-    parse_lines, else ValueError. Sees all rows at once, through `words`: at every position of the
-    block, the 8 bytes that begin there as one integer."""
+    """The fast reader, for a block whose rows all have 7 or all 8 plain columns: the same as
+    parse_lines or ValueError. It works on all rows at once through `words`: at every position of
+    the block the 8 bytes that begin there, as one integer."""
     width = block[:block.index(b"\n")].count(b",") + 1
     data = np.frombuffer(block, np.uint8)
-    stops = np.flatnonzero(data < 45)  # commas and line ends; a blank, quote or "+" spoils the pattern
-    if width not in widths or width < 7 or len(stops) % width:
+    stops = np.flatnonzero(data < 45)  # commas, line ends; a blank, quote or "+" spoils the pattern
+    if width not in widths or width < 7 or len(stops) % width or block.startswith(b"\xef\xbb\xbf"):
         raise ValueError
     stops = stops.reshape(-1, width)
     if (data[stops] != np.frombuffer(b"," * (width - 1) + b"\n", np.uint8)).any():
@@ -257,8 +257,8 @@ def parse_block(block, keys, known, top, is_truth, widths) -> tuple:
         raise ValueError
     words = np.ndarray(len(block) - 7, "<u8", block, strides=1)
 
-    # A run begins where the six columns before the label are not, byte for byte, those of the row above.
-    whole = size.max() // 8  # words to compare; a last one, which ends at the comma, covers the rest
+    # A run begins where the six columns before the label are not, byte by byte, those above.
+    whole = size.max() // 8  # words to compare; one more, which ends at the comma, covers the rest
     heads = np.ndarray(len(block), f"V{8 * whole}", block + bytes(8 * whole), strides=1)[start]
     heads, last = heads.view("<u8").reshape(-1, whole), words[comma - 8]
     differs = (heads[1:] != heads[:-1]) & (np.arange(whole) < size[1:, None] // 8)
@@ -271,21 +271,23 @@ def parse_block(block, keys, known, top, is_truth, widths) -> tuple:
             known[video, time] = number_of(keys, video.decode(), float(time))
         key.append(known[video, time])
         box.append([float(x) for x in corners])
-    check_boxes(box := np.array(box), is_truth)
+    box = np.array(box)
+    if not np.isfinite(box).all() or is_truth and (box[:, :2] > box[:, 2:]).any():
+        raise ValueError
 
     label, bad = digits(words[stop - 8], stop - comma - 1)
     if bad.any() or label.min() < 1 or label.max() > top:
         raise ValueError
     score = parse_scores(block, data, words, stop, stops[:, 7].copy()) if width == 8 \
         else np.ones(len(label))
-    return key, box, np.diff(np.append(runs, len(new))), label.astype(np.int32), score
+    return key, box, np.diff(np.append(runs, len(new))), label, score
 
 
-KEEP = np.array([2**64 - 2**(64 - 8 * count) for count in range(9)], np.uint64)  # last bytes of a word
+KEEP = np.array([2**64 - 2**(64 - 8 * count) for count in range(9)], np.uint64)  # the last bytes
 
 
 def digits(word: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Value of the last count (1 .. 8) characters of each word, and where they are not all digits."""
+    """Value of the last count (0 .. 8) characters of each word; where they are not all digits."""
     wrong = (count < 0) | (count > 8)
     keep = KEEP[np.where(wrong, 0, count)]
     word = word & keep | ~keep & 0x3030303030303030  # zeros in front
@@ -328,95 +330,100 @@ def table_of_rows(rows: Rows, name: str, top: int, is_truth: bool) -> Table:
     video, time = np.asarray(rows.video_id), np.asarray(rows.time_sec, float)
     label, box = np.asarray(rows.label), np.asarray(rows.boxes, float).reshape(-1, 4)
     score = np.ones(len(label)) if rows.score is None else np.asarray(rows.score, float)
-    if len({len(x) for x in (video, time, label, box, score)}) > 1:
+    if len(set(map(len, (video, time, label, box, score)))) > 1:
         raise ValueError(f"{name}: {len(video)} video_id, {len(time)} time_sec, {len(box)} boxes, "
                          f"{len(label)} label, {len(score)} score: expected equal numbers")
     some = label != 0
-    bad = ~(np.abs(time) < 1e9) | (label < 0) | (label > top) | ~np.isfinite(score) \
-        | some & (~np.isfinite(box).all(1) | is_truth & (box[:, :2] > box[:, 2:]).any(1))
-    if bad.any():
-        raise ValueError("\n".join(
-            f"{name}: row {i}: expected finite numbers, label 0..{top}" + is_truth * ", x1 <= x2, y1 <= y2"
-            + f": {video[i]},{time[i]},{box[i].tolist()},{label[i]},{score[i]}"
-            for i in np.flatnonzero(bad)[:5]) + f"\n{bad.sum()} bad rows")
-    new = np.ones(len(label), bool)
-    new[1:] = (video[1:] != video[:-1]) | (time[1:] != time[:-1]) | ~some[1:] | ~some[:-1]
-    for x in box.T:
-        new[1:] |= x[1:] != x[:-1]
+    new = (time[1:] != time[:-1]) | (video[1:] != video[:-1]) | ~some[1:] | ~some[:-1]
+    new |= (box[1:] != box[:-1]).view(np.uint32)[:, 0] != 0  # any of the four, without a slow any()
+    new = np.append(True, new)[:len(label)]
     runs, keys = np.flatnonzero(new), {}
+    a, b = box[runs, :2], box[runs, 2:]
+    legal = np.isfinite(a + b).all(1) & (np.logical_not(is_truth) | (a <= b).all(1)) | ~some[runs]
+    bad = np.union1d(runs[~(legal & (np.abs(time[runs]) < 1e9))],
+                     np.flatnonzero((label < 0) | (label > top) | ~np.isfinite(score)))
+    if len(bad):
+        raise ValueError(f"{name}: {len(bad)} bad rows, expected finite numbers, label 0..{top}"
+                         + is_truth * ", x1 <= x2, y1 <= y2" + "".join(
+                             f"\n{i}: {video[i]},{time[i]},{box[i].tolist()},{label[i]},{score[i]}"
+                             for i in bad[:5]))
     key = [number_of(keys, v, t) for v, t in zip(video[runs].tolist(), time[runs].tolist())]
     return Table(name, keys, np.array(key, np.int32), box[runs],
-                 np.diff(np.append(runs, len(label))) * some[runs], label[some].astype(np.int32),
+                 np.diff(np.append(runs, len(label))) * some[runs], label[some].astype(np.int16),
                  score[some])
 
 
 def load(source, name: str, top: int, is_truth: bool = False, widths: tuple = (2, 7, 8)) -> Table:
+    """A path (which names itself in errors) or Rows as a Table. top: the largest label allowed."""
     if isinstance(source, Rows):
         return table_of_rows(source, name, top, is_truth)
     return source if isinstance(source, Table) else read_table(source, top, is_truth, widths)
 
 
 def pool(tables: list[Table]) -> Table:
-    keys = {}
-    run_key = [np.array([keys.setdefault(key, len(keys)) for key in t.keys], int)[t.run_key] for t in tables]
-    return Table(" + ".join(t.name for t in tables), keys, np.concatenate(run_key), *(
-        np.concatenate([getattr(t, x) for t in tables]) for x in ("run_box", "run_rows", "label", "score")))
+    """All their rows as of one file."""
+    keys, run_key = {}, []
+    for table in tables:
+        numbers = np.array([keys.setdefault(key, len(keys)) for key in table.keys], np.int32)
+        run_key.append(numbers[table.run_key])
+    return Table(" + ".join(table.name for table in tables), keys, np.concatenate(run_key), *(
+        np.concatenate([getattr(table, column) for table in tables])
+        for column in ("run_box", "run_rows", "label", "score")))
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The rows that count, in the order in which they are matched
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
-def select(table: Table, key: np.ndarray, column: np.ndarray) -> tuple[Table, int, int]:
-    """The table's rows of evaluated classes on evaluated keyframes, and how many were left out for the
-    one and for the other. key: new numbers of the keyframes; the rows come out in their order, those
-    of one keyframe in the order of the file. column: of each label. -1 = not evaluated, in both."""
-    run_key, run_rows, score, begin = key[table.run_key], table.run_rows, table.score, table.begin
-    label = column[table.label]
-    wanted = np.repeat(run_key >= 0, run_rows)
-    keep = wanted & (label >= 0)
-    foreign, ignored = np.count_nonzero(label < 0), np.count_nonzero(~wanted & (label >= 0))
-    if foreign or ignored:
-        total = np.append(0, np.cumsum(keep, dtype=np.int32))
-        run_rows, label, score = total[begin + run_rows] - total[begin], label[keep], score[keep]
-        begin = np.cumsum(run_rows) - run_rows
-    used = np.flatnonzero(run_rows)
-    by = used[np.argsort(run_key[used], kind="stable")]
+def arrange(table: Table, key: np.ndarray, column: np.ndarray) -> Table:
+    """The same rows, keyframe by keyframe, those of one keyframe in the order of the file.
+
+    key: new number of each keyframe, column: that of each label; they replace the old ones.
+    """
+    used = np.flatnonzero(table.run_rows)
+    by = used[np.argsort(key[table.run_key[used]], kind="stable")]
+    run_rows, label, score = table.run_rows[by], column[table.label], table.score
     if (by != used).any():
-        rows = np.repeat(begin[by] - (np.cumsum(run_rows[by]) - run_rows[by]), run_rows[by])
-        rows += np.arange(len(rows))
+        shift = table.begin[by] - (np.cumsum(run_rows) - run_rows)
+        rows = np.arange(len(label), dtype=np.int32) + np.repeat(shift.astype(np.int32), run_rows)
         label, score = label[rows], score[rows]
-    return Table(table.name, table.keys, run_key[by], table.run_box[by], run_rows[by], label,
-                 score), foreign, ignored
+    return Table(table.name, table.keys, key[table.run_key[by]], table.run_box[by], run_rows, label,
+                 score)
 
 
-def cut_scores(start, count, score, cap: int) -> np.ndarray:
-    """(F,) the cap-th best score of each keyframe (rows start .. start + count); -inf if all fit."""
-    cut = np.full(len(count), -np.inf)
-    width = np.where(count > cap, -(-count // 32) * 32, 0)  # frames of like size: one padded matrix
+def apply_cap(keep, start, count, score, cap: int) -> list[int]:
+    """Clears keep below the cap-th best kept score of each keyframe (rows start .. start + count).
+    Returns the keyframes left with more than cap rows: those where the cut meets equal scores."""
+    crowded = []
+    width = np.where(count > cap, -(-count // 32) * 32, 0)  # keyframes of like size: one matrix
     for wide in np.unique(width[width > 0]).tolist():
         frames = np.flatnonzero(width == wide)
-        for chunk in np.array_split(frames, len(frames) * wide // 2**18 + 1):
-            at = np.minimum(start[chunk, None] + np.arange(wide), len(score) - 1)
-            padded = np.where(np.arange(wide) < count[chunk, None], score[at], -np.inf)
-            cut[chunk] = np.partition(padded, wide - cap, axis=1)[:, wide - cap]
-    return cut
+        for chunk in np.array_split(frames, len(frames) * wide // 2**17 + 1):
+            rows = start[chunk, None] + np.arange(wide)
+            inside = np.arange(wide) < count[chunk, None]
+            inside &= keep[np.minimum(rows, len(keep) - 1)]
+            padded = np.where(inside, score[np.minimum(rows, len(keep) - 1)], -np.inf)
+            best = np.partition(padded, wide - cap, axis=1)[:, wide - cap, None]
+            keep[rows[inside & (padded < best)]] = False
+            crowded.append(chunk[(inside & (padded >= best)).sum(1) > cap])
+    return np.concatenate(crowded).tolist() if crowded else []
 
 
-def heap_order(table: Table, begin: np.ndarray, start: int, stop: int, cap: int) -> list[int]:
-    """Rows start .. stop, one keyframe's, in the order of the official reader: it keeps the best cap
-    (0 = all) in a heap of (score, label, y1, x1, y2, x2). Settles which of equal scores come first."""
-    heap, rows = [], defaultdict(list)
-    for row in range(start, stop):
-        x1, y1, x2, y2 = table.run_box[np.searchsorted(begin, row, "right") - 1].tolist()
-        item = (float(table.score[row]), int(table.label[row]), y1, x1, y2, x2)
-        rows[item].append(row)  # equal items are interchangeable
+def heap_order(table: Table, begin: np.ndarray, rows, cap: int) -> list[int]:
+    """Rows of one keyframe in the order of the official reader, which keeps the best cap (0 = all)
+    in a heap of (score, label, y1, x1, y2, x2): it settles which of equal scores stay, go first."""
+    heap, equals = [], defaultdict(list)
+    boxes = table.run_box[np.searchsorted(begin, rows, "right") - 1].tolist()
+    items = zip(table.score[rows].tolist(), table.label[rows].tolist(), boxes)
+    for row, (score, label, (x1, y1, x2, y2)) in zip(rows.tolist(), items):
+        item = (score, label, y1, x1, y2, x2)
+        equals[item].append(row)  # interchangeable
         if not cap or len(heap) < cap:
             heapq.heappush(heap, item)
         elif item[0] > heap[0][0]:
             heapq.heapreplace(heap, item)
-    return [rows[item].pop() for item in sorted(heap, key=lambda item: -item[0])]
+    return [equals[item].pop() for item in sorted(heap, key=lambda item: -item[0])]
 
 
 class Ranked(NamedTuple):
@@ -425,26 +432,29 @@ class Ranked(NamedTuple):
     column: np.ndarray     # (n,) class, 0 .. C-1
     key: np.ndarray        # (n,) number of the keyframe
     score: np.ndarray      # (n,)
-    boxes: np.ndarray      # (n, 4)
+    run: np.ndarray        # (n,) the box is run_box[run]
+    run_box: np.ndarray    # (R, 4)
+    capped: int            # rows that the cap left out
 
 
-def rank(det: Table, truth: Table, frames: int, rules: Protocol) -> tuple[Ranked, int]:
-    """Applies the cap, drops invalid boxes, sorts. Also returns the number of rows that were capped."""
-    begin = det.begin
+def rank(det: Table, keep: np.ndarray, truth: Table, frames: int, rules: Protocol) -> Ranked:
+    """Of the rows to keep, those that the cap leaves and whose box is valid, sorted."""
+    begin, kept = det.begin, np.count_nonzero(keep)
     count = np.bincount(det.run_key, det.run_rows, frames).astype(int)
     start = np.cumsum(count) - count
-    keep = np.ones(len(det.score), bool)
+
+    def by_heap(frame: int) -> list[int]:
+        return heap_order(det, begin, start[frame] + np.flatnonzero(
+            wanted[start[frame]:start[frame] + count[frame]]), rules.cap)
+
     if rules.cap:
-        cut = cut_scores(start, count, det.score, rules.cap)
-        keep = det.score >= np.repeat(cut[det.run_key], det.run_rows)
-        kept = np.add.reduceat(keep, start[count > 0]) if len(keep) else count[:0]
-        for frame in np.flatnonzero(count)[kept > rules.cap].tolist():  # a cut between equal scores
-            a, b = start[frame], start[frame] + count[frame]
-            keep[a:b] = False
-            keep[heap_order(det, begin, a, b, rules.cap)] = True
-    capped = len(keep) - np.count_nonzero(keep)
-    if not rules.mmaction2:  # where a box without area is a false positive like any other
-        keep &= np.repeat((det.run_box[:, :2] < det.run_box[:, 2:]).all(1), det.run_rows)
+        wanted = keep.copy()
+        for frame in apply_cap(keep, start, count, det.score, rules.cap):
+            keep[start[frame]:start[frame] + count[frame]] = False
+            keep[by_heap(frame)] = True
+    capped = kept - np.count_nonzero(keep)
+    ordered = np.less_equal if rules.mmaction2 else np.less
+    keep &= np.repeat(ordered(det.run_box[:, :2], det.run_box[:, 2:]).all(1), det.run_rows)
     rows = np.flatnonzero(keep)
     run = np.searchsorted(begin, rows, "right") - 1
     group = det.label[rows].astype(np.int64) * frames + det.run_key[run]
@@ -457,38 +467,37 @@ def rank(det: Table, truth: Table, frames: int, rules: Protocol) -> tuple[Ranked
     rows, run, group = rows[by], run[by], group[by]
     score = det.score[rows]
 
-    # Of equal scores of a class on a keyframe, either may be the one that finds the box.
-    has_truth = np.zeros(group.max(initial=0) + 1, bool)
+    # Of equal scores of a class on a keyframe that has such a box, it matters which comes first.
     code = np.repeat(truth.run_key, truth.run_rows) + truth.label.astype(np.int64) * frames
-    has_truth[code[code < len(has_truth)]] = True
-    equal = (group[1:] == group[:-1]) & (score[1:] == score[:-1]) & has_truth[group[1:]]
-    if rules.sort and equal.any():
-        tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    equal = np.flatnonzero((group[1:] == group[:-1]) & (score[1:] == score[:-1]))
+    equal = equal[np.isin(group[equal], code)]
+    if rules.sort and len(equal):
+        tied = np.union1d(equal, equal + 1)
         place = {row: row for row in rows[tied].tolist()}
         if rules.order == "heap":
             for frame in np.unique(det.run_key[run[tied]]).tolist():
-                order = heap_order(det, begin, start[frame], start[frame] + count[frame], rules.cap)
-                place.update(zip(order, range(len(order))))
+                place.update((row, n) for n, row in enumerate(by_heap(frame)))
         elif rules.order == "argsort":
             for one in np.unique(group[tied]).tolist():
                 order = np.sort(rows[slice(*np.searchsorted(group, (one, one + 1)))])
-                order = order[np.argsort(det.score[order])[::-1]].tolist()
-                place.update(zip(order, range(len(order))))
+                order = order[np.argsort(det.score[order])[::-1]]
+                place.update((row, n) for n, row in enumerate(order.tolist()))
         by = np.lexsort(([place[row] for row in rows[tied].tolist()], -score[tied], group[tied]))
         rows[tied], run[tied] = rows[tied][by], run[tied][by]
-    return Ranked(det.label[rows], det.run_key[run], score, det.run_box[run]), capped
+    return Ranked(det.label[rows], det.run_key[run], score, run, det.run_box, int(capped))
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Matching and average precision
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(P,) intersection over union of boxes a[i] and b[i]; (P, 4) each."""
     width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
     height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
-    both = np.maximum(height, 0) * np.maximum(width, 0)
+    zero = np.float64(0)  # mmaction2 subtracts in float32 but multiplies in float64
+    both = np.maximum(height, zero) * np.maximum(width, zero)
     area_a, area_b = ((x[:, 3] - x[:, 1]) * (x[:, 2] - x[:, 0]) for x in (a, b))
     with np.errstate(invalid="ignore"):
         return both / (area_a + area_b - both)
@@ -508,23 +517,22 @@ def match(det: Ranked, truth: Table, frames: int, rules: Protocol) -> np.ndarray
     d = np.repeat(np.arange(len(seen)), count)                  # (P,) pairs of a detection ...
     g = by[np.arange(len(d)) + np.repeat(first - begin, count)]  # ... with each box of its class
     real = np.float32 if rules.mmaction2 else np.float64
-    overlap = iou(det.boxes[seen[d]].astype(real), truth.run_box[run[g]].astype(real))
+    overlap = iou(det.run_box.astype(real)[det.run[seen[d]]], truth.run_box.astype(real)[run[g]])
     best = np.maximum.reduceat(overlap, begin) if len(d) else overlap
     best = np.flatnonzero((overlap == best[d]) & (overlap >= 0.5))
     d, g = d[best], g[best]                                     # one pair a detection, but for ties
     place = np.arange(len(run))
-    twice = d[1:] == d[:-1]
-    for frame in np.unique(truth.run_key[run[g[1:][twice]]]).tolist():
-        a, b = truth.begin[truth.run_key == frame][0], np.count_nonzero(truth.run_key[run] == frame)
+    for frame in np.unique(truth.run_key[run[g[1:][d[1:] == d[:-1]]]]).tolist():
+        rows = np.flatnonzero((truth.run_key[run] == frame) & (truth.label >= 0))
         if rules.order == "heap":
-            place[heap_order(truth, truth.begin, a, a + b, 0)] = np.arange(a, a + b)
+            place[heap_order(truth, truth.begin, rows, 0)] = rows
         elif rules.mmaction2:
-            place[a + np.argsort(-truth.score[a:a + b], kind="stable")] = np.arange(a, a + b)
+            place[rows[np.argsort(-truth.score[rows], kind="stable")]] = rows
     by = np.lexsort((place[g], d))
     d, g = d[by], g[by]
     chosen = np.flatnonzero(np.append(True, d[1:] != d[:-1])[:len(d)])[::-1]
     owner = np.full(len(run), -1)
-    owner[g[chosen]] = seen[d[chosen]]  # of those that choose a box the last to write stays: the best
+    owner[g[chosen]] = seen[d[chosen]]  # the last to write stays: the best of those that chose it
     hit = np.zeros(len(want), bool)
     hit[owner[owner >= 0]] = True
     return hit
@@ -539,6 +547,7 @@ def curve(score: np.ndarray, hit: np.ndarray, positives: int, order=None) -> tup
 
 
 def average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
+    """Area under the curve where precision is the best at this or any higher recall (VOC)."""
     recall = np.concatenate(([0], recall, [1]))
     precision = np.concatenate(([0], precision, [0]))
     precision = np.maximum.accumulate(precision[::-1])[::-1]
@@ -550,18 +559,18 @@ def mean(ap) -> float | None:
     return None if np.isnan(ap).all() else float(np.nanmean(ap))
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Evaluation
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Scored:
     """One table of detections scored against one ground truth."""
 
-    ap: np.ndarray          # (3, C) of each class, nan = not in the mean; worst, best order of equal scores
+    ap: np.ndarray          # (3, C) nan = not in the mean; [1:] = worst, best order of equal scores
     positives: np.ndarray   # (C,) ground-truth boxes
-    classes: list           # of each class: score, hit and keyframe of its detections, keyframes of its boxes
+    classes: list           # C times: score, hit, keyframe of the detections; keyframe of the boxes
     videos: list[str]       # of each keyframe
     keyframes: dict
     rows: dict
@@ -569,41 +578,47 @@ class Scored:
 
 
 def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, excluded: set) -> Scored:
+    """AP of each class (labels: sorted ids) with the detections it rests on, and the counts."""
     for table in (truth, det) if rules.whole_seconds else ():
         odd = next((key for key in table.keys if key[1] % 10**6), None)
         if odd or not table.run_rows.all():
             what = f"{odd[0]},{odd[1] / 1e6:.6f}" if odd else "a row of 2 columns"
-            raise ValueError(f"{table.name}: this protocol knows whole seconds and rows with boxes only, "
-                             f"found {what}; official-2020 reads both")
-    column = np.full(max(labels) + 1, -1, np.int32)
+            raise ValueError(f"{table.name}: this protocol knows only whole seconds and rows with "
+                             f"boxes, found {what}; official-2020 takes both")
+    column = np.full(max(labels) + 1, -1, np.int16)
     column[labels] = np.arange(len(labels))
 
     # Keyframes are numbered in the order of their first evaluated row: so equal scores are ranked.
     lead, other = (truth, det) if rules.mmaction2 else (det, truth)
-    listed = np.repeat(lead.run_key, lead.run_rows)[column[lead.label] >= 0]
-    listed = listed[np.append(True, listed[1:] != listed[:-1])[:len(listed)]].tolist()
+    run = np.flatnonzero(lead.run_rows)
+    run = run[np.logical_or.reduceat(column[lead.label] >= 0, lead.begin[run])] if len(run) else run
     lead_keys = list(lead.keys)
-    number = {lead_keys[i]: 0 for i in listed}
-    known = set(number) if rules.mmaction2 else truth.keys
-    number = {key: n for n, key in enumerate({**number, **lead.keys, **other.keys})}
-    det_key, truth_key = (np.array([
-        -1 if key in excluded or table is det and rules.ignore_unknown and key not in known
-        else number[key] for key in table.keys], np.int32) for table in (det, truth))
+    seen = dict.fromkeys(lead_keys[i] for i in lead.run_key[run].tolist())
+    number = {key: n for n, key in enumerate({**seen, **lead.keys, **other.keys})}
+    known = seen if rules.mmaction2 else truth.keys  # mmaction2: foreign labels alone do not count
+    evaluated = np.array([key not in excluded and (key in known or not rules.ignore_unknown)
+                          for key in number], bool)
+    boxes, answer = (arrange(table, np.array([number[key] for key in table.keys], np.int32), column)
+                     for table in (det, truth))
 
-    chosen, foreign, ignored = select(det, det_key, column)
-    answer = select(truth, truth_key, column)[0]
-    positives = np.bincount(answer.label, minlength=len(labels))
-    if rules.mmaction2:
-        if (inverted := (chosen.run_box[:, :2] > chosen.run_box[:, 2:]).any(1)).any():
-            raise ValueError(f"{det.name}: mmaction2 refuses boxes with x1 > x2 or y1 > y2, found "
-                             f"{chosen.run_box[inverted][0].tolist()}")
-        positives = np.bincount(column[truth.label] + 1, minlength=len(labels) + 1)[1:]
-    ranked, capped = rank(chosen, answer, len(number), rules)
-    hit = match(ranked, answer, len(number), rules)
+    here, listed = np.repeat(evaluated[boxes.run_key], boxes.run_rows), boxes.label >= 0
+    keep, frames = here & listed, len(number)
+    counts = answer.label >= 0
+    if not rules.mmaction2:
+        counts &= np.repeat(evaluated[answer.run_key], answer.run_rows)
+    positives = np.bincount(answer.label[counts], minlength=len(labels))
+    person = score_persons(boxes, keep, answer, counts, frames)
+    lone, candidates = np.count_nonzero(det.run_rows == 0), np.count_nonzero(keep)
+    rows = {"read": len(keep) + lone, "without_box": lone, "dropped_by_whitelist": np.sum(~listed),
+            "on_ignored_or_excluded_keyframes": np.sum(~here & listed)}
+    ranked = rank(boxes, keep, answer, frames, rules)  # clears keep where a row is dropped
+    rows |= {"dropped_by_cap": ranked.capped, "evaluated": len(ranked.key),
+             "dropped_invalid_box": candidates - ranked.capped - len(ranked.key)}
+    hit = match(ranked, answer, frames, rules)
     bounds = np.searchsorted(ranked.column, np.arange(len(labels) + 1))
     score = ranked.score.astype(np.float32) if rules.mmaction2 else ranked.score
     box_key = np.repeat(answer.run_key, answer.run_rows)
-    classes = [(score[a:b], hit[a:b], ranked.key[a:b], box_key[answer.label == c])
+    classes = [(score[a:b], hit[a:b], ranked.key[a:b], box_key[counts & (answer.label == c)])
                for c, (a, b) in enumerate(zip(bounds[:-1], bounds[1:]))]
 
     ap = np.full((3, len(labels)), np.nan)
@@ -617,45 +632,43 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
                 for i, tie in (1, hit), (2, ~hit):
                     order = np.lexsort((tie, -score))
                     ap[i, c] = average_precision(*curve(score, hit, positives[c], order)[1:])
-    lone = np.count_nonzero(det.run_rows == 0)
     return Scored(
         ap, positives, classes, [video for video, _ in number],
-        {"ground_truth": int(np.count_nonzero(truth_key >= 0)), "detected": len(det.keys),
-         "matched": sum(key in truth.keys and key not in excluded for key in det.keys),
-         "ignored": sum(key not in known and key not in excluded for key in det.keys)
-         if rules.ignore_unknown else 0,
+        {"ground_truth": len(truth.keys.keys() - excluded), "detected": len(det.keys),
+         "matched": len((truth.keys.keys() & det.keys.keys()) - excluded),
+         "ignored": len(det.keys.keys() - known.keys() - excluded) * rules.ignore_unknown,
          "excluded": len(excluded & (truth.keys.keys() | det.keys.keys()))},
-        {"read": len(det.label) + lone, "without_box": lone, "dropped_by_whitelist": foreign,
-         "on_ignored_or_excluded_keyframes": ignored, "dropped_by_cap": capped,
-         "dropped_invalid_box": len(chosen.label) - capped - len(ranked.key), "evaluated": len(ranked.key)},
-        score_persons(chosen, answer, len(number)))
+        {name: int(n) for name, n in rows.items()}, person)
 
 
-def score_persons(det: Table, truth: Table, frames: int) -> dict:
-    """The boxes without their labels, each once with its best score. Where few persons are found, the
-    person detector or the clock is at fault, and no better classifier helps."""
-    def distinct(table: Table) -> Table:
-        best = np.maximum.reduceat(table.score, table.begin) if len(table.score) else table.score
+def score_persons(det: Table, keep, truth: Table, counts, frames: int) -> dict:
+    """The boxes without their labels, each once with its best score. Where few persons are found,
+    the person detector or the clock is at fault, and no better classifier helps."""
+    def distinct(table: Table, keep) -> Table:
+        score = np.where(keep, table.score, -np.inf)
+        best = np.maximum.reduceat(score, table.begin) if len(score) else score
         by = np.lexsort((best, *table.run_box.T, table.run_key))
+        by = by[best[by] > -np.inf]
         key, box = table.run_key[by], table.run_box[by]
         last = np.append((key[1:] != key[:-1]) | (box[1:] != box[:-1]).any(1), True)[:len(by)]
         one = np.ones(np.count_nonzero(last), int)
         return Table("", {}, key[last], box[last], one, one - 1, best[by][last])
 
     rules = Protocol(0, "file", True, False)
-    persons = distinct(truth)
-    boxes = rank(distinct(det), persons, frames, rules)[0]
+    persons, found = distinct(truth, counts), distinct(det, keep)
+    boxes = rank(found, np.ones(len(found.label), bool), persons, frames, rules)
     hit = match(boxes, persons, frames, rules)
     positives = max(1, len(persons.label))
     return {"ap": average_precision(*curve(boxes.score, hit, positives)[1:]),
-            "recall": np.count_nonzero(hit) / positives, "num_gt": len(persons.label), "num_det": len(hit)}
+            "recall": int(hit.sum()) / positives,
+            "num_gt": len(persons.label), "num_det": len(hit)}
 
 
 def bootstrap(runs: list[Scored], replicates: int, seed: int) -> list[np.ndarray]:
-    """(C, replicates) AP of each run when the videos are drawn again, with replacement: the same draws
-    for all runs. Up to 256 videos are drawn singly, more (AVA-Kinetics: 31 thousand) in 256 groups."""
-    unit = {video: n % 256 for n, video in enumerate(dict.fromkeys(v for run in runs for v in run.videos))}
-    units, result = min(len(unit), 256), []
+    """(C, replicates) AP of each run when videos are drawn again, with replacement: the same draws
+    for all runs. Up to 256 videos are drawn one by one, more (AVA-Kinetics) in 256 groups."""
+    videos = dict.fromkeys(video for run in runs for video in run.videos)
+    unit, units, result = {v: n % 256 for n, v in enumerate(videos)}, min(len(videos), 256), []
     drawn = np.random.default_rng(seed).multinomial(units, [1 / units] * units, replicates).T * 1.0
     for run in runs:
         ap = np.full((len(run.positives), replicates), np.nan)
@@ -663,7 +676,7 @@ def bootstrap(runs: list[Scored], replicates: int, seed: int) -> list[np.ndarray
         for c in np.flatnonzero(~np.isnan(run.ap[0])).tolist():
             score, hit, key, box_key = run.classes[c]
             order = np.argsort(score)[::-1]
-            at, of_row = np.flatnonzero(hit[order]), unit_of_key[key[order]]    # (P,) true positives
+            at, of_row = np.flatnonzero(hit[order]), unit_of_key[key[order]]  # (P,) true positives
             rows = np.zeros((len(at) + 1, units))
             np.add.at(rows, (np.searchsorted(at, np.arange(len(order))), of_row), 1)
             rows = np.cumsum(rows[:-1], axis=0)               # (P, units) detections down to each
@@ -678,15 +691,15 @@ def bootstrap(runs: list[Scored], replicates: int, seed: int) -> list[np.ndarray
     return result
 
 
-def versus(run: Scored, other: Scored, groups: dict, replicates: int, seed: int) -> dict:
-    """Differences run - other of the means over groups of classes: {group: {...}}, with the 95 % interval of a
-    paired bootstrap over videos. Classes that either run leaves out of its mean are left out of both."""
+def differences(run: Scored, other: Scored, groups: dict, replicates: int, seed: int) -> dict:
+    """{group of classes: difference run - other of its mean AP}, with the 95 % interval of a paired
+    bootstrap over videos. Classes that one run leaves out of its mean are left out of both."""
     ours, theirs = bootstrap([run, other], replicates, seed)
     both, result = ~np.isnan(run.ap[0] + other.ap[0]), {}
     for group, members in groups.items():
         if members := [c for c in members if both[c]]:
             delta = np.array([[one[c] for c in members] for one in (ours, theirs)])
-            count = (~np.isnan(delta)).sum(1)                 # a draw of videos can lack a rare class
+            count = (~np.isnan(delta)).sum(1)                 # a draw can lack a rare class
             delta = np.subtract(*np.nansum(delta, 1) / np.where(count, count, np.nan))
             a, b = run.ap[0, members].mean(), other.ap[0, members].mean()
             result[group] = {"ap": a, "other": b, "difference": a - b,
@@ -704,7 +717,8 @@ def groups_of(names: dict, counts: dict | None, thresholds: tuple) -> dict[str, 
         groups = {"head": [], "mid": [], "tail": []}
         for c, n in enumerate(frequency):
             if n is not None:
-                groups["head" if n > thresholds[0] else "mid" if n >= thresholds[1] else "tail"].append(c)
+                at = "head" if n > thresholds[0] else "mid" if n >= thresholds[1] else "tail"
+                groups[at].append(c)
     for kind, (first, last) in AVA_KINDS.items() if is_ava else ():
         groups[kind] = [c for c, i in enumerate(labels) if first <= i <= last]
     return groups
@@ -714,16 +728,17 @@ def notes_on(truth: Table, det: Table, scored: Scored, names: dict) -> list[str]
     """What to know before believing the number, above all why it is 0."""
     frames, person, notes = scored.keyframes, scored.person, []
     if frames["matched"] <= 0.5 * frames["detected"]:
-        d, t = (next((f"{video},{us / 1e6:g}" for video, us in x.keys), "none") for x in (det, truth))
-        notes.append(f"{frames['matched']} of {frames['detected']} detected keyframes occur in the ground "
-                     f"truth: first detected {d}, first in the ground truth {t}")
+        d, t = (next((f"{video},{us / 1e6:.9g}" for video, us in x.keys), "none")
+                for x in (det, truth))
+        notes.append(f"{frames['matched']} of {frames['detected']} detected keyframes occur in the "
+                     f"ground truth: first detected {d}, first in the ground truth {t}")
     elif frames["matched"] < 0.5 * frames["ground_truth"]:
-        notes.append(f"{frames['matched']} of {frames['ground_truth']} keyframes of the ground truth have "
-                     "detections; the persons on the others count as missed")
+        notes.append(f"{frames['matched']} of {frames['ground_truth']} keyframes of the ground "
+                     "truth have detections; the persons on the others count as missed")
     if frames["matched"] and person["recall"] < 0.1:
         d, t = (f"{x.run_box.min():g} .. {x.run_box.max():g}" for x in (det, truth))
-        notes.append(f"{person['recall']:.1%} of the persons are found: detected coordinates span {d}, "
-                     f"those of the ground truth {t}")
+        notes.append(f"{person['recall']:.1%} of the persons are found: detected coordinates span "
+                     f"{d}, those of the ground truth {t}")
     if none := [f"{i} {names[i]}" for i, n in zip(sorted(names), scored.positives) if not n]:
         notes.append(f"{len(none)} classes have no ground truth and are not in the mean: "
                      + ", ".join(none[:5]) + ", ..." * (len(none) > 5))
@@ -731,39 +746,42 @@ def notes_on(truth: Table, det: Table, scored: Scored, names: dict) -> list[str]
 
 
 def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: str | None = None,
-             train_counts=None, thresholds: tuple = (10000, 1000), other=None, replicates: int = 1000,
-             seed: int = 0, curves=None) -> dict:
-    """AVA mAP of detections (path or Rows) against groundtruth (path or Rows, or a list of them: they
-    are pooled, and "parts" has the mAP on each, as for AVA-Kinetics). Returns what --json prints.
+             train_counts=None, thresholds: tuple = (10000, 1000), versus=None,
+             replicates: int = 1000, seed: int = 0, curves=None) -> dict:
+    """AVA mAP of detections (path or Rows) against groundtruth (path or Rows, or a list of them:
+    they are pooled, and "parts" has the mAP on each: AVA-Kinetics). Returns what --json prints.
 
-    labelmap: path or {id: name}; None = the 60 classes of AVA. exclusions: path or Rows. protocol: a
-    name of PROTOCOLS; None = official-2019 with exclusions, official-2020 without. train_counts: {id:
-    boxes in training} or path of a training csv; None = AVA v2.2, for its own classes. Classes above
-    thresholds[0] of them are "head", below thresholds[1] "tail". other: detections of a second run, to
-    be compared with on resampled videos. curves: .npz for precision-recall curves. Raises ValueError.
+    labelmap: path or {id: name}; None = the 60 classes of AVA. exclusions: path or Rows. protocol:
+    of PROTOCOLS; None = official-2019 with exclusions, official-2020 without. train_counts: {id:
+    rows in training} or a training csv; None = AVA v2.2, if the classes are AVA's. Classes with
+    more than thresholds[0] are "head", with less than thresholds[1] "tail". versus: detections of a
+    second run, compared with on resampled videos. curves: .npz for precision-recall curves.
+    Raises ValueError, with file and line where there is one.
     """
     protocol = protocol or ("official-2020" if exclusions is None else "official-2019")
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     if exclusions is not None and protocol == "official-2020":
-        raise ValueError("official-2020 has no exclusions, its ground truth marks empty keyframes by rows "
-                         "of 2 columns; official-2019 has")
+        raise ValueError("official-2020 has no exclusions, its ground truth marks empty keyframes "
+                         "by rows of 2 columns; official-2019 has")
     names = AVA_CLASSES if labelmap is None else labelmap if isinstance(labelmap, dict) \
         else read_labelmap(labelmap)
     labels, top, rules = sorted(names), max(names), PROTOCOLS[protocol]
     truths = [load(source, "ground truth", top, True) for source in
               (groundtruth if isinstance(groundtruth, (list, tuple)) else [groundtruth])]
     if len(truths) > 1 and not rules.ignore_unknown:
-        raise ValueError(f"{protocol} takes one ground truth: it counts a detection on any other keyframe "
-                         "as false; official-2020 takes several")
-    truth, det = pool(truths) if len(truths) > 1 else truths[0], load(detections, "detections", top)
-    excluded = set() if exclusions is None else set(load(exclusions, "exclusions", top, False, (2,)).keys)
+        raise ValueError(f"{protocol} takes one ground truth: it counts a detection on any other "
+                         "keyframe as false; official-2020 takes several")
+    truth = pool(truths) if len(truths) > 1 else truths[0]
+    det = load(detections, "detections", top)
+    excluded = set() if exclusions is None else \
+        set(load(exclusions, "exclusions", top, False, (2,)).keys)
     if train_counts is not None and not isinstance(train_counts, dict):
         count = np.bincount(load(train_counts, "training", top, True).label, minlength=top + 1)
         train_counts = {i: int(count[i]) for i in labels}
 
     def mean_ap(one: Scored) -> float | None:
-        by_id = np.full(top, np.nan)  # summed by id like the official script, or the last bit differs
+        by_id = np.full(top, np.nan)  # summed by id like the official script, to the last bit
         by_id[np.array(labels) - 1] = one.ap[0]
         return mean(by_id)
 
@@ -774,36 +792,38 @@ def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: 
     result = {
         "protocol": protocol, "mAP": mean_ap(scored),
         "mAP_ties": [mean(scored.ap[1]), mean(scored.ap[2])],
-        "classes": np.count_nonzero(~np.isnan(scored.ap[0])), "groups": {
+        "classes": int(np.sum(~np.isnan(scored.ap[0]))), "groups": {
             group: {"mAP": mean(scored.ap[0, members]),
-                    "classes": np.count_nonzero(~np.isnan(scored.ap[0, members]))}
+                    "classes": int(np.sum(~np.isnan(scored.ap[0, members])))}
             for group, members in groups.items()},
         "thresholds": list(thresholds), "person": scored.person, "keyframes": scored.keyframes,
         "rows": scored.rows, "per_class": [
-            {"id": i, "name": names[i], "ap": mean(scored.ap[0, c]), "num_gt": int(scored.positives[c]),
-             "num_det": len(scored.classes[c][1]),
-             "recall": np.count_nonzero(scored.classes[c][1]) / max(1, int(scored.positives[c]))}
+            {"id": i, "name": names[i], "ap": mean(scored.ap[0, c]),
+             "num_gt": int(scored.positives[c]), "num_det": len(scored.classes[c][1]),
+             "recall": int(scored.classes[c][1].sum()) / max(1, int(scored.positives[c]))}
             for c, i in enumerate(labels)],
         "notes": notes_on(truth, det, scored, names)}
     if len(truths) > 1:
         result["parts"] = {part.name: mean_ap(score_tables(part, det, labels, rules, excluded))
                            for part in truths}
-    if other is not None:
-        second = load(other, "other detections", top)
+    if versus is not None:
+        second = load(versus, "second detections", top)
         groups = {"all": range(len(labels)), **groups,
                   **{f"{i} {names[i]}": [c] for c, i in enumerate(labels)}}
-        result["versus"] = {"other": second.name, "replicates": replicates, "differences": versus(
-            scored, score_tables(truth, second, labels, rules, excluded), groups, replicates, seed)}
+        theirs = score_tables(truth, second, labels, rules, excluded)
+        result["versus"] = {"other": second.name, "replicates": replicates, "differences":
+                            differences(scored, theirs, groups, replicates, seed)}
     if curves is not None:  # arrays ID_score, ID_precision, ID_recall
-        np.savez_compressed(curves, **{
-            f"{i}_{name}": values for c, i in enumerate(labels) if scored.positives[c] for name, values in
-            zip(("score", "precision", "recall"), curve(*scored.classes[c][:2], scored.positives[c]))})
+        lines = {i: curve(*scored.classes[c][:2], scored.positives[c])
+                 for c, i in enumerate(labels) if scored.positives[c]}
+        np.savez_compressed(curves, **{f"{i}_{name}": line[k] for i, line in lines.items()
+                                       for k, name in enumerate(("score", "precision", "recall"))})
     return result
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Command line
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def points(value: float | None, sign: str = "") -> str:
@@ -819,20 +839,21 @@ def report(result: dict) -> str:
                      f"{one['num_det']:>11}   {one['id']} {one['name']}")
     low, high = map(points, result["mAP_ties"])
     ties = f"; equal scores in another order: {low} to {high}" * (low != high)
-    lines.append(f"\n{points(result['mAP']):>6} mAP ({protocol}), {result['classes']} classes{ties}")
+    lines += ["", f"{points(result['mAP']):>6} mAP ({protocol}), {result['classes']} classes{ties}"]
     for group, part in result["groups"].items():
         limit = {"head": " with over {0} training boxes", "tail": " with under {1}"}.get(group, "")
         lines.append(f"{points(part['mAP']):>6} {group}, {part['classes']} classes"
                      + limit.format(*result["thresholds"]))
     lines += [f"{points(value):>6} {name}" for name, value in result.get("parts", {}).items()]
-    lines.append(f"{points(person['ap']):>6} AP of boxes without labels: {points(person['recall'])} % of "
-                 f"{person['num_gt']} persons found by {person['num_det']} boxes")
+    lines.append(f"{points(person['ap']):>6} boxes without their labels: {points(person['recall'])}"
+                 f" % of {person['num_gt']} persons found by {person['num_det']} boxes")
     for what in ("keyframes", "rows"):
         lines.append(f"{what}: " + ", ".join(f"{n} {key.replace('_', ' ')}"
                                              for key, n in result[what].items()))
     if "versus" in result:
         other = result["versus"]
-        lines.append(f"\nagainst {other['other']} ({protocol}; 95 % of {other['replicates']} draws of videos)")
+        lines.append(f"\nagainst {other['other']} ({protocol}), with the middle 95 % of "
+                     f"{other['replicates']} draws of videos")
         for name, one in sorted(other["differences"].items(),
                                 key=lambda item: (item[0][0].isdigit(), -item[1]["difference"])):
             low, high = (points(x, "+") for x in one["interval"])
@@ -859,7 +880,7 @@ def main(argv: list[str] | None = None) -> int:
     add("-g", "--groundtruth", nargs="+", required=True, help="several are pooled (AVA-Kinetics)")
     add("-d", "--detections", required=True)
     add("-l", "--labelmap", help="default: the 60 classes of AVA v2.2")
-    add("-e", "--exclusions", help="keyframes to leave out; official-2019 unless --protocol says other")
+    add("-e", "--exclusions", help="keyframes to leave out; implies official-2019")
     add("--protocol", choices=PROTOCOLS, help="default: official-2020")
     add("--compare", action="store_true", help="only the mAP, under every protocol")
     add("--versus", metavar="CSV", help="detections of a second run: differences with intervals")

@@ -40,6 +40,7 @@ from torch import nn
 
 import ava_eval
 import data
+import datatools
 from data import Task
 from model import SIZES, CoFinetuneModel, Head, ModelConfig, box_loss, clip_loss
 
@@ -56,7 +57,7 @@ class Recipe:
     root: str = "."                 # data paths start here; itself relative to the recipe's file
     world: dict = field(default_factory=dict)       # sizes of demo.make_world; {}: the videos exist
     init: str = ""                  # checkpoint of any family of pretrained.py; "": from scratch
-    method: str = "cofinetune"      # | finetune | downstream | selfdistil | spottune
+    method: str = "cofinetune"      # | finetune | downstream | [finetune+]selfdistil | [finetune+]spottune
     method_options: dict = field(default_factory=dict)      # of the class in baselines.py
     train_tasks: list = field(default_factory=list)         # names of the trained tasks; []: all
     seed: int = 0                   # of initialisation, batches and augmentation
@@ -66,7 +67,7 @@ class Recipe:
     # optimisation
     optimiser: str = "sgd"          # sgd (ViViT) | adamw (VideoMAE) | muon (blocks; AdamW the rest)
     lr: float = 0.1                 # peak, at the stated batch sizes; muon: of the blocks' matrices
-    adam_lr: float = 0.003          # muon: peak of everything else
+    adam_scale: float = 0.075       # muon: rate of everything else (by AdamW), as a share of lr
     momentum: float = 0.9           # sgd, muon
     betas: list = field(default_factory=lambda: [0.9, 0.999])   # adamw
     weight_decay: float = 0.0       # never on 1-D parameters, the class token and positions
@@ -151,7 +152,8 @@ RECIPES = {
     "vivit-b-finetune": dict(_VIVIT, method="finetune", model=dict(arch="B")),
     "vivit-l-finetune": dict(_VIVIT, method="finetune", model=_LARGE),
 }
-CHOICES = {"method": ("cofinetune", "finetune", "downstream", "selfdistil", "spottune"),
+CHOICES = {"method": ("cofinetune", "finetune", "downstream", "selfdistil", "spottune",
+                      "finetune+selfdistil", "finetune+spottune"),
            "schedule": ("round_robin", "weighted", "uniform", "accumulate"),
            "optimiser": ("sgd", "adamw", "muon"), "precision": ("float32", "bf16"),
            "device": ("auto", "cpu", "cuda"), "protocol": tuple(ava_eval.PROTOCOLS)}
@@ -235,7 +237,10 @@ def check(recipe: Recipe) -> list[str]:
     if not names:
         found.append("no [[task]] table: at least one dataset is needed")
     found += [f"train_tasks: no task is called {name!r}" for name in set(recipe.train_tasks) - set(names)]
-    if recipe.method in ("finetune", "downstream") and {t.kind for t in recipe.task} != {"clip", "box"}:
+    if recipe.method == "spottune" and not recipe.init:
+        found.append("method spottune chooses between pretrained and finetuned blocks: it needs init, or take "
+                     "finetune+spottune")
+    if recipe.method.partition("+")[0] in ("finetune", "downstream") and {t.kind for t in recipe.task} != {"clip", "box"}:
         found.append(f"method {recipe.method} needs upstream (clip) and downstream (box) tasks")
     if recipe.schedule == "accumulate" and len({task.lr_scale for task in recipe.task}) > 1:
         found.append("accumulate makes one update for all tasks: lr_scale must be equal; use loss_weight")
@@ -289,7 +294,8 @@ def stages(recipe: Recipe) -> list[Recipe]:
     co-finetuning. The idle upstream heads stay in the model, so that the second stage also tells what
     is left of the upstream accuracy. `downstream` is the second stage alone.
     """
-    if recipe.method not in ("finetune", "downstream"):
+    method, _, wrapper = recipe.method.partition("+")
+    if method not in ("finetune", "downstream"):
         return [recipe]
     share = {t.name: t.weight if recipe.schedule == "weighted" else 1.0 for t in recipe.task}
     kinds = {kind: [t.name for t in recipe.task if t.kind == kind] for kind in ("clip", "box")}
@@ -298,9 +304,10 @@ def stages(recipe: Recipe) -> list[Recipe]:
     upstream, downstream = (
         dataclasses.replace(recipe, method="cofinetune", steps=steps[kind], train_tasks=kinds[kind],
                             warmup=min(recipe.warmup, steps[kind] // 2)) for kind in ("clip", "box"))
-    if recipe.method == "downstream":
+    if method == "downstream":
         return [downstream]
-    upstream = dataclasses.replace(upstream, out=f"{recipe.out}/upstream", preview=0)
+    downstream.method = wrapper or downstream.method
+    upstream = dataclasses.replace(upstream, method_options={}, out=f"{recipe.out}/upstream", preview=0)
     return [upstream, dataclasses.replace(downstream, init=f"{upstream.out}/last.pt")]
 
 
@@ -411,13 +418,13 @@ def make_optimisers(model: CoFinetuneModel, recipe: Recipe) -> list[torch.optim.
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        block = re.search(r"blocks\.(\d+)\.", name)
+        block = re.match(r"encoder\.blocks\.(\d+)\.", name)
         layer = int(block[1]) + 1 if block else depth + 1
         if name.startswith(("encoder.patch", "encoder.cls", "encoder.pos")):
             layer = 0
         matrix = recipe.optimiser == "muon" and block is not None and p.ndim == 2
         decay = 0.0 if p.ndim < 2 or name.endswith((".cls", ".pos")) else recipe.weight_decay
-        peak = recipe.adam_lr if recipe.optimiser == "muon" and not matrix else recipe.lr
+        peak = recipe.lr * (recipe.adam_scale if recipe.optimiser == "muon" and not matrix else 1.0)
         peak *= recipe.layer_decay ** (depth + 1 - layer)
         groups.setdefault((matrix, peak, decay), []).append(p)
     tables = {True: [], False: []}
@@ -527,11 +534,11 @@ class Log:
         self.waited = time.time() - began
         return batch
 
-    def step(self, step: int, losses: dict, lr: float, norm: float, clips: int, damaged: dict) -> None:
+    def step(self, step: int, losses: dict, lr: float, norm: float, clips: int, damaged: dict, extra: dict) -> None:
         if self.world.rank:
             return
         now = time.time()
-        self.file.write(json.dumps(dict(step=step, loss=losses, lr=lr, grad_norm=norm, time=dict(
+        self.file.write(json.dumps(dict(step=step, loss=losses, lr=lr, grad_norm=norm, **extra, time=dict(
             unix=round(now, 3), waited_sec=round(self.waited, 4)))) + "\n")
         for key, value in [*losses.items(), ("lr", lr), ("grad_norm", norm)] if self.board else ():
             self.board.add_scalar(f"train/{key}", value, step)
@@ -619,7 +626,7 @@ def draw_log(path: Path) -> None:
             losses.append(loss)
     for steps, losses in series.values():
         losses[:] = np.convolve(np.pad(losses, 4, "edge"), np.ones(9) / 9, "valid")
-    data.write_png(path.with_name("curves.png"), data.draw_curves(series))
+    datatools.write_png(path.with_name("curves.png"), datatools.draw_curves(series))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -744,14 +751,14 @@ def preview(recipe: Recipe, dataset: data.Dataset, found: dict, out: Path) -> No
         texts = [[dataset.classes[c - 1] for c in sorted(p.labels)] for p in truth[item.key]]
         colours = [GREEN] * len(texts) + [AMBER] * len(boxes)
         texts += [[f"{dataset.classes[c]} {s[c]:.2f}" for c in np.argsort(-s)[:2]] for s in scores]
-        boxes = np.concatenate([[person.box for person in truth[item.key]], boxes])
+        boxes = np.concatenate([np.array([p.box for p in truth[item.key]]).reshape(-1, 4), boxes])
         times = item.time_sec + (np.arange(task.frames) - task.frames // 2) * task.step_sec
-        drawn = [data.draw_boxes(frame, boxes, texts, colours) for frame in data.decode_clip(item.path, times)]
+        drawn = [datatools.draw_boxes(frame, boxes, texts, colours) for frame in data.decode_clip(item.path, times)]
         stills.append(drawn[task.frames // 2])
         film += [drawn] if not film or drawn[0].shape == film[0][0].shape else []
     if stills:
-        data.write_png(out / "preview.png", data.grid(stills))
-        data.write_video(out / "preview.mp4", [frame for clip in film for frame in clip], 1 / task.step_sec)
+        datatools.write_png(out / "preview.png", datatools.grid(stills))
+        datatools.write_video(out / "preview.mp4", [frame for clip in film for frame in clip], 1 / task.step_sec)
 
 
 GREEN, AMBER = (90, 220, 120), (255, 190, 60)
@@ -881,7 +888,7 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         trunk = nn.parallel.DistributedDataParallel(trunk, gradient_as_bucket_view=True)
     batches = data.training_batches(stream, start, recipe.steps, world.rank, world.size, recipe.workers,
                                     recipe.micro_batches)
-    interrupt = Interrupt()
+    interrupt, stop = Interrupt(), False
     model.train()
     # ---------------------------- the method: one task a step, one shared encoder ----------------------------
     for step in range(start, recipe.steps):
@@ -902,7 +909,8 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
                     logits = model.classify(features, task.name, batch.boxes, batch.box_clip)
                 loss = task_loss(task, logits, batch, clips[task.name], boxes[task.name] / world.size)
                 if method:
-                    loss = loss + method.loss(model, video, features, logits, task.name, step) / len(micro_batches)
+                    share = len(batch.video) / clips[task.name]
+                    loss = loss + share * method.loss(model, video, features, logits, batch, step)
                 (loss / len(clips)).backward()
             losses[task.name] += loss.item()
             if not math.isfinite(losses[task.name]):
@@ -920,7 +928,8 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         for key, value in model.state_dict().items() if ema else ():
             ema[key].lerp_(value, 1 - recipe.ema) if value.is_floating_point() else ema[key].copy_(value)
         done = step + 1
-        log.step(step, losses, recipe.lr * rate, norm.item(), sum(clips.values()) * world.size, stream.damaged)
+        log.step(step, losses, recipe.lr * rate, norm.item(), sum(clips.values()) * world.size, stream.damaged,
+                 method.report() if method else {})
         if recipe.eval_every and done % recipe.eval_every == 0 and done < recipe.steps:
             metrics = evaluate(model, recipe, world, validation, counts, ema)
             log.evaluation(done, metrics)
@@ -988,7 +997,7 @@ def predict_command(checkpoint: str, path: str, boxes_path: str | None, every_se
         raise ValueError(f"{checkpoint} has no {kind} task, its tasks are "
                          + ", ".join(f"{task.name} ({task.kind})" for task in recipe.task)
                          + "; with --boxes box tasks are predicted, without clip tasks")
-    times, end_sec, *_ = data.frame_times(video)
+    times, end_sec, *_ = datatools.frame_times(video)
     if boxes_path:
         with open(boxes_path) as file:
             scored = file.readline().count(",") == 7
@@ -1027,36 +1036,39 @@ def predict_command(checkpoint: str, path: str, boxes_path: str | None, every_se
         keyframes = np.array(list(shown))
         for part in np.array_split(times, math.ceil(len(times) / 32)):    # a second or so in memory
             for at, frame in zip(part, data.decode_clip(video, part)):
-                yield data.draw_boxes(frame, *shown[keyframes[np.abs(keyframes - at).argmin()]], AMBER)
+                yield datatools.draw_boxes(frame, *shown[keyframes[np.abs(keyframes - at).argmin()]], AMBER)
 
-    data.write_video(out / "annotated.mp4", annotated(), len(times) / end_sec)
+    datatools.write_video(out / "annotated.mp4", annotated(), len(times) / end_sec)
     print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 
-def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+def split_overrides(arguments: list[str], options: set[str] = frozenset()) -> tuple[list[str], dict]:
     """The arguments without the recipe's own keys, `--key value` or `--key=value`, and those keys."""
     rest, overrides, known = [], {}, vars(Recipe())
     arguments = iter(arguments)
     for word in arguments:
-        key, equals, text = word.removeprefix("--").partition("=")
-        key = key.replace("-", "_") if "." not in key else key
-        if not word.startswith("--") or key not in known and not key.startswith(("task.", "model.")):
+        option, equals, text = word.partition("=")
+        key = option.removeprefix("--")
+        key = key if "." in key else key.replace("-", "_")
+        if not word.startswith("--") or option in options:
             rest.append(word)
-            continue
-        overrides[key] = text if equals else next(arguments, None)
-        if overrides[key] is None:
-            raise ValueError(f"{word}: a value is expected after it")
+        elif key in known or key.startswith(("task.", "model.")):
+            overrides[key] = text if equals else next(arguments, None)
+            if overrides[key] is None:
+                raise ValueError(f"{option}: a value is expected after it")
+        else:
+            near = difflib.get_close_matches(key, [*known, *(o.removeprefix("--") for o in options)], 1)
+            raise ValueError(f"unknown option {option}" + "".join(f", did you mean --{n.replace('_', '-')}?"
+                                                                  for n in near))
     return rest, overrides
 
 
 def main(arguments: list[str]) -> None:
-    rest, overrides = split_overrides(arguments)
-    keys = [f"--{f.name.replace('_', '-')} ({f.default!r})" if f.default is not dataclasses.MISSING
-            else f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(Recipe)]
+    keys = ", ".join(f"--{key.replace('_', '-')} ({value!r})" for key, value in vars(Recipe()).items()
+                     if key not in ("model", "task"))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog="Every key of the recipe is an option, with its default: " + ", ".join(keys)
-        + "; --model.KEY and --task.NAME.KEY set the keys of those tables.")
+        epilog=f"every key of the recipe is an option too: {keys}; and --model.KEY, --task.NAME.KEY")
     parser.add_argument("command", nargs="?", default="train", choices=["train", "evaluate", "predict", "compare"])
     parser.add_argument("checkpoint", nargs="?", help="evaluate, predict")
     parser.add_argument("video", nargs="?", help="predict")
@@ -1067,6 +1079,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--top", type=int, default=3, help="predict: labels shown per box or clip")
     parser.add_argument("--methods", default="finetune,cofinetune", help="compare: comma-separated")
     parser.add_argument("--seeds", type=int, default=5, help="compare: final runs per method")
+    parser.add_argument("--lrs", default="", help="compare: grid of learning rates, comma-separated (default: "
+                        "half, once and twice the recipe's)")
+    parser.add_argument("--tuning-seeds", type=int, default=2, help="compare: runs per learning rate of the grid")
+    parser.add_argument("--jobs", type=int, default=0, help="compare: runs at a time (default: one per core)")
+    options = {"--help", *re.findall(r"--[a-z-]+", parser.format_usage())}
+    rest, overrides = split_overrides(arguments, options)
     known = parser.parse_args(rest)
     if known.command in ("evaluate", "predict") and not known.checkpoint:
         parser.error(f"{known.command} needs a checkpoint")
@@ -1078,7 +1096,9 @@ def main(arguments: list[str]) -> None:
         predict_command(known.checkpoint, known.video, known.boxes, known.every_sec, known.top, overrides)
     elif known.command == "compare":
         import baselines
-        baselines.compare(known.recipe or "demo", overrides, known.methods.split(","), known.seeds)
+        source = known.recipe or "demo"
+        baselines.compare(read_recipe(source, overrides), source, overrides, known.methods.split(","), known.seeds,
+                          [float(lr) for lr in known.lrs.split(",") if lr], known.jobs, known.tuning_seeds)
     else:
         recipe = read_recipe(known.recipe or "demo", overrides)
         world = setup(recipe)

@@ -2,21 +2,21 @@
 
 Copied alone it needs torch, numpy and av (>= 18); the decoder, `decode_clip`, only numpy and av.
 
-**The clock.** Frame k of a clip is the frame on screen at `centre + (k - T/2) * stride / fps` seconds:
-the keyframe is frame T/2, and clips of 12 fps, 29.97 fps and variable-rate videos last equally long.
+**The clock.** Frame k of a clip is what is on screen at `centre + (k - T/2) * stride / fps` sec:
+frame T/2 is the keyframe, and clips of 12 fps, 29.97 fps and variable-rate videos last as long.
 Files count from their first frame; before it and after the last one the nearest frame is held.
-Annotations count in the ORIGINAL movie: AVA's "0902" is second 902 of the full movie, second 2 of a
-15-minute cut (`offset_sec = 900`); AVA-Kinetics' "17.010000" is second 7.01 of `ID_000010_000020.mp4`.
+Annotations count in the ORIGINAL movie: AVA's "0902" is second 902 of the movie and second 2 of its
+15-minute cut (`offset_sec = 900`), AVA-Kinetics' "17.010000" second 7.01 of `ID_000010_000020`.
 
 **Formats**, as they lie on people's disks; which one it is shows in the file.
 Box tasks: csv without header. Boxes are x1,y1,x2,y2 in [0,1]; one row per action of a box:
-    1j20qq1JyX4,0902,0.002,0.118,0.714,0.977,12,1         video, second, box, action, person (or none)
-    00g-inkLork,5.016949                                  AVA-Kinetics: a keyframe without actions
-    1j20qq1JyX4,0902,0.036,0.098,0.550,0.979,,0.995518    detected person: action, '' or -1; SCORE
-    _-Z6wFjXtGQ,0902                                      exclusion list
-    label { name: "sit"  label_id: 11 }                   action list; or  item { name: "sit"  id: 11 }
-The video is the file under `videos` with that stem, or the clip `ID_START_END` around the second, so
-AVA-Kinetics is one task: both csv in one (`cat`), both kinds of video under one folder.
+    1j20qq1JyX4,0902,0.002,0.118,0.714,0.977,12,1      video, second, box, action, person (optional)
+    00g-inkLork,5.016949                               AVA-Kinetics: a keyframe without actions
+    1j20qq1JyX4,0902,0.036,0.098,0.550,0.979,,0.995518 detected person: action, '' or -1; SCORE
+    _-Z6wFjXtGQ,0902                                   exclusion list
+    label { name: "sit"  label_id: 11 }                action list; or  item { name: "sit"  id: 11 }
+The video is the file under `videos` of that stem, or the clip `ID_START_END` around the second: so
+AVA-Kinetics is one task, both csv in one (`cat`), both kinds of video under one folder.
 Clip tasks:
     label,youtube_id,time_start,time_end,split            Kinetics: this header, then
     abseiling,0wR5jVB-WPk,417,427,val                     rows; files ID_START_END, in any folder
@@ -31,7 +31,7 @@ with class lists {"Holding something": "0"} (json), `name,0`, `1 name` or a name
 **All data is a pure function of (seed, step)**: the task a step trains, its clips, their crops. To
 resume is to start at a step; numbers of workers and of processes change nothing.
 
-Shapes: `B` clips, `T,H,W` frames and pixels, `K` boxes in the batch, `C` classes, `V` views of a clip.
+Shapes: `B` clips, `T,H,W` frames and pixels, `K` boxes in a batch, `C` classes, `V` views.
 """
 
 import csv
@@ -68,8 +68,10 @@ IN_A_ROW = 20      # undecodable items in a row before training stops
 
 @dataclass
 class Task:
-    """One dataset: its files, how clips are cut, what training does with them. Paths are relative to
-    the recipe's `root`."""
+    """One dataset: its files, how clips are cut, what training does with them.
+
+    Paths are relative to the recipe's `root`.
+    """
     name: str
     kind: str                     # "clip" (a class per clip) | "box" (labels per person, multi-hot)
     train: str = ""               # annotations, in a format above
@@ -84,8 +86,8 @@ class Task:
     val_boxes: str = ""           # detected persons to evaluate; "": the annotated boxes (easier)
     train_box_score: float = 0.9  # least score of a detection
     val_box_score: float = 0.8    # a keyframe where none has it keeps its best detection
-    transfer_iou: float = 0.0     # detections take the labels of the person they overlap so much,
-                                  # the rest go (AVA: 0.9); 0: labels as in their file, '' = negative
+    transfer_iou: float = 0.0     # detections take the labels of the person they overlap so much
+                                  # (AVA: 0.9), others go; 0: labels of their file, '' = negative
     offset_sec: float = 0.0       # annotation time minus file time; AVA's 15-minute cuts: 900
     frames: int = 32              # T
     stride: int = 2               # in frames of the clock
@@ -93,13 +95,13 @@ class Task:
     size: int = 224               # px, side of the square clip
     short_side: list[int] = field(default_factory=lambda: [256, 320])  # px; drawn, val: the first
     fit: str = "crop"             # "crop" | "squash" (whole frame to size x size: loses no box)
-    val_fit: str = ""             # also "full": whole frame, sides to multiples of 16, one at a time;
-                                  # "": crop for clips, full for boxes
+    val_fit: str = ""             # also "full": whole frame, sides to multiples of 16, clips one by
+                                  # one; "": crop for clip tasks, full for box tasks
     flip: float = 0.5             # probability
     flip_swap: list[list[int]] = field(default_factory=list)  # label pairs that a flip exchanges
     colour: float = 0.0           # brightness, contrast, saturation by factors in [1 - c, 1 + c]
     mixup: float = 0.0            # a of Beta(a, a), clip tasks
-    views: list[int] = field(default_factory=lambda: [1, 1])  # clip tasks at val: clips x crops (1, 3)
+    views: list[int] = field(default_factory=lambda: [1, 1])  # val, clip tasks: clips x crops
     batch: int = 8                # clips per step, all processes together
     weight: float = 1.0           # share of the steps in the "weighted" schedule
     lr_scale: float = 1.0         # times the learning rate, at this task's steps
@@ -179,7 +181,7 @@ def _impossible(task: Task) -> Iterator[str]:
         yield f"views = {views} is not [clips, crops] with 1 or 3 crops"
     elif views != [1, 1] and (box or views[1] == 3 and task.val_fit != "crop"):
         yield f"views = {views} is for clip tasks, and 3 crops for val_fit = \"crop\""
-    if any(type(pair) is not list or [type(i) for i in pair] != [int, int] for pair in task.flip_swap):
+    if any(type(i) is not int or len(pair) != 2 for pair in task.flip_swap for i in pair):
         yield f"flip_swap = {task.flip_swap} is not a list of pairs of labels"
     for wrong, problem in {
             "neither `train` nor `val` is given": not (task.train or task.val),
@@ -204,14 +206,14 @@ def decode_clip(path: str | Path, times_sec: Sequence[float] | Callable[[float],
                 multiple: int = 1) -> np.ndarray:
     """The RGB frames on screen at `times_sec`, upright: uint8 (T, h, w, 3).
 
-    times_sec: seconds from the first frame, in any order; or a function from the duration of the video
-    to them, so that a random place costs no second opening. The result has the video's own size, or
-    `size` (h, w), or its aspect at `short_side` px with sides rounded to a `multiple`.
+    times_sec: seconds from the first frame, in any order; or a function of the video's duration
+    that returns them, so that a random place costs no second opening. The result has the video's
+    own size, or `size` (h, w), or its aspect at `short_side` px, sides rounded to a `multiple`.
     Raises DecodeError if the video cannot be read or all times lie over a second outside of it.
 
-    Equal to decoding the whole video and keeping those frames, but only packets from the keyframe
-    before the first are decoded; of these, frames that nobody wants and no other frame refers to are
-    skipped inside the decoder; and frames are scaled as yuv420p, before they become RGB.
+    These are the frames of the whole video decoded. But decoding starts at the keyframe before the
+    first of them, frames that nobody wants and no other refers to are skipped inside the decoder,
+    and the wanted ones are scaled as yuv420p, before they become RGB.
     """
     canvas = _Canvas(short_side, size, multiple)
     try:
@@ -222,7 +224,7 @@ def decode_clip(path: str | Path, times_sec: Sequence[float] | Callable[[float],
             canvas.frames, targets = len(times_sec), ticks(times_sec)
             # AVI numbers B-frames in the order of decoding: frames are counted there instead.
             if container.format.name != "avi":
-                # libdav1d loses wanted frames with NONREF. A seek can land late (MPEG-TS, open GOPs).
+                # libdav1d loses frames with NONREF. Seeks can land late (MPEG-TS, open GOPs).
                 skip = stream.codec_context.name not in ("libdav1d", "av1", "libaom-av1")
                 for back_sec, skip in ((0, skip), (10, False)):
                     back = round(back_sec / stream.time_base)
@@ -252,8 +254,8 @@ def _video_stream(container, path: str | Path) -> tuple:
     start, base = stream.start_time or 0, stream.time_base
 
     def ticks(times_sec: Sequence[float]) -> list[int]:
-        # The last tick at or before a time, with half a millisecond (at most half a tick) of grace: 1.4
-        # is 1.3999999999999999, and Matroska rounds a frame's own time to milliseconds.
+        # The tick at or before a time, with a grace of half a millisecond (at most half a tick):
+        # floats fall short of 151/25 s, and Matroska rounds a frame's own time to milliseconds.
         exact = np.asarray(times_sec, np.float64) * base.denominator / base.numerator
         return [start + int(t) for t in np.floor(exact + min(0.5, 0.0005 / float(base)))]
 
@@ -282,8 +284,8 @@ def _read_window(container, stream, targets: list[int], back: int, skip: bool, c
             packets.append(packet)
         if not packet.size or packet.dts is not None and packet.dts > last:  # dts <= pts
             break
-    # Choosing among packets is exact for B-frames and variable rates, without an index. Discarded ones
-    # (from the keyframe to a cut) are decoded but never on screen.
+    # Choosing among packets is exact for B-frames and variable rates, without an index. Those
+    # between a keyframe and a cut (discard) are decoded but never on screen.
     shown = sorted({p.pts for p in packets if p.pts is not None and not p.is_discard})
     if not shown or shown[0] > first:
         return False
@@ -291,7 +293,13 @@ def _read_window(container, stream, targets: list[int], back: int, skip: bool, c
     wanted: dict[int, list[int]] = {}
     for k, target in enumerate(targets):
         wanted.setdefault(shown[max(bisect_right(shown, target) - 1, 0)], []).append(k)
-    decoder, newest = stream.codec_context, -math.inf
+    return _decode(stream.codec_context, packets, wanted, skip, canvas)
+
+
+def _decode(decoder, packets: list, wanted: dict[int, list[int]], skip: bool,
+            canvas: "_Canvas") -> bool:
+    """Put the wanted frames into the canvas, timestamp -> places; False if one did not come out."""
+    newest = -math.inf
     for packet in [*packets, None]:  # None empties the decoder
         needed = not skip or packet is None or packet.pts in wanted
         decoder.skip_frame = "DEFAULT" if needed else "NONREF"
@@ -333,15 +341,15 @@ def _check_inside(targets: list[int], start: int, end: int, time_base, path) -> 
     # Otherwise a wrong offset would make a dataset of stills.
     if min(targets) > end + 1 / time_base or max(targets) < start - 1 / time_base:
         asked = [float((target - start) * time_base) for target in (min(targets), max(targets))]
-        raise DecodeError(f"{path}: asked for {asked[0]:.3f} to {asked[1]:.3f} s of a video whose last "
+        raise DecodeError(f"{path}: asked for {asked[0]:.3f} to {asked[1]:.3f} s, but the last "
                           f"frame is at {float((end - start) * time_base):.3f} s")
 
 
 class _Canvas:
     """Takes the frames of one clip and keeps them scaled, upright and in RGB in one array.
 
-    The reformatters are shared by all its frames (a frame's own would build a scaler per frame), and
-    two: scaling planar yuv420p, then converting at equal size, is five times cheaper than one step.
+    All frames share its reformatters (a frame's own would build a scaler per frame). There are two:
+    scaling planar yuv420p, then converting at equal size, is five times cheaper than one step.
     """
 
     def __init__(self, short_side: int | None, size: tuple[int, int] | None, multiple: int):
@@ -380,7 +388,8 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def _number(text: str) -> float:
-    if "_" in text or not abs(value := float(text)) < 1e9:  # float("1_0") is 10; nan, inf
+    value = float(text)
+    if not -1e9 < value < 1e9 or "_" in text:  # float("1_0") is 10; nan, inf
         raise ValueError(f"{text!r} is not a number")
     return value
 
@@ -389,9 +398,10 @@ def read_classes(path: str | Path) -> dict[int, str]:
     """id -> name from an action list (.pbtxt), a .json (name -> id) or a text list of classes."""
     text = Path(path).read_text(encoding="utf-8-sig")
     if Path(path).suffix == ".pbtxt":
-        found = [(re.search(r"\b(?:label_)?id:\s*(\d+)", block), re.search(r'name:\s*"(.*?)"', block))
-                 for block in re.findall(r"(?:label|item)\s*\{(.*?)\}", text, re.DOTALL)]
-        pairs = [(int(number[1]), name[1]) for number, name in found if number and name]
+        found = re.findall(r"(?:label|item)\s*\{(.*?)\}", text, re.DOTALL)
+        names = [re.search(r'name:\s*"(.*?)"', block) for block in found]
+        ids = [re.search(r"\b(?:label_)?id:\s*(\d+)", block) for block in found]
+        pairs = [(int(number[1]), name[1]) for number, name in zip(ids, names) if number and name]
     elif Path(path).suffix == ".json":
         found = pairs = [(int(number), name) for name, number in json.loads(text).items()]
     else:
@@ -443,7 +453,7 @@ class Videos:
         return clips
 
     def at(self, video: str, time_sec: float, offset_sec: float) -> tuple[str, float] | None:
-        """(file, seconds into it) of a time in the movie; of several clips the one around it best."""
+        """(file, seconds into it) of a time in the movie; of several clips the best around it."""
         names = self.stems.get(video, [])
         if len(names) > 1:
             raise ValueError(f"{self.folder}: several videos are {video}: {', '.join(names)}")
@@ -472,37 +482,39 @@ def read_boxes(path: str | Path, classes: int, scored: bool,
                report: dict) -> dict[tuple[str, int], list[Person]]:
     """(video id, microseconds) -> persons of a csv; `scored`: column 8 is a score, not a person.
 
-    Keyframes are keyed in microseconds because "0902", "902" and "902.000000" are the same. One whose
-    only row has two columns has no persons. Counts rows in `report`. Raises ValueError with file, line
-    and text.
+    Microseconds, because "0902", "902" and "902.000000" are the same keyframe. One whose only row
+    has two columns has no persons. Counts rows in `report`. Raises ValueError with file and line.
     """
     keyframes: dict[tuple[str, int], dict[tuple, Person]] = {}
     report |= {"rows": 0, "empty boxes dropped": 0}
+    actions = range(1, classes + 1)
     for where, line in _lines(path):
-        row = [column.strip() for column in line.split(",")]
+        row = line.split(",")
         try:
             if len(row) not in ((2, 8) if scored else (2, 7, 8)):
                 raise ValueError(f"{len(row)} columns instead of 2, {'' if scored else '7 '}or 8")
-            persons = keyframes.setdefault((row[0], round(_number(row[1]) * 1e6)), {})
+            key = row[0].strip(), round(_number(row[1]) * 1e6)
+            persons = keyframes.setdefault(key, {})
             report["rows"] += 1
             if len(row) == 2:
                 continue
-            box = tuple(map(_number, row[2:6]))
+            x1, y1, x2, y2 = box = tuple(map(_number, row[2:6]))
             if min(box) < -0.1 or max(box) > 1.1:
                 raise ValueError("box outside [0, 1]")
-            label = _number(row[6] or "-1")
-            if label != -1 and label not in range(1, classes + 1):
+            label = _number(row[6].strip() or "-1")
+            if label != -1 and label not in actions:
                 raise ValueError(f"action {row[6]} is not in 1..{classes}")
             score = _number(row[7]) if scored else 1.0
         except ValueError as error:
             raise ValueError(f"{where}: {error}: {line}") from None
-        if box[0] >= box[2] or box[1] >= box[3]:
+        if x1 >= x2 or y1 >= y2:
             report["empty boxes dropped"] += 1
             continue
         # One person has the same numbers and the same id: rounded boxes would merge neighbours.
         key = box if scored else (box, *row[7:])
-        person = persons.setdefault(key, Person(box, set(), score))
-        person.labels |= {int(label)} - {-1}
+        person = persons.get(key) or persons.setdefault(key, Person(box, set(), score))
+        if label != -1:
+            person.labels.add(int(label))
         person.score = max(person.score, score)
     return {key: list(persons.values()) for key, persons in keyframes.items()}
 
@@ -513,7 +525,7 @@ def read_clips(path: str, videos: Videos, split: str) -> list[tuple[str, str, st
     Files are absolute or relative to `videos.folder`. Raises ValueError with file, line and text.
     """
     if os.path.isdir(path):
-        names, folder = sorted(list_videos(path)), os.path.abspath(path)
+        names, folder = sorted(list_videos(path)), os.path.relpath(path, videos.folder)
         if flat := [name for name in names if os.sep not in name]:
             raise ValueError(f"{path}: expected a folder per class, found the video {flat[0]}")
         return [(path, name.split(os.sep)[0], name, os.path.join(folder, name)) for name in names]
@@ -563,7 +575,7 @@ def _list_row(line: str, videos: Videos) -> tuple[str, str, str | None]:
         name = line if is_video(line) else first
         label = Path(name).parent.name
     else:
-        # A number after blank or comma; else a name after the last comma or tab; or else after a blank.
+        # A number after blank or comma; or a name after the last comma or tab; or after a blank.
         match = (re.fullmatch(r"(.+?)[\s,]+(\d+)", line) or re.fullmatch(r"(.+)[\t,](.+)", line)
                  or re.fullmatch(r"(.+)\s(\S+)", line))
         if not match:
@@ -571,7 +583,7 @@ def _list_row(line: str, videos: Videos) -> tuple[str, str, str | None]:
         name, label = match[1].strip(), match[2].strip()
     if os.path.isfile(os.path.join(videos.folder, name)):
         return label, name, name
-    return label, name, videos.clip(Path(name).stem, label)  # moved, or re-encoded to another suffix
+    return label, name, videos.clip(Path(name).stem, label)  # moved, or has another suffix
 
 
 # ------------------------------------------------------------------------------------------------
@@ -579,7 +591,7 @@ def _list_row(line: str, videos: Videos) -> tuple[str, str, str | None]:
 # ------------------------------------------------------------------------------------------------
 
 def crop(video: np.ndarray, boxes: np.ndarray, top: int, left: int, size: int) -> tuple:
-    """-> the square, boxes cut off at its edges, share (n,) of each box that is inside."""
+    """-> the square, boxes cut off at its edges, share (n,) of each box's area that is inside."""
     height, width = video.shape[2:4]
     moved = (boxes * [width, height, width, height] - [left, top, left, top]) / size
     inside = moved.clip(0, 1)
@@ -607,8 +619,8 @@ def random_crop(rng: np.random.Generator, video: np.ndarray, boxes: np.ndarray, 
 
 
 def fixed_crops(video: np.ndarray, boxes: np.ndarray, size: int, count: int) -> tuple:
-    """-> centre square, or (3) those along the long side: (V * count, T, size, size, 3); boxes on the
-    central one."""
+    """-> the central square, or 3 along the long side, of each view: (V * count, T, size, size, 3);
+    and the boxes on the central one."""
     height, width = video.shape[2:4]
     cuts = []
     for place in ([0.5], [0.0, 0.5, 1.0])[count == 3]:
@@ -621,7 +633,8 @@ def fixed_crops(video: np.ndarray, boxes: np.ndarray, size: int, count: int) -> 
 
 def flip(video: np.ndarray, boxes: np.ndarray) -> tuple:
     """Left becomes right."""
-    return video[:, :, :, ::-1], np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], 1)
+    x1, y1, x2, y2 = boxes.T
+    return video[:, :, :, ::-1], np.stack([1 - x2, y1, 1 - x1, y2], 1)
 
 
 def jitter_colour(rng: np.random.Generator, video: np.ndarray, strength: float) -> np.ndarray:
@@ -635,11 +648,13 @@ def jitter_colour(rng: np.random.Generator, video: np.ndarray, strength: float) 
 
 
 def normalise(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 (B, T, H, W, 3), on its device, -> float32 (B, 3, T, H, W) less `mean` over `std` (RGB in
-    [0, 1]). Without a mean each clip is standardised: less its mean colour, over its deviation."""
+    """uint8 (B, T, H, W, 3), on its device, -> float32 (B, 3, T, H, W) less `mean`, over `std`.
+
+    mean, std: RGB in [0, 1]; empty: each clip is standardised by its own colour and deviation.
+    """
     video = video.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     if len(mean):
-        mean, std = (torch.tensor(c, device=video.device).view(3, 1, 1, 1) * 255 for c in (mean, std))
+        mean, std = torch.tensor([mean, std], device=video.device).mul(255).view(2, 3, 1, 1, 1)
         return video.sub_(mean).div_(std)
     video -= video.mean((2, 3, 4), keepdim=True)
     return video.div_(video.std((1, 2, 3, 4), keepdim=True).clamp_min(1.0))
@@ -662,8 +677,8 @@ class Item:
 
 
 class Items(Sequence):
-    """The Items of a dataset as columns: worker processes share the pages of arrays, while objects are
-    copied into each of them when their reference counts move (SlowFast#551)."""
+    """The Items of a dataset as columns: worker processes share the pages of arrays, while objects
+    are copied into each of them when their reference counts move (SlowFast#551)."""
 
     def __init__(self, folder: str, rows: list[tuple], classes: int):
         """rows: (key, file relative to the folder, time_sec, label, persons)"""
@@ -673,7 +688,7 @@ class Items(Sequence):
         self.files = np.array([os.fsencode(row[1]) for row in rows])
         self.times = np.array([row[2] for row in rows], np.float64)
         self.label = np.array([row[3] for row in rows], np.int64)
-        self.first = np.cumsum([0, *(len(row[4]) for row in rows)])  # item i: first[i]..first[i + 1]
+        self.first = np.cumsum([0, *(len(row[4]) for row in rows)])  # item i from first[i]
         persons = [person for row in rows for person in row[4]]
         self.boxes = np.array([person.box for person in persons], np.float64).reshape(-1, 4)
         self.scores = np.array([person.score for person in persons], np.float32)
@@ -692,7 +707,7 @@ class Items(Sequence):
 
     def fingerprint(self) -> int:
         """Another one if any item is another one."""
-        columns = (self.names, self.stamps, self.files, self.label, self.boxes, self.labels)
+        columns = [column for column in vars(self).values() if isinstance(column, np.ndarray)]
         return functools.reduce(lambda crc, column: zlib.crc32(column.tobytes(), crc), columns, 0)
 
 
@@ -729,8 +744,10 @@ class Dataset:
         return dict(enumerate(np.bincount(self.items.label, minlength=len(self.classes)).tolist()))
 
     def sample(self, index: int, seed: Sequence[int] | None = None) -> Sample:
-        """Item `index`: cut and augmented as `seed` draws it, or (None) all views of the evaluation.
-        Raises DecodeError."""
+        """Item `index`, cut and augmented as `seed` draws; None: in all views of the evaluation.
+
+        Raises DecodeError.
+        """
         task, item = self.task, self.items[index]
         rng = None if seed is None else np.random.default_rng(seed)
         fit, clips, place, side = task.val_fit, task.views[0], 0.5, task.short_side[0]
@@ -771,11 +788,12 @@ class Dataset:
 def open_task(task: Task, root: str | Path = ".", split: str = "train") -> Dataset:
     """Read the annotations of a split, find its videos and count what is missing.
 
-    Raises FileNotFoundError if a path does not exist or more than `bad_share` of the videos is missing,
+    Raises FileNotFoundError if a path or more than `bad_share` of the videos does not exist,
     ValueError with file and line for what cannot be understood.
     """
     who = f"task {task.name!r} ({split})"
-    paths = {"annotations": getattr(task, split), "labels": task.labels, "train": task.train,
+    paths = {"annotations": getattr(task, split), "labels": task.labels,
+             "names": "" if task.labels else task.train,
              "videos": split == "val" and task.val_videos or task.videos or ".",
              "exclude": getattr(task, f"exclude_{split}"), "boxes": getattr(task, f"{split}_boxes")}
     paths = {key: os.path.join(root, path) for key, path in paths.items() if path}
@@ -787,19 +805,39 @@ def open_task(task: Task, root: str | Path = ".", split: str = "train") -> Datas
     report, missing = {}, {}
     read = _read_box_task if task.kind == "box" else _read_clip_task
     rows, classes = read(task, split, paths, Videos(paths["videos"]), report, missing)
-    dataset = Dataset(task, split, classes, Items(paths["videos"], rows, len(classes)), report, missing)
+    items = Items(paths["videos"], rows, len(classes))
+    dataset = Dataset(task, split, classes, items, report, missing)
     report |= {"items": len(rows), "videos": dataset.videos, "missing videos": len(missing)}
     if len(missing) > task.bad_share * (dataset.videos + len(missing)):
         name, where = next(iter(missing.items()))
-        raise FileNotFoundError(f"{who}: {len(missing)} of {dataset.videos + len(missing)} videos are "
-                                f"not in {paths['videos']}, more than bad_share = {task.bad_share}; "
-                                f"the first is {name}, wanted by {where}")
+        raise FileNotFoundError(
+            f"{who}: {len(missing)} of {dataset.videos + len(missing)} videos are not in "
+            f"{paths['videos']}, more than bad_share = {task.bad_share}; "
+            f"the first is {name}, wanted by {where}")
     if not rows:
         raise ValueError(f"{who}: {paths['annotations']} has nothing to {split} on: {report}")
+    if split == "train" and task.flip:
+        _check_flips(task, classes)
     return dataset
 
 
-def _read_box_task(task: Task, split: str, paths: dict, videos: Videos, report: dict, missing: dict):
+def _check_flips(task: Task, classes: list[str]) -> None:
+    """A flipped "left to right" is a wrong label, unless it becomes "right to left"."""
+    first, other = int(task.kind == "box"), {"left": "right", "right": "left"}
+    turned = [re.sub("|".join(other), lambda word: other[word[0]], name) for name in classes]
+    pairs = [[i, j] for i, name in enumerate(turned, first)
+             if name in classes and (j := classes.index(name) + first) > i]
+    given = [sorted(pair) for pair in task.flip_swap]
+    if any(pair not in given for pair in pairs):
+        raise ValueError(f"task {task.name!r}: flip = {task.flip} mirrors "
+                         f"{classes[pairs[0][0] - first]!r}: set flip = 0.0 or flip_swap = {pairs}")
+    if wrong := [pair for pair in given if not first <= pair[0] <= pair[1] < len(classes) + first]:
+        raise ValueError(f"task {task.name!r}: flip_swap has {wrong[0]}, but the labels are "
+                         f"{first}..{len(classes) + first - 1}")
+
+
+def _read_box_task(task: Task, split: str, paths: dict, videos: Videos, report: dict,
+                   missing: dict) -> tuple[list[tuple], list[str]]:
     names = read_classes(paths["labels"])
     classes = [names.get(number, f"class {number}") for number in range(1, max(names) + 1)]
     keyframes = read_boxes(paths["annotations"], len(classes), False, report)
@@ -823,8 +861,8 @@ def _read_box_task(task: Task, split: str, paths: dict, videos: Videos, report: 
 
 
 def _with_detections(task: Task, split: str, annotated: dict, detected: dict) -> dict:
-    """Keyframes with the annotated and detected persons (train), or the detected ones alone (val: also
-    on keyframes without annotation, where every detection is a false positive)."""
+    """Keyframes with annotated and detected persons (train), or with the detected alone (val; also
+    keyframes without annotation, where all of them are false positives)."""
     movies = {video for video, _ in annotated}
     merged = dict(annotated) if split == "train" else {}
     for key, persons in detected.items():
@@ -849,19 +887,21 @@ def _with_detections(task: Task, split: str, annotated: dict, detected: dict) ->
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes. (Written in ava_eval.py too: each file stands alone.)"""
+    """Intersection over union of two boxes; in ava_eval.py too, since each file stands alone."""
     sides = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     inner = max(0.0, sides[0]) * max(0.0, sides[1])
     return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
 
 
-def _read_clip_task(task: Task, split: str, paths: dict, videos: Videos, report: dict, missing: dict):
+def _read_clip_task(task: Task, split: str, paths: dict, videos: Videos, report: dict,
+                    missing: dict) -> tuple[list[tuple], list[str]]:
     found = read_clips(paths["annotations"], videos, split)
     report["rows"] = len(found)
     if "labels" in paths:
         names = read_classes(paths["labels"])
     else:  # of `train` for both splits, which must agree
-        train = read_clips(paths["train"], videos, "train") if split == "val" and task.train else found
+        other = split == "val" and "names" in paths
+        train = read_clips(paths["names"], videos, "train") if other else found
         listed = {label for _, label, _, _ in train}
         if all(label.isdecimal() for label in listed):
             names = {n: str(n) for n in range(max(map(int, listed), default=-1) + 1)}
@@ -874,19 +914,11 @@ def _read_clip_task(task: Task, split: str, paths: dict, videos: Videos, report:
     for number, (where, label, name, file) in enumerate(found):
         if label not in columns:
             raise ValueError(f"{where}: {label!r} is not one of the {len(classes)} classes of "
-                             + paths.get("labels", paths["train" if task.train else "annotations"]))
+                             + (paths.get("labels") or paths.get("names", paths["annotations"])))
         if file is None:
             missing[name] = where
         else:
             rows.append(((file, number), file, math.nan, columns[label], []))
-    # A flipped "left to right" is a wrong label.
-    turned = [re.sub(r"\b(left|right)\b", lambda word: {"left": "right", "right": "left"}[word[1]], name)
-              for name in classes]
-    pairs = [[i, classes.index(name)] for i, name in enumerate(turned) if name in classes[i + 1:]]
-    if split == "train" and task.flip and any(
-            pair not in [sorted(swap) for swap in task.flip_swap] for pair in pairs):
-        raise ValueError(f"task {task.name!r}: flip = {task.flip} makes {classes[pairs[0][0]]!r} look "
-                         f"like {classes[pairs[0][1]]!r}: set flip = 0.0 or flip_swap = {pairs}")
     return rows, classes
 
 
@@ -896,7 +928,7 @@ def _read_clip_task(task: Task, split: str, paths: dict, videos: Videos, report:
 
 @dataclass
 class Batch:
-    """Clips of one task. In evaluation the V views of an item follow each other: clip b is view b % V."""
+    """Clips of one task. The V views of an item (evaluation) are together: clip b is view b % V."""
     step: int
     task: str
     video: torch.Tensor              # (B, T, H, W, 3) uint8 RGB
@@ -906,7 +938,7 @@ class Batch:
     keys: list[tuple[str, int]]      # of the B clips, see Item
     scores: torch.Tensor | None      # (K,) float32 of the person detector, 1 for annotated boxes
     boxes_source: np.ndarray | None  # (K, 4) float64 as annotated: what a detections csv takes
-    valid: torch.Tensor              # (B,) bool; False: not decodable, video 0, no boxes (evaluation)
+    valid: torch.Tensor              # (B,) bool; False: not decodable, video 0, no boxes
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         return replace(self, **{name: change(value) for name, value in vars(self).items()
@@ -935,11 +967,12 @@ def make_batch(step: int, dataset: Dataset, samples: list[Sample], mixup: bool =
             labels=torch.from_numpy(np.concatenate([s.labels for s in samples]).astype(np.float32)),
             boxes=torch.from_numpy(np.concatenate([s.boxes for s in samples])),
             box_clip=torch.tensor([b for b, s in enumerate(samples) for _ in s.boxes]).long(),
-            keys=keys, scores=torch.from_numpy(np.concatenate([s.item.scores[s.kept] for s in samples])),
-            boxes_source=np.concatenate([s.item.boxes[s.kept] for s in samples]), valid=valid)
+            scores=torch.from_numpy(np.concatenate([s.item.scores[s.kept] for s in samples])),
+            boxes_source=np.concatenate([s.item.boxes[s.kept] for s in samples]),
+            keys=keys, valid=valid)
     labels = torch.tensor([s.label for s in samples]).repeat_interleave(shape[0])  # (B,)
     if mixup:
-        # With the clip half a batch away: ranks taking every W-th clip mix the same pairs for any W.
+        # With the clip half a batch away: ranks taking every W-th clip mix equal pairs for any W.
         half, share = len(samples) // 2, torch.tensor([s.mix for s in samples])[:, None].float()
         labels = torch.nn.functional.one_hot(labels, len(dataset.classes)).float()
         labels = share * labels + (1 - share) * labels.roll(half, 0)  # (B, C)
@@ -953,10 +986,10 @@ def make_batch(step: int, dataset: Dataset, samples: list[Sample], mixup: bool =
 # ------------------------------------------------------------------------------------------------
 
 class Stream:
-    """What every step trains: a pure function of (seed, step), the same for any number of processes.
+    """What every step trains: a pure function of (seed, step), the same for any number of ranks.
 
-    The c-th batch of a task is positions [cB, (c + 1)B) of its endless row of epochs, each of them a
-    permutation of its items; rank r of W takes every W-th. So every item comes once before any comes
+    The c-th batch of a task is positions [cB, (c + 1)B) of its endless row of epochs, each epoch a
+    permutation of its items; rank r of W takes every W-th. So each item comes once before any comes
     twice, small datasets go round as often as they must, and no rank runs out of data. Schedules:
     round_robin  the tasks in turn
     weighted     in a random order with exactly weight / sum(weights) of all steps each (PolyViT's)
@@ -981,7 +1014,8 @@ class Stream:
         elif schedule in ("round_robin", "accumulate"):
             self.order = np.arange(steps) % (1 if schedule == "accumulate" else count)
         else:
-            raise ValueError(f"schedule {schedule!r} is not round_robin, weighted, uniform, accumulate")
+            raise ValueError(f"schedule = {schedule!r} is not one of round_robin, weighted, "
+                             "uniform, accumulate")
         self.turn = np.zeros(steps, int)  # how often the task of a step came before
         for number in range(count):
             self.turn[self.order == number] = np.arange((self.order == number).sum())
@@ -1037,16 +1071,16 @@ def training_batches(stream: Stream, start: int, stop: int, rank: int = 0, world
                      workers: int = 1, micro: int = 1) -> Iterator[list[Batch]]:
     """For each step from start to stop - 1 the list of its micro-batches, of all its tasks.
 
-    One pool of workers makes them ahead of time, each a whole micro-batch; with 0 workers they are made
-    here. An undecodable item is replaced by the next of its epoch and counted in `stream.damaged`;
-    ValueError when that is more than `bad_share` of a task's videos.
+    One pool of workers makes them ahead of time, each a whole micro-batch; 0 workers: made here.
+    An undecodable item is replaced by the next of its epoch and counted in `stream.damaged`;
+    ValueError when that befalls more than `bad_share` of a task's videos.
     """
     for name, dataset in stream.datasets.items():
         unit = world * micro * (2 if dataset.task.mixup else 1)
         if dataset.task.batch % unit:
-            raise ValueError(f"task {name!r}: batch = {dataset.task.batch} is no multiple of {unit} = "
-                             f"{world} processes x {micro} micro-batches"
-                             + " x 2 for mixup" * (dataset.task.mixup > 0))
+            raise ValueError(
+                f"task {name!r}: batch = {dataset.task.batch} is no multiple of {unit} = {world} "
+                f"processes x {micro} micro-batches" + " x 2 for mixup" * (dataset.task.mixup > 0))
 
     def requests() -> Iterator[tuple[int, str, list[int]]]:
         for step in range(start, stop):
@@ -1071,8 +1105,9 @@ def evaluation_batches(dataset: Dataset, batch: int, rank: int = 0, world: int =
                        workers: int = 1) -> Iterator[Batch]:
     """Items rank, rank + world, ... with all their views, each once: nothing is padded or replaced.
 
-    `batch` counts clips, an item is V of them; "full" clips differ in size and come alone. What cannot
-    be decoded is masked in `valid` and noted in `dataset.damaged`; ValueError past `bad_share`.
+    `batch` counts clips, an item is V of them; "full" clips differ in size and come alone. What
+    cannot be decoded is masked in `valid` and noted in `dataset.damaged`; past `bad_share` it is a
+    ValueError.
     """
     task, mine = dataset.task, range(rank, len(dataset), world)
     items = 1 if task.val_fit == "full" else max(1, batch // math.prod(task.views))
@@ -1106,8 +1141,8 @@ class _Evaluation:
 def _check_share(dataset: Dataset, bad: int, reason: str, stuck: bool = False) -> None:
     task = dataset.task
     if stuck or bad > task.bad_share * dataset.videos:
-        raise ValueError(f"task {task.name!r} ({dataset.split}): {bad} of {dataset.videos} videos cannot "
-                         f"be decoded, bad_share = {task.bad_share}; the last is {reason}")
+        raise ValueError(f"task {task.name!r} ({dataset.split}): {bad} of {dataset.videos} videos "
+                         f"cannot be decoded, bad_share = {task.bad_share}; the last is {reason}")
 
 
 def _load(source, requests: Iterator, workers: int) -> Iterator:
@@ -1124,3 +1159,10 @@ def _start_worker(number: int) -> None:
 
 def _as_it_is(value):
     return value
+
+
+if __name__ == "__main__":  # python data.py check | prepare | import | show
+    import sys
+
+    import datatools
+    sys.exit(datatools.main())

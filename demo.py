@@ -34,7 +34,7 @@ import av
 import numpy as np
 
 # ------------------------------------------------------------------------------------------------
-# The world: sizes, knobs, vocabulary
+# The world: sizes and vocabulary
 # ------------------------------------------------------------------------------------------------
 
 VERSION = 1  # to be raised when a World gets other pixels or labels
@@ -44,20 +44,18 @@ SCENES, FIRST_SEC = 4, 902  # scenes (keyframes) per video of `ava`, time of the
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Numbers of clips, and the knobs that make the world harder."""
+    """Numbers of clips (`scenes`: keyframes), and what makes the world harder."""
 
     seed: int = 0
     actions_train: int = 960
     actions_val: int = 240
     templates_train: int = 640
     templates_val: int = 160
-    scenes_train: int = 320  # keyframes of `ava`
+    scenes_train: int = 320
     scenes_val: int = 240
     zipf: float = 1.2  # exponent of the downstream class counts in training; validation is uniform
     min_positives: int = 8  # fewest training boxes of a class
-    clutter: float = 0.0  # 0..1: rectangles, camera pan, contrast; the same in all datasets
-    distractors: int = 0  # most unlabelled small moving sprites per clip, in all datasets
-    polarity: float = 0.0  # share of inverted clips, in all datasets
+    nuisance: float = 0.0  # 0..1: clutter, pan, contrast, unlabelled small sprites; everywhere
 
 
 POSES = ["tall", "flat", "round"]
@@ -245,17 +243,17 @@ def cast_scene(world: World, split: int, index: int, labels: list[list[str]]) ->
 
 def background(world: World, dataset: str, rng: np.random.Generator) -> np.ndarray:
     """A textured plane under a panning camera: float32 (FRAMES, SIZE, SIZE, 3)."""
-    pan = rng.uniform(-0.35, 0.35, 2) * (1 + world.clutter)  # px per frame
+    pan = rng.uniform(-0.35, 0.35, 2) * (1 + world.nuisance)  # px per frame
     margin = math.ceil(abs(pan).max() * FRAMES / 2) + 1
     side = SIZE + 2 * margin + 1
     gratings, patches = (0, rng.integers(6, 14)) if dataset == "ava" else (3, 0)
     row, column = np.arange(side)[:, None, None] / side, np.arange(side)[:, None] / side
     canvas = np.zeros((side, side, 3)) + rng.uniform(0.08, 0.38, 3)
     canvas += (row - 0.5) * rng.uniform(-0.2, 0.2, 3) * (gratings > 0)
-    for _ in range(gratings + round(2 * world.clutter)):
+    for _ in range(gratings + round(2 * world.nuisance)):
         down, across, phase = rng.uniform(-25, 25, 3)
         canvas += np.sin(down * row + across * column + phase) * rng.uniform(-0.05, 0.05, 3)
-    for _ in range(patches + round(world.clutter * rng.integers(8, 18))):
+    for _ in range(patches + round(world.nuisance * rng.integers(8, 18))):
         (y, x), (h, w) = rng.integers(0, side, 2), rng.integers(6, 28, 2)
         canvas[y:y + h, x:x + w] += (rng.uniform(0.05, 0.55, 3) - canvas[y:y + h, x:x + w]) * 0.4
     canvas, video = canvas.astype(np.float32), np.empty((FRAMES, SIZE, SIZE, 3), np.float32)
@@ -274,15 +272,13 @@ def render(world: World, dataset: str, split: int, index: int, label) -> np.ndar
     """One clip or scene: uint8 (FRAMES, SIZE, SIZE, 3)."""
     rng, sprites, _ = CASTS[dataset](world, split, index, label)
     video = background(world, dataset, rng)
-    for _ in range(rng.integers(0, world.distractors + 1)):
+    for _ in range(round(rng.uniform(0, 3) * world.nuisance)):
         small = Sprite(rng, list(SHAPES), rng.uniform(3, 4.5), *rng.uniform(4, SIZE - 4, 2))
         small.move(str(rng.choice(ACTIONS)), rng)
         small.draw(video)
     for sprite in sprites:
         sprite.draw(video)
-    video = 0.5 + (video - 0.5) * rng.uniform(1 - 0.4 * world.clutter, 1 + 0.1 * world.clutter)
-    if rng.random() < world.polarity:
-        video = 1 - video
+    video = 0.5 + (video - 0.5) * rng.uniform(1 - 0.4 * world.nuisance, 1)
     return (np.clip(video, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -334,7 +330,7 @@ def annotate_ava(world: World) -> tuple[dict, dict]:
             found += [row(movie, second, box, "", f"{score:.6f}")
                       for box, score in detect(rng, boxes)]
         texts[f"ava/{name}.csv"] = "".join(rows)
-    return texts | {"ava/val_boxes.csv": "".join(found)}, videos
+    return texts | {"ava/val_boxes.csv": "".join(found)}, videos  # of the last split
 
 
 def row(movie: str, second: int, box: np.ndarray, action: int | str, last: int | str) -> str:
@@ -367,7 +363,7 @@ def plan_scenes(world: World, split: int) -> list[list[list[str]]]:
 
 
 def deal(rng: np.random.Generator, names: list[str], total: int, zipf: float, least: int) -> list:
-    """`total` names in random order, in exact counts: Zipf over a random ranking, `least` of each."""
+    """`total` names in random order, in exact counts: Zipf over a random ranking, and a minimum."""
     least = min(least, total // len(names))
     share = 1 / np.arange(1, len(names) + 1) ** zipf
     counts = least + (share / share.sum() * (total - least * len(names))).astype(int)
@@ -421,7 +417,8 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
     wanted, manifest = {"version": VERSION} | dataclasses.asdict(world), folder / "world.json"
     if manifest.exists():
         found = json.loads(manifest.read_text())
-        if other := [f"{k} {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]:
+        other = [f"{k} {found.get(k)}, not {v}" for k, v in wanted.items() if found.get(k) != v]
+        if other:
             raise ValueError(f"{manifest}: another world ({'; '.join(other)}); use a new folder")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: files but no world.json; expected a new folder or a world")
@@ -430,8 +427,9 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
         files, videos = annotate(world)
         texts |= files
         jobs += [(folder / path, world, clips) for path, clips in videos.items()]
+    for dataset in CASTS:
+        (folder / dataset / "videos").mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
-        (folder / path).parent.joinpath("videos").mkdir(parents=True, exist_ok=True)
         partial = folder / f"{path}.partial"
         partial.write_text(text)
         os.replace(partial, folder / path)

@@ -2,10 +2,9 @@
 
 A clip is cut into tubelets, each a token; a pre-norm transformer mixes the tokens of all frames
 jointly (ViViT, model 1: Arnab et al. 2021, arXiv 2103.15691). A clip head classifies the pooled
-feature, a box head classifies each person from the tokens under its box. One class covers ViViT
-(class token or mean, learned positions, tanh GELU) and VideoMAE (Tong et al. 2022, arXiv 2203.12602:
-mean before the norm, fixed sin-cos table, exact GELU), so that the published weights of both fit;
-pretrained.py reads them.
+feature, a box head each person from the tokens under its box. One class covers ViViT (class token
+or mean, learned positions, tanh GELU) and VideoMAE (Tong et al. 2022, arXiv 2203.12602: mean before
+the norm, fixed sin-cos table, exact GELU), so that published weights of both fit (pretrained.py).
 
 Shapes, here and in every file of this project:
     B clips   T,H,W frames and pixels   t,h,w tubelet grid   N = t*h*w tokens
@@ -96,6 +95,8 @@ class Head:
         check_choices(self)
         if not 0 <= self.prior < 1:
             raise ValueError(f"prior is {self.prior}, expected 0 <= prior < 1")
+        if self.kind == "clip" and (self.context or self.prior):
+            raise ValueError("context and prior are for box heads, this is a clip head")
 
 
 def check_choices(config) -> None:
@@ -110,7 +111,7 @@ SIZES = {  # parameters at tubelet (2, 16, 16), 32 frames of 224 x 224 pixels
     "small": dict(width=128, depth=4, heads=4),  # 1.4 M
     "S": dict(width=384, depth=12, heads=6),  # 23 M
     "B": dict(width=768, depth=12, heads=12),  # 89 M
-    "L": dict(width=1024, depth=24, heads=16),  # 308 M
+    "L": dict(width=1024, depth=24, heads=16),  # 307 M
     "H": dict(width=1280, depth=32, heads=16),  # 636 M
 }
 
@@ -134,12 +135,10 @@ class Tubelets(nn.Module):
         nn.init.xavier_uniform_(self.weight.view(width, -1))
 
     def forward(self, video: Tensor) -> Tensor:
-        dt, dh, dw = tubelet = self.weight.shape[2:]
-        if video.shape[1:2] != (3,) or any(s % d for s, d in zip(video.shape[2:], tubelet, strict=True)):
-            raise ValueError(
-                f"video is {tuple(video.shape)}, expected (B, 3, T, H, W) with T, H, W multiples of"
-                f" the tubelet {tuple(tubelet)}"
-            )
+        shape, (dt, dh, dw) = tuple(video.shape), self.weight.shape[2:]
+        if len(shape) != 5 or shape[1] != 3 or shape[2] % dt or shape[3] % dh or shape[4] % dw:
+            raise ValueError(f"video is {shape}, expected (B, 3, T, H, W) with T, H, W multiples of"
+                             f" the tubelet {dt, dh, dw}")
         x = video.unflatten(4, (-1, dw)).unflatten(3, (-1, dh)).unflatten(2, (-1, dt))
         x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # (B, t, h, w, 3*dt*dh*dw)
         return F.linear(x, self.weight.flatten(1), self.bias)  # (B, t, h, w, D)
@@ -171,10 +170,10 @@ def position_table(config: ModelConfig) -> Tensor:
 def resize_positions(pos: Tensor, native: tuple, grid: tuple, mode: str) -> Tensor:
     """(1, [1 +] N, D) from the native grid to another; the class token's row is kept.
 
-    "bicubic": each time slice as an image, time linearly (VideoMAE's detection code does the former).
-    "bilinear-corners": linear along every axis with the corner cells fixed (Scenic, for ViViT).
-    Both are linear and separable, hence one small matrix per axis: cheap enough to be done in every
-    forward, and deterministic in backward, which F.interpolate on a GPU is not.
+    "bicubic": each time slice like an image (VideoMAE's detection code), and time linearly.
+    "bilinear-corners": linear along every axis, the corner cells fixed (Scenic, for ViViT).
+    Both are linear and separable, hence one small matrix per axis: cheap enough for every forward,
+    and deterministic in backward, which F.interpolate on a GPU is not.
     """
     if native == grid:
         return pos
@@ -196,7 +195,7 @@ def resize_positions(pos: Tensor, native: tuple, grid: tuple, mode: str) -> Tens
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); tokens (B, N, D) to the same."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): tokens (B, N, D) to the same."""
 
     def __init__(self, config: ModelConfig, drop_path: float):
         super().__init__()
@@ -225,9 +224,10 @@ class Block(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, d)
-        # The copy pays on a CPU: attention over rows far apart takes an eighth longer.
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)  # each (B, heads, N, d)
-        x = F.scaled_dot_product_attention(q, k, v)
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, heads, N, d)
+        if qkv.device.type == "cpu":  # whose kernel takes an eighth longer over rows far apart
+            qkv = qkv.contiguous()
+        x = F.scaled_dot_product_attention(*qkv.unbind(0))  # (B, heads, N, d)
         return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
 
     def drop(self, branch: Tensor) -> Tensor:
@@ -241,8 +241,8 @@ class Block(nn.Module):
 class VideoTransformer(nn.Module):
     """video (B, 3, T, H, W) -> pooled (B, D), tokens (B, t, h, w, D).
 
-    Clip heads read `pooled`, box heads read `tokens` (after the final norm, without the class token).
-    Both depend on every parameter. `torch.compile` takes the whole forward as one graph.
+    Clip heads read `pooled`, box heads `tokens` (after the final norm, without the class token);
+    both depend on every parameter. `torch.compile` takes the whole forward as one graph.
     """
 
     def __init__(self, config: ModelConfig):
@@ -297,9 +297,9 @@ class VideoTransformer(nn.Module):
 # Boxes to features
 # ------------------------------------------------------------------------------------------------
 #
-# RoIAlign samples a box on a regular grid by bilinear interpolation and averages the samples of each
-# bin. Whether a sample counts and the weights of its four neighbours factor into a part for its row and
-# one for its column, so the bins are linear in the features with weights (bins, h) and (bins, w).
+# RoIAlign (He et al. 2017, arXiv 1703.06870) samples a box on a regular grid, bilinearly, and takes
+# the mean of each bin's samples. Whether a sample counts and how its four neighbours weigh both
+# factor into a part for its row and one for its column: two small matrices per box say it all.
 
 
 def align_weights(
@@ -307,8 +307,8 @@ def align_weights(
 ) -> Tensor:
     """RoIAlign along one axis: sides (K,) in cells -> weights (K, bins, cells).
 
-    The same numbers as torchvision.ops.roi_align: `sampling` samples per bin (0: as many as the bin
-    has cells, rounded up); samples more than one cell outside count as zero, those nearer are clamped;
+    The numbers of torchvision.ops.roi_align: `sampling` samples per bin (0: as many as the bin has
+    cells, rounded up); a sample over one cell outside counts as zero, a nearer one is clamped;
     `aligned` puts the centre of cell j at j + 0.5; without it a box is at least one cell long.
     """
     start, end = (start - 0.5, end - 0.5) if aligned else (start, end)
@@ -327,8 +327,8 @@ def align_weights(
 
 
 def overlap_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
-    """Mean over the box along one axis: sides (K,) in cells -> share of the box in each cell
-    (K, 1, cells). A box without length, or outside, gives zeros."""
+    """Mean over a box along one axis: sides (K,) in cells -> its share in each cell (K, 1, cells).
+    A box without length, or outside, gives zeros."""
     cell = torch.arange(cells, device=start.device)
     overlap = torch.minimum(end[:, None], cell + 1) - torch.maximum(start[:, None], cell)
     overlap = overlap.clamp(min=0)  # (K, cells)
@@ -338,10 +338,11 @@ def overlap_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
 def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor) -> Tensor:
     """features (B, h, w, D), weights (K, p, h) and (K, q, w) -> (K, p*q, D).
 
-    One product per clip: the features of a clip are read by its boxes, never copied for each of them,
-    and no gradient is scattered, so backward is deterministic.
+    One product per clip: its features are read by all its boxes, never copied for each of them, and
+    no gradient is scattered, so backward is deterministic.
     """
-    weights = torch.einsum("kph,kqw->kpqhw", down, across).flatten(3).flatten(1, 2)  # (K, pq, hw)
+    weights = torch.einsum("kph,kqw->kpqhw", down, across)
+    weights = weights.flatten(3).flatten(1, 2)  # (K, pq, hw)
     order = box_clip.argsort(stable=True)
     counts = torch.bincount(box_clip, minlength=len(features)).tolist()  # boxes per clip
     clips = zip(weights[order].split(counts), features.flatten(1, 2), strict=True)
@@ -355,22 +356,23 @@ def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor)
 
 
 class TaskHead(nn.Module):
-    """A linear classifier, zero at the start: the trunk first feels a task when its head has learned."""
+    """A linear classifier that starts at zero, so a new task does not shake the trunk."""
 
     def __init__(self, head: Head, width: int):
         super().__init__()
         self.head = head
         self.fc = nn.Linear(width * (2 if head.context else 1), head.classes)
         nn.init.zeros_(self.fc.weight)
-        nn.init.constant_(self.fc.bias, math.log(head.prior / (1 - head.prior)) if head.prior else 0)
+        bias = math.log(head.prior / (1 - head.prior)) if head.prior else 0.0
+        nn.init.constant_(self.fc.bias, bias)
 
     def forward(self, pooled: Tensor, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
         x = pooled if self.head.kind == "clip" else self.persons(pooled, tokens, boxes, box_clip)
         return self.fc(F.dropout(x, self.head.dropout, self.training))
 
     def persons(self, pooled: Tensor, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
-        """The keyframe's box stands for the whole clip: mean over time, then the tokens under the box.
-        Boxes are clipped to the frame. -> (K, D), with context (K, 2D)."""
+        """-> (K, D), with context (K, 2D). The keyframe's box stands for the whole clip: mean over
+        time, then the tokens under the box, clipped to the frame."""
         features = tokens.mean(1)  # (B, h, w, D)
         h, w = features.shape[1:3]
         x1, y1, x2, y2 = boxes.float().clamp(0, 1).unbind(1)
@@ -380,31 +382,28 @@ class TaskHead(nn.Module):
         else:
             down, across = overlap_weights(y1 * h, y2 * h, h), overlap_weights(x1 * w, x2 * w, w)
         x = pool_boxes(features, down, across, box_clip).amax(1)  # (K, D)
-        if self.head.context:  # as a product, because the backward of pooled[box_clip] scatters
+        if self.head.context:  # a product, because the backward of pooled[box_clip] scatters
             x = torch.cat([x, F.one_hot(box_clip, len(pooled)).to(x.dtype) @ pooled], 1)
         return x
 
 
 class CoFinetuneModel(nn.Module):
-    """One encoder, one head per task. A head that a step does not use must keep `grad = None` (as
-    `zero_grad(set_to_none=True)` leaves it): a gradient of zeros lets momentum and decay move it."""
+    """One encoder, one head per task. A head that a step does not use must have `grad = None`, as
+    `zero_grad(set_to_none=True)` leaves it: zeros would let momentum and weight decay move it."""
 
     def __init__(self, config: ModelConfig, heads: dict[str, Head]):
         super().__init__()
         self.encoder = VideoTransformer(config)
-        self.heads = nn.ModuleDict({task: TaskHead(head, config.width) for task, head in heads.items()})
+        self.heads = nn.ModuleDict({t: TaskHead(head, config.width) for t, head in heads.items()})
 
-    def forward(
-        self, video: Tensor, task: str, boxes: Tensor | None = None, box_clip: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, video: Tensor, task: str, boxes: Tensor | None = None,
+                box_clip: Tensor | None = None) -> Tensor:
         return self.classify(self.encoder(video), task, boxes, box_clip)
 
-    def classify(
-        self, features: tuple[Tensor, Tensor], task: str, boxes: Tensor | None = None,
-        box_clip: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Encoder output -> logits (B, C) of a clip task or (K, C) of a box task; no boxes (K = 0) are
-        legal. float32 also under autocast: the heads cost little, and box corners need the digits."""
+    def classify(self, features: tuple[Tensor, Tensor], task: str, boxes: Tensor | None = None,
+                 box_clip: Tensor | None = None) -> Tensor:
+        """What the encoder returns -> logits (B, C) of a clip task or (K, C) of a box task, K >= 0.
+        float32 also under autocast: heads cost little, and box corners need the digits."""
         pooled, tokens = features
         with torch.autocast(tokens.device.type, enabled=False):
             return self.heads[task](pooled.float(), tokens.float(), boxes, box_clip)
@@ -416,25 +415,20 @@ class CoFinetuneModel(nn.Module):
 
 
 def clip_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Softmax cross-entropy, mean over clips. labels: (B,) classes, or (B, C) shares after mixup."""
+    """Softmax cross-entropy, mean over clips; labels (B,) classes, or (B, C) shares after mixup."""
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
-def box_loss(
-    logits: Tensor,
-    labels: Tensor,
-    reduce: Literal["sum", "mean"] = "sum",
-    count: float | Tensor | None = None,
-) -> Tensor:
-    """Sigmoid cross-entropy, labels (K, C); `reduce`d over classes, averaged over boxes.
+def box_loss(logits: Tensor, labels: Tensor, reduce: Literal["sum", "mean"] = "sum",
+             count: float | Tensor | None = None) -> Tensor:
+    """Sigmoid cross-entropy, logits and labels (K, C): reduced over classes, averaged over boxes.
 
-    The sum over classes is on the scale of a softmax loss, so one learning rate serves both kinds of
-    task (VideoGLUE, Scenic); the mean, C times smaller, is what most detection code for AVA uses.
-    `count` divides instead of K. With ranks that hold different numbers of boxes it must be the boxes
-    of all ranks / ranks, for then the averaged gradient is that of one process. No boxes: exactly 0,
-    with a gradient of zeros for every parameter.
+    The sum over classes has the scale of a softmax loss, so one learning rate serves both kinds of
+    task (VideoGLUE, Scenic); the mean, C times smaller, is what most AVA detection code uses.
+    `count` divides in place of K: when ranks hold different numbers of boxes, the boxes of all
+    ranks over the number of ranks makes the averaged gradient that of one process. No boxes give
+    exactly 0, with a gradient of zeros for every parameter.
     """
     total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-    if reduce == "mean":
-        total = total / logits.shape[1]
-    return total / ((len(logits) if count is None else count) or 1)
+    boxes = (len(logits) if count is None else count) or 1
+    return total / boxes / {"sum": 1, "mean": logits.shape[1]}[reduce]

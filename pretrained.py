@@ -86,35 +86,33 @@ DAMAGE = (
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """8 bytes of header length, a JSON header, and data that the tensors tile without gap or
     overlap (github.com/huggingface/safetensors, "Format")."""
+    spans, tensors, end = [], {}, 0
     with open(path, "rb") as file:
         length, room = int.from_bytes(file.read(8), "little"), path.stat().st_size - 8
         if not 0 < length <= min(room, 100 << 20):
             raise ValueError(f"{path}: a header of {length} bytes in a file of {room + 8}")
-        header = read_json(path, file.read(length))
-        data = bytearray(file.read())
-    header.pop("__metadata__", None)
-    spans, tensors, end = [], {}, 0
-    for name, entry in header.items():
-        try:
-            dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
-            start, stop, *_ = numbers = [*entry["data_offsets"], *shape]
-        except (LookupError, TypeError, ValueError):
-            raise ValueError(f"{path}: {name!r} lacks a known dtype, shape and offsets") from None
-        if len(numbers) > 8 or any(type(n) is not int or not 0 <= n <= len(data) for n in numbers):
-            raise ValueError(f"{path}: {name!r} lies outside the {len(data)} bytes of data")
-        if stop - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{path}: {name!r} of shape {shape} is given {stop - start} bytes")
-        spans.append((start, stop, name, dtype, shape))
-    for start, stop, name, dtype, shape in sorted(spans, key=lambda span: span[:3]):
-        if start != end:
-            raise ValueError(f"{path}: {name!r} starts at byte {start} of data, expected {end}")
-        tensors[name] = torch.empty(shape, dtype=dtype)
-        if stop > start:
-            flat = torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=start)
-            tensors[name] = flat.view(shape)
-        end = stop
-    if end != len(data):
-        raise ValueError(f"{path}: its tensors end at byte {end} of {len(data)} bytes of data")
+        header, room = read_json(path, file.read(length)), room - length
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            try:
+                dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
+                start, stop = entry["data_offsets"]
+                numbers = [start, stop, *shape]
+            except (LookupError, TypeError, ValueError):
+                raise ValueError(f"{path}: {name!r} lacks a dtype, shape and offsets") from None
+            if len(numbers) > 8 or any(type(n) is not int or not 0 <= n <= room for n in numbers):
+                raise ValueError(f"{path}: {name!r} lies outside the {room} bytes of data")
+            if stop - start != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{path}: {name!r} of shape {shape} is given {stop - start} bytes")
+            spans.append((start, stop, name, dtype, shape))
+        for start, stop, name, dtype, shape in sorted(spans, key=lambda span: span[:3]):
+            if start != end:
+                raise ValueError(f"{path}: {name!r} starts at byte {start}, expected {end}")
+            raw = bytearray(file.read(stop - start) or dtype.itemsize)  # frombuffer takes no empty
+            tensors[name] = torch.frombuffer(raw, dtype=dtype)[: math.prod(shape)].view(shape)
+            end = stop
+    if end != room:
+        raise ValueError(f"{path}: its tensors end at byte {end} of {room} bytes of data")
     return tensors
 
 
@@ -352,7 +350,7 @@ def made(path: Path, blank: ModelConfig | Head, values: dict) -> ModelConfig | H
     """A ModelConfig or Head with the values of a file, each of the type it has in `blank`."""
     try:
         for name, value in values.items():
-            if not isinstance(value, (type(getattr(blank, name)), int)):
+            if not isinstance(value, (type(getattr(blank, name)), int)) or value == math.inf:
                 raise TypeError(f"{name} is {value!r}")
         return dataclasses.replace(blank, **values)
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
@@ -458,7 +456,7 @@ def convert(path: Path, tensors: dict, settings: dict, inflate: str) -> Pretrain
     else:
         mean, std = list(facts.get("image_mean", mean)), list(facts.get("image_std", std))
     if family == "timm ViT" and "image_mean" not in facts:
-        report.append("input taken as [-1, 1]; if this is a DeiT or MAE, it has ImageNet's mean, std")
+        report.append("input assumed to be [-1, 1]; of DeiT and MAE it is ImageNet's mean and std")
     frames = facts.get("num_frames", usual_frames)
     steps = frames // (patch.shape[2] if video else 2)
     rows = state["pos"].shape[1] if "pos" in state and state["pos"].ndim == 3 else 0
@@ -608,9 +606,9 @@ def load_encoder(encoder: VideoTransformer, found: Pretrained) -> None:
 def build(
     found: Pretrained, tasks: dict[str, Head] | None = None, /, **overrides
 ) -> CoFinetuneModel:
-    """A model with these weights and the heads of the file, or with new ones for `tasks`; there, one
-    of the same name and shape in a checkpoint of this project keeps its weights. `overrides` are
-    fields of ModelConfig: drop_path, checkpointing, frames, size, pool."""
+    """A model with these weights and the heads of the file, or with new ones for `tasks`; there,
+    one of the same name and shape in a checkpoint of this project keeps its weights. `overrides`
+    are fields of ModelConfig: drop_path, checkpointing, frames, size, pool."""
     config = dataclasses.replace(found.config, **overrides)
     model = CoFinetuneModel(config, found.heads if tasks is None else tasks)
     load_encoder(model.encoder, found)
