@@ -183,14 +183,14 @@ def _impossible(task: Task) -> Iterator[str]:
         yield f"views = {views} is for clip tasks, and 3 crops for val_fit = \"crop\""
     if any(type(i) is not int or len(pair) != 2 for pair in task.flip_swap for i in pair):
         yield f"flip_swap = {task.flip_swap} is not a list of pairs of labels"
-    for wrong, problem in {
+    for problem, applies in {
             "neither `train` nor `val` is given": not (task.train or task.val),
             "a box task needs `labels`, its action list": box and not task.labels,
             "mixup is for clip tasks": box and task.mixup,
             "person detections are for box tasks": not box and (task.train_boxes or task.val_boxes),
             "transfer_iou needs `train_boxes`": task.transfer_iou and not task.train_boxes}.items():
-        if problem:
-            yield wrong
+        if applies:
+            yield problem
 
 
 # ------------------------------------------------------------------------------------------------
@@ -394,16 +394,27 @@ def _number(text: str) -> float:
     return value
 
 
+def _json(path: str | Path, kind: type) -> dict | list:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if type(content) is not kind:
+        raise ValueError(f"{path}: expected a JSON {kind.__name__}, found {type(content).__name__}")
+    return content
+
+
 def read_classes(path: str | Path) -> dict[int, str]:
     """id -> name from an action list (.pbtxt), a .json (name -> id) or a text list of classes."""
-    text = Path(path).read_text(encoding="utf-8-sig")
+    text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     if Path(path).suffix == ".pbtxt":
         found = re.findall(r"(?:label|item)\s*\{(.*?)\}", text, re.DOTALL)
         names = [re.search(r'name:\s*"(.*?)"', block) for block in found]
         ids = [re.search(r"\b(?:label_)?id:\s*(\d+)", block) for block in found]
         pairs = [(int(number[1]), name[1]) for number, name in zip(ids, names) if number and name]
     elif Path(path).suffix == ".json":
-        found = pairs = [(int(number), name) for name, number in json.loads(text).items()]
+        found = _json(path, dict)
+        pairs = [(int(i), name) for name, i in found.items() if re.fullmatch(r"\d+", str(i))]
     else:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         found = pairs = list(enumerate(lines))
@@ -461,7 +472,10 @@ class Videos:
             return names[0], time_sec - offset_sec
         around = [(abs(time_sec - (start + end) / 2), time_sec - start, name)
                   for start, end, name in self.clips.get(video, ()) if start <= time_sec <= end]
-        return min(around)[:0:-1] if around else None
+        if not around:
+            return None
+        _, local_sec, name = min(around)
+        return name, local_sec
 
     def clip(self, stem: str, label: str) -> str | None:
         """The file of this stem; of several, the one in the folder of its class."""
@@ -538,8 +552,8 @@ def read_clips(path: str, videos: Videos, split: str) -> list[tuple[str, str, st
         return rows
     if path.endswith(".json"):
         rows = []
-        for number, entry in enumerate(json.loads(Path(path).read_text(encoding="utf-8")), 1):
-            if not {"id", "template"} <= set(entry):
+        for number, entry in enumerate(_json(path, list), 1):
+            if type(entry) is not dict or not {"id", "template"} <= set(entry):
                 raise ValueError(f"{path}: entry {number} has no id or no template: {entry}")
             label = re.sub(r"[\[\]]", "", entry["template"])
             file = videos.clip(entry["id"], label)
@@ -547,10 +561,10 @@ def read_clips(path: str, videos: Videos, split: str) -> list[tuple[str, str, st
         return rows
     lines = list(_lines(path))
     header = next(csv.reader([lines[0][1]])) if lines else []
-    rows = []
-    for where, line in lines["youtube_id" in header:]:
+    kinetics, rows = "youtube_id" in header, []
+    for where, line in lines[1:] if kinetics else lines:
         try:
-            if "youtube_id" in header:
+            if kinetics:
                 row = _kinetics_row(dict(zip(header, next(csv.reader([line])))), videos)
             else:
                 row = _list_row(line, videos)
