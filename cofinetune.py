@@ -105,7 +105,6 @@ FREE = {"name", "out", "root", "micro_batches", "compile", "device", "workers", 
 FREE_IN_TASK = {"val", "val_videos", "val_boxes", "val_box_score", "val_fit", "views", "videos",
                 "exclude_val", "eval_labels", "bad_share"}
 
-_DEMO = dict(frames=8, stride=2, fps=16.0, size=48, short_side=[56, 56], batch=16)
 # Optimiser, clip length, augmentation and views follow the public ViViT recipe (Scenic); which ones the
 # co-finetuning paper used is unknown. Not run by us: these datasets were not at hand.
 _AVA = dict(
@@ -130,23 +129,30 @@ _VIVIT = dict(
                val="ssv2/something-something-v2-validation.json", videos="ssv2/videos", flip=0.0,
                labels="ssv2/something-something-v2-labels.json", weight=4.0)])
 _LARGE = dict(arch="L", drop_path=0.1, checkpointing=True)
+_SMALL = dict(frames=8, stride=2, fps=16.0, size=48, short_side=[56, 56], batch=16)
+_DEMO = dict(
+    root="data/demo", world={"seed": 0}, steps=600, optimiser="muon", lr=0.04, betas=[0.9, 0.98],
+    weight_decay=0.05, warmup=48, final_lr=0.01, mean=[], std=[], workers=1, threads=1, head_above=100,
+    tail_below=25,
+    model=dict(arch="tiny", frames=8, size=[48, 48], tubelet=[4, 8, 8], pos="learned-axes",
+               qk_init="mimetic"),
+    task=[dict(_SMALL, name="actions", kind="clip", videos="actions", labels="actions/classes.txt",
+               train="actions/train.txt", val="actions/val.txt", flip_swap=[[1, 2]]),
+          dict(_SMALL, name="templates", kind="clip", videos="templates/videos",
+               labels="templates/labels.json", train="templates/train.json",
+               val="templates/validation.json"),
+          dict(_SMALL, name="ava", kind="box", videos="ava/videos", offset_sec=901.5,
+               labels="ava/action_list.pbtxt", train="ava/train.csv", val="ava/val.csv",
+               val_boxes="ava/val_boxes.csv", val_fit="crop", flip_swap=[[4, 5]], prior=0.07,
+               roi_size=3)])
 RECIPES = {
-    "demo": dict(
-        root="data/demo", world={"seed": 0}, steps=600, optimiser="muon", lr=0.04, betas=[0.9, 0.98],
-        weight_decay=0.05, warmup=48, final_lr=0.01, mean=[], std=[], workers=1, threads=1,
-        head_above=100, tail_below=25,
-        model=dict(arch="tiny", frames=8, size=[48, 48], tubelet=[4, 8, 8], pos="learned-axes",
-                   qk_init="mimetic"),
-        task=[
-            dict(_DEMO, name="actions", kind="clip", videos="actions", labels="actions/classes.txt",
-                 train="actions/train.txt", val="actions/val.txt", flip_swap=[[1, 2]]),
-            dict(_DEMO, name="templates", kind="clip", videos="templates/videos",
-                 labels="templates/labels.json", train="templates/train.json",
-                 val="templates/validation.json"),
-            dict(_DEMO, name="ava", kind="box", videos="ava/videos", offset_sec=901.5,
-                 labels="ava/action_list.pbtxt", train="ava/train.csv", val="ava/val.csv",
-                 val_boxes="ava/val_boxes.csv", val_fit="crop", flip_swap=[[4, 5]], prior=0.07,
-                 roi_size=3)]),
+    "demo": _DEMO,
+    # For `compare`: 64 downstream keyframes against 4000 upstream clips, so that downstream data, not
+    # compute, is the bottleneck. Seeds from 10, each a world of its own; tuning on seeds from 1010.
+    "evidence": _DEMO | dict(
+        root="data/evidence", seed=10, steps=1200, warmup=96, head_above=20, tail_below=8, preview=0,
+        world=dict(seed=10, scenes_train=64, min_positives=3, scenes_val=400, actions_train=2400,
+                   templates_train=1600)),
     "vivit-b": dict(_VIVIT, model=dict(arch="B")),
     "vivit-l": dict(_VIVIT, model=_LARGE),
     "vivit-b-finetune": dict(_VIVIT, method="finetune", model=dict(arch="B")),
@@ -794,8 +800,8 @@ def mean_losses(losses: dict[str, float], world: World, step: int) -> dict[str, 
     """Over the ranks. FloatingPointError on every rank at once if one of them is not finite."""
     means = dict(zip(losses, (value / world.size for value in world.sum(list(losses.values())))))
     if not all(map(math.isfinite, means.values())):
-        raise FloatingPointError(f"the loss of step {step} is not finite: {means}; no weight was changed "
-                                 f"in this step, and the last checkpoint is intact")
+        raise FloatingPointError(f"non-finite loss at step {step}: {means}; no weight was changed in this "
+                                 f"step, and the last checkpoint is intact")
     return means
 
 
@@ -907,10 +913,9 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
                     video = data.normalise(batch.video, model.mean, model.std)      # (B, 3, T, H, W)
                     features = trunk(video)                                         # (B, D), (B, t, h, w, D)
                     logits = model.classify(features, task.name, batch.boxes, batch.box_clip)
+                    extra = method.loss(model, video, features, logits, batch, step) if method else 0.0
                 loss = task_loss(task, logits, batch, clips[task.name], boxes[task.name] / world.size)
-                if method:
-                    share = len(batch.video) / clips[task.name]
-                    loss = loss + share * method.loss(model, video, features, logits, batch, step)
+                loss = loss + extra * (len(batch.video) / clips[task.name])
                 (loss / len(clips)).backward()
             losses[task.name] += loss.item()
             if not math.isfinite(losses[task.name]):
