@@ -334,7 +334,8 @@ def table_of_rows(rows: Rows, name: str, top: int, is_truth: bool) -> Table:
         raise ValueError(f"{name}: {len(video)} video_id, {len(time)} time_sec, {len(box)} boxes, "
                          f"{len(label)} label, {len(score)} score: expected equal numbers")
     some = label != 0
-    new = (time[1:] != time[:-1]) | (video[1:] != video[:-1]) | ~some[1:] | ~some[:-1]
+    moved = np.append(True, (time[1:] != time[:-1]) | (video[1:] != video[:-1]))[:len(label)]
+    new = moved[1:] | ~some[1:] | ~some[:-1]
     new |= (box[1:] != box[:-1]).view(np.uint32)[:, 0] != 0  # any of the four, without a slow any()
     new = np.append(True, new)[:len(label)]
     runs, keys = np.flatnonzero(new), {}
@@ -347,8 +348,8 @@ def table_of_rows(rows: Rows, name: str, top: int, is_truth: bool) -> Table:
                          + is_truth * ", x1 <= x2, y1 <= y2" + "".join(
                              f"\n{i}: {video[i]},{time[i]},{box[i].tolist()},{label[i]},{score[i]}"
                              for i in bad[:5]))
-    key = [number_of(keys, v, t) for v, t in zip(video[runs].tolist(), time[runs].tolist())]
-    return Table(name, keys, np.array(key, np.int32), box[runs],
+    key = [number_of(keys, v, t) for v, t in zip(video[moved].tolist(), time[moved].tolist())]
+    return Table(name, keys, np.array(key, np.int32)[np.cumsum(moved[runs]) - 1], box[runs],
                  np.diff(np.append(runs, len(label))) * some[runs], label[some].astype(np.int16),
                  score[some])
 
@@ -538,12 +539,18 @@ def match(det: Ranked, truth: Table, frames: int, rules: Protocol) -> np.ndarray
     return hit
 
 
-def curve(score: np.ndarray, hit: np.ndarray, positives: int, order=None) -> tuple:
-    """Scores in falling order, and precision and recall down to each of them."""
-    if order is None:  # unstable on purpose: leaves equal scores as the official script leaves them
-        order = np.argsort(score)[::-1]
-    found = np.cumsum(hit[order])
-    return score[order], found / np.arange(1, len(found) + 1), found / positives
+def curve(hit: np.ndarray, positives: int) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall down to each detection, which come by falling score."""
+    found = np.cumsum(hit)
+    return found / np.arange(1, len(found) + 1), found / positives
+
+
+def reorder_ties(score: np.ndarray, hit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """hit with the false positives first among equal scores, and with the true positives first."""
+    first = np.flatnonzero(np.append(True, score[1:] != score[:-1]))
+    size, hits = np.diff(np.append(first, len(score))), np.add.reduceat(hit, first, dtype=int)
+    at = np.arange(len(score)) - np.repeat(first, size)
+    return at >= np.repeat(size - hits, size), at < np.repeat(hits, size)
 
 
 def average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
@@ -570,7 +577,7 @@ class Scored:
 
     ap: np.ndarray          # (3, C) nan = not in the mean; [1:] = worst, best order of equal scores
     positives: np.ndarray   # (C,) ground-truth boxes
-    classes: list           # C times: score, hit, keyframe of the detections; keyframe of the boxes
+    classes: list           # C times: score (falling), hit, keyframe; of its boxes the keyframe
     videos: list[str]       # of each keyframe
     keyframes: dict
     rows: dict
@@ -616,22 +623,19 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
              "dropped_invalid_box": candidates - ranked.capped - len(ranked.key)}
     hit = match(ranked, answer, frames, rules)
     bounds = np.searchsorted(ranked.column, np.arange(len(labels) + 1))
-    score = ranked.score.astype(np.float32) if rules.mmaction2 else ranked.score
     box_key = np.repeat(answer.run_key, answer.run_rows)
-    classes = [(score[a:b], hit[a:b], ranked.key[a:b], box_key[counts & (answer.label == c)])
-               for c, (a, b) in enumerate(zip(bounds[:-1], bounds[1:]))]
-
-    ap = np.full((3, len(labels)), np.nan)
-    for c in np.flatnonzero(positives).tolist():
-        score, hit = classes[c][:2]
-        if len(score) or not rules.mmaction2:
-            falling, precision, recall = curve(score, hit, positives[c])
-            ap[:, c] = average_precision(precision, recall)
-            found = np.diff(recall, prepend=0) > 0
-            if ((falling[1:] == falling[:-1]) & (found[1:] != found[:-1])).any():
-                for i, tie in (1, hit), (2, ~hit):
-                    order = np.lexsort((tie, -score))
-                    ap[i, c] = average_precision(*curve(score, hit, positives[c], order)[1:])
+    classes, ap = [], np.full((3, len(labels)), np.nan)
+    for c, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
+        score = ranked.score[a:b].astype(np.float32 if rules.mmaction2 else float)
+        order = np.argsort(score)[::-1]  # unstable: equal scores as in the official script
+        score, found = score[order], hit[a:b][order]
+        classes.append((score, found, ranked.key[a:b][order],
+                        box_key[counts & (answer.label == c)]))
+        if positives[c] and (b > a or not rules.mmaction2):
+            ap[:, c] = average_precision(*curve(found, positives[c]))
+            if ((score[1:] == score[:-1]) & (found[1:] != found[:-1])).any():
+                ap[1:, c] = [average_precision(*curve(tied, positives[c]))
+                             for tied in reorder_ties(score, found)]
     return Scored(
         ap, positives, classes, [video for video, _ in number],
         {"ground_truth": len(truth.keys.keys() - excluded), "detected": len(det.keys),
@@ -659,7 +663,7 @@ def score_persons(det: Table, keep, truth: Table, counts, frames: int) -> dict:
     boxes = rank(found, np.ones(len(found.label), bool), persons, frames, rules)
     hit = match(boxes, persons, frames, rules)
     positives = max(1, len(persons.label))
-    return {"ap": average_precision(*curve(boxes.score, hit, positives)[1:]),
+    return {"ap": average_precision(*curve(hit[np.argsort(boxes.score)[::-1]], positives)),
             "recall": int(hit.sum()) / positives,
             "num_gt": len(persons.label), "num_det": len(hit)}
 
@@ -674,11 +678,10 @@ def bootstrap(runs: list[Scored], replicates: int, seed: int) -> list[np.ndarray
         ap = np.full((len(run.positives), replicates), np.nan)
         unit_of_key = np.array([unit[video] for video in run.videos])
         for c in np.flatnonzero(~np.isnan(run.ap[0])).tolist():
-            score, hit, key, box_key = run.classes[c]
-            order = np.argsort(score)[::-1]
-            at, of_row = np.flatnonzero(hit[order]), unit_of_key[key[order]]  # (P,) true positives
+            _, hit, key, box_key = run.classes[c]
+            at, of_row = np.flatnonzero(hit), unit_of_key[key]                # (P,) true positives
             rows = np.zeros((len(at) + 1, units))
-            np.add.at(rows, (np.searchsorted(at, np.arange(len(order))), of_row), 1)
+            np.add.at(rows, (np.searchsorted(at, np.arange(len(hit))), of_row), 1)
             rows = np.cumsum(rows[:-1], axis=0)               # (P, units) detections down to each
             boxes = np.bincount(unit_of_key[box_key], minlength=units)
             for k in range(0, replicates, 100):
@@ -814,7 +817,7 @@ def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: 
         result["versus"] = {"other": second.name, "replicates": replicates, "differences":
                             differences(scored, theirs, groups, replicates, seed)}
     if curves is not None:  # arrays ID_score, ID_precision, ID_recall
-        lines = {i: curve(*scored.classes[c][:2], scored.positives[c])
+        lines = {i: (scored.classes[c][0], *curve(scored.classes[c][1], scored.positives[c]))
                  for c, i in enumerate(labels) if scored.positives[c]}
         np.savez_compressed(curves, **{f"{i}_{name}": line[k] for i, line in lines.items()
                                        for k, name in enumerate(("score", "precision", "recall"))})

@@ -240,6 +240,8 @@ def check(recipe: Recipe) -> list[str]:
     except (ValueError, TypeError) as error:
         found.append(f"[model]: {error}")
     names = [task.name for task in recipe.task]
+    found += [f"task name {name!r}: letters, digits, - and _ only" for name in names
+              if not re.fullmatch(r"[\w-]+", name)]
     if not names:
         found.append("no [[task]] table: at least one dataset is needed")
     found += [f"train_tasks: no task is called {name!r}" for name in set(recipe.train_tasks) - set(names)]
@@ -437,8 +439,8 @@ def make_optimisers(model: CoFinetuneModel, recipe: Recipe) -> list[torch.optim.
     for (matrix, peak, decay), params in groups.items():
         tables[matrix].append(dict(params=params, lr=peak, peak=peak, weight_decay=decay))
     if recipe.optimiser == "sgd":
-        return [torch.optim.SGD(tables[False], momentum=recipe.momentum)]
-    adamw = torch.optim.AdamW(tables[False], betas=tuple(recipe.betas))
+        return [torch.optim.SGD(tables[False], momentum=recipe.momentum, fused=True)]
+    adamw = torch.optim.AdamW(tables[False], betas=tuple(recipe.betas), fused=True)
     return [adamw] if recipe.optimiser == "adamw" else [
         torch.optim.Muon(tables[True], momentum=recipe.momentum), adamw]
 
