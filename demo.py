@@ -388,7 +388,7 @@ def detect(rng: np.random.Generator, boxes: np.ndarray) -> list[tuple[np.ndarray
 
 def write_video(path: Path, video: np.ndarray) -> None:
     """Encode beside `path` and rename: a file that exists is whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # runs may share a world
+    partial = path.with_name(path.name + ".partial")
     options = {"preset": "ultrafast", "crf": "18"}
     with av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options=options)
@@ -430,9 +430,10 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
     for dataset in CASTS:
         (folder / dataset / "videos").mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
-        partial = folder / f"{path}.{os.getpid()}.partial"
-        partial.write_text(text)
-        os.replace(partial, folder / path)
+        partial, path = folder / f"{path}.partial", folder / path
+        if not path.exists() or path.read_text() != text:  # several runs may share a complete world
+            partial.write_text(text)
+            os.replace(partial, path)
     missing = [job for job in jobs if not job[0].exists()]
     if workers < 2 or len(missing) < 50:
         follow(map(make_video, missing), len(missing))
