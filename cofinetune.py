@@ -406,7 +406,10 @@ def build_model(recipe: Recipe, classes: dict[str, list[str]], state: dict | Non
     elif recipe.init:
         import pretrained
         found = pretrained.load(recipe.init)
-        model = pretrained.build(found, heads)
+        # The checkpoint decides on the architecture; of [model] count the keys that leave its weights.
+        model = pretrained.build(found, heads, **{
+            key: recipe.model[key] for key in ("frames", "size", "drop_path", "checkpointing")
+            if key in recipe.model})
         scale = (list(found.mean), list(found.std))
         print0(f"initialised from {recipe.init} ({found.family})")
     else:
@@ -588,6 +591,8 @@ class Log:
         self.show(summary(metrics))
         for name, m in metrics["task"].items() if self.board else ():
             self.board.add_scalar(f"val/{name}", m["mAP"] if m["kind"] == "box" else m["top1"], step)
+        if self.board and (picture := self.path.with_name("preview.png")).exists():
+            self.board.add_image("preview", data.decode_clip(picture, [0])[0], step, dataformats="HWC")
         self.since = time.time()
 
     def sync(self) -> None:
@@ -606,17 +611,16 @@ def summary(metrics: dict) -> str:
     """The printed form of a metrics.json: every number beside its protocol, its counts and its chance."""
     lines = []
     for name, m in metrics["task"].items():
-        def number(key: str, value: float, text: str) -> str:
-            return text + (f" (chance {m['chance'][key]:.4f})" if m["chance"].get(key) is not None else "")
+        chance = {key: f" (chance {value:.4f})" for key, value in m["chance"].items() if value is not None}
         if m["kind"] == "clip":
-            lines.append(f"{name}: top-1 {number('top1', 0, format(m['top1'], '.4f'))}, top-5 "
-                         f"{number('top5', 0, format(m['top5'], '.4f'))}; {m['clips']} clips, {m['views']} "
-                         f"views each, {m['undecodable']} undecodable")
+            lines.append(f"{name}: top-1 {m['top1']:.4f}{chance.get('top1', '')}, top-5 {m['top5']:.4f}"
+                         f"{chance.get('top5', '')}; {m['clips']} clips, {m['views']} views each, "
+                         f"{m['undecodable']} undecodable")
             continue
-        lines.append(f"{name}: mAP {number('mAP', 0, repr(m['mAP']))} by {m['protocol']}; {m['boxes']} boxes, "
-                     f"{m['keyframes']['matched']} of {m['keyframes']['ground_truth']} keyframes, "
+        lines.append(f"{name}: mAP {m['mAP']!r}{chance.get('mAP', '')} by {m['protocol']}; {m['boxes']} "
+                     f"boxes, {m['keyframes']['matched']} of {m['keyframes']['ground_truth']} keyframes, "
                      f"{m['undecodable']} undecodable")
-        lines += [f"  {group}: mAP {number(group, 0, format(g['mAP'], '.4f'))}, {g['classes']} classes"
+        lines += [f"  {group}: mAP {g['mAP']:.4f}{chance.get(group, '')}, {g['classes']} classes"
                   for group, g in m["groups"].items() if g["mAP"] is not None]
     if "ema" in metrics:
         lines += ["with averaged weights", *("  " + line for line in summary(metrics["ema"]).splitlines())]
