@@ -2032,9 +2032,9 @@ def test_ava_by_hand(tmp_path):
         truth = [f"v,902,0,0,.75,1,1,{ids[0]}", f"v,902,.25,0,1,1,1,{ids[1]}"]
         assert ava_map(tmp_path, truth, found)["mAP"] == official
         assert ava_map(tmp_path, truth, found, "slowfast")["mAP"] == slowfast
-    truth = [f"v,{t},0,0,1,1,1" for t in range(902, 932)]  # 15 hits, 15 misses, one score
-    found = [f"v,{t},0,0,1,{1 if t % 2 else .1},1,.5" for t in range(902, 932)]
-    assert ava_map(tmp_path, truth, found)["mAP_ties"] == pytest.approx([0.25, 0.5])
+    truth = [f"v,{t},0,0,1,1,1" for t in range(902, 932)]  # 10 hits, 20 misses, one score
+    found = [f"v,{t},0,0,1,{.1 if t % 3 else 1},1,.5" for t in range(902, 932)]
+    assert ava_map(tmp_path, truth, found)["mAP_ties"] == pytest.approx([1 / 9, 1 / 3])
 
 
 @pytest.mark.parametrize("found, expected", [  # official-2020, official-2019, slowfast, mmaction2
