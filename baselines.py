@@ -1,4 +1,4 @@
-"""The rivals of co-finetuning, on the same encoder, data and evaluation; and the command that compares.
+"""The rivals of co-finetuning, on the same encoder, data and evaluation; and how to compare them.
 
 Self-distillation and SpotTune wrap the model, so one guarded line of the training loop serves both:
 `attach` returns an object with
@@ -34,7 +34,7 @@ from model import CoFinetuneModel, VideoTransformer
 
 
 def attach(method: str, model: CoFinetuneModel, options: dict) -> "SelfDistil | SpotTune":
-    """Put a method on an initialised model, before its optimisers are made. ValueError: bad options."""
+    """Put a method on an initialised model, before its optimisers are made. ValueError."""
     kind = {"selfdistil": SelfDistil, "spottune": SpotTune}[method]
     known = list(inspect.signature(kind).parameters)[1:]
     if unknown := sorted(options.keys() - set(known)):
@@ -47,7 +47,7 @@ def attach(method: str, model: CoFinetuneModel, options: dict) -> "SelfDistil | 
 
 
 def check(method: str, **options: tuple) -> None:
-    """ValueError unless each value is one of its choices (value, [...]) or between (value, low, high)."""
+    """ValueError unless each is one of its choices, (value, [...]), or in (value, low, high)."""
     for name, (value, *allowed) in options.items():
         if isinstance(allowed[0], list):
             good, text = value in allowed[0], "one of " + ", ".join(allowed[0])
@@ -64,7 +64,7 @@ def check(method: str, **options: tuple) -> None:
 
 
 class SelfDistil:
-    """The encoder of a while ago, frozen, guides the encoder of now (Zhou et al., arXiv 2205.00506).
+    """The encoder of a while ago, frozen, guides that of now (Zhou et al., arXiv 2205.00506).
 
     What we know of the paper is its abstract: the encoder of the last epoch teaches that of the
     current one, against forgetting. What is compared, how and how strongly are our choices:
@@ -86,7 +86,8 @@ class SelfDistil:
         check("selfdistil", target=(target, ["pooled", "tokens", "logits"]),
               form=(form, ["cosine", "mse", "kl"] if target == "logits" else ["cosine", "mse"]),
               weight=(weight, 0, math.inf), refresh=(refresh, 0, math.inf), ema=(ema, 0, 1))
-        self.target, self.form, self.weight, self.refresh, self.ema = target, form, weight, refresh, ema
+        self.target, self.form, self.weight = target, form, weight
+        self.refresh, self.ema = refresh, ema
         # Not a deepcopy, which would copy, or share, whatever hooks hang on the model.
         heads = {task: head.head for task, head in model.heads.items()}
         self.teacher = CoFinetuneModel(model.encoder.config, heads)
@@ -105,9 +106,9 @@ class SelfDistil:
         """
         if self.refresh and step % self.refresh == 0 and step != self.refreshed:
             self.refreshed = step
-            pairs = zip(self.teacher.state_dict().values(), model.state_dict().values(), strict=True)
-            for old, new in pairs:
-                old.lerp_(new, 1 - self.ema)
+            new = model.state_dict()
+            for name, old in self.teacher.state_dict().items():
+                old.lerp_(new[name], 1 - self.ema)
         with torch.no_grad():
             goals = self.teacher.encoder(video)
             if self.target == "logits":
@@ -123,7 +124,7 @@ class SelfDistil:
         """A number for each row, exactly 0 where student and teacher are equal."""
         if self.form == "mse":
             return (ours - goal).square().flatten(1).mean(1)
-        if self.form == "cosine":  # 1 - cos = half the squared distance of unit vectors, which is exact at 0
+        if self.form == "cosine":  # half the squared distance of unit vectors: 1 - cos, exact at 0
             apart = F.normalize(ours, dim=-1) - F.normalize(goal, dim=-1)
             return apart.square().sum(-1, keepdim=True).flatten(1).mean(1) / 2
         if boxes:
@@ -153,9 +154,10 @@ class SpotTune(VideoTransformer):
     Guo et al., CVPR 2019, for residual networks; here the unit is a transformer block. A small
     network, the policy, reads the clip and decides by a straight-through Gumbel-softmax of constant
     temperature; nothing but the task's loss rewards a choice. Both paths are computed: a step costs
-    about twice the blocks, and nothing is saved at test. Embedding, final norm and heads are trained.
-    Unlike the authors' code, the policy is a one-block transformer with the recipe's learning rates
-    (theirs: a residual network at a tenth of the rate), and tests take the likelier path (theirs draw).
+    about twice the blocks, and nothing is saved at test. Embedding, final norm and heads are
+    trained. Unlike the authors' code, the policy is a one-block transformer with the recipe's
+    learning rates (theirs: a residual network at a tenth of the rate), and tests take the likelier
+    path (theirs draw).
 
     `blocks` are the trained twins, by the names they have in the encoder that is wrapped.
         temperature  of the Gumbel-softmax
@@ -168,7 +170,8 @@ class SpotTune(VideoTransformer):
         policy: str = "learned",
     ):  # fmt: skip
         check("spottune", temperature=(temperature, 1e-3, math.inf),
-              at_test=(at_test, ["argmax", "sample"]), policy=(policy, ["learned", "frozen", "finetuned"]))
+              at_test=(at_test, ["argmax", "sample"]),
+              policy=(policy, ["learned", "frozen", "finetuned"]))
         super().__init__(encoder.config)
         self.load_state_dict(encoder.state_dict())
         pretrained = VideoTransformer(encoder.config)
@@ -206,7 +209,7 @@ class SpotTune(VideoTransformer):
         return (1 - gate) * frozen(x) + gate * tuned(x)
 
     def route(self, video: Tensor) -> Tensor:
-        """(B, depth) of exact zeros (frozen) and ones (finetuned), with the gradient of the softmax."""
+        """(B, depth), exactly 0 (frozen) or 1 (finetuned), with the gradient of the softmax."""
         if self.fixed is not None:
             return video.new_full((len(video), self.config.depth), self.fixed)
         pooled, _ = self.policy(video)
@@ -255,19 +258,23 @@ def compare(
 ) -> None:  # fmt: skip
     """Tune every method's learning rate, run every method with the same seeds, write the tables.
 
-    recipe: what `source` (a file or a name) and `overrides` resolve to. A seed decides initialisation
-    and order of the data, the same for all methods, and the world where it is generated. The rate is
-    the best of `lrs` (default: half, once, twice the recipe's; a single one is taken as it is) by mean
-    mAP over tuning seeds, on data that no reported number is measured on: other worlds, or the fifth
-    of the training videos that `hold_out` sets aside. `jobs` runs at a time have one thread each (0:
-    a run per core; one in all on a GPU). Finished runs are kept, stopped ones resume. In `out`
-    (runs/compare): compare.md, compare.csv (every run), classes.csv, compare.png, and the runs.
+    recipe: what `source` (a file or a name) and `overrides` resolve to. A seed decides on the
+    initialisation, the order of the data, the same for all methods, and the world where it is
+    generated. The rate is the best of `lrs` (default: half, once, twice the recipe's; a single one
+    is taken as it is) by mean mAP over tuning seeds, on data that no reported number is measured
+    on: other worlds, or the fifth of the training videos that `hold_out` sets aside. `jobs` runs at
+    a time have one thread each (0: a run per core; one in all on a GPU). Finished runs are kept,
+    stopped ones resume. A method may carry settings of its own, `finetune@task.ava.lr_scale=2`;
+    differences are taken to the `finetune` that was tuned best. In `out` (runs/compare): compare.md, compare.csv (every run), classes.csv,
+    compare.png, and the runs.
     """
     out = Path(overrides.get("out", "runs/compare")).resolve()
     lrs = sorted(set(lrs)) or [recipe.lr / 2, recipe.lr, recipe.lr * 2]
     if min(seeds, tuning_seeds) < 1 or len(set(methods)) < len(methods):
         raise ValueError(f"compare: {seeds} seeds, {tuning_seeds} tuning seeds, methods "
                          f"{', '.join(methods)}; expected one seed or more, each method once")
+    if bad := [part for m in methods for part in m.split("@")[1:] if "=" not in part]:
+        raise ValueError(f"compare: {bad[0]!r} after @ is not of the form key=value")
     if not any(task.kind == "box" for task in recipe.task):
         raise ValueError(f"compare: {source} has no box task, whose mAP decides")
     if not jobs:
@@ -276,7 +283,9 @@ def compare(
 
     def run(phase: str, method: str, lr: float, seed: int, split: dict) -> Run:
         folder = out / phase / f"{method}-lr{lr:g}-seed{seed}"
-        own = {"method": method, "lr": repr(lr), "seed": str(seed), "threads": "1", "out": str(folder)}
+        name, *changes = method.split("@")
+        own = dict(change.split("=", 1) for change in changes)
+        own |= {"method": name, "lr": repr(lr), "seed": str(seed), "threads": "1", "out": str(folder)}
         return Run(method, lr, seed, folder, overrides | split | own)
 
     scores, best, tuning, final = {}, dict.fromkeys(methods, lrs[0]), [], []
@@ -309,8 +318,8 @@ def other_world(recipe, seed: int, out: Path) -> dict[str, str]:
 
 
 def hold_out(recipe, out: Path) -> dict[str, str]:
-    """Set a fifth of each box task's training videos aside -> the overrides that validate on them, with
-    the person boxes that training has. Upstream tasks stay as they are: downstream mAP decides."""
+    """Set a fifth of each box task's training videos aside -> the overrides that validate on them,
+    with the person boxes of training. Upstream tasks stay as they are: downstream mAP decides."""
     overrides = {}
     out.mkdir(parents=True, exist_ok=True)
     for task in (task for task in recipe.task if task.kind == "box"):
@@ -328,8 +337,8 @@ def hold_out(recipe, out: Path) -> dict[str, str]:
 
 
 def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
-    """Run what is not finished, `jobs` processes at a time. ValueError as soon as one fails; but a run
-    that diverges only stays without metrics: in a grid that is an answer."""
+    """Run what is not finished, `jobs` processes at a time. ValueError as soon as one fails; but a
+    run that diverges only stays without metrics: in a grid that is an answer."""
     waiting, running, began = [], {}, time.time()
     for run in runs:
         identity = json.dumps([source, run.overrides, vars(recipe)], default=vars)
@@ -340,16 +349,18 @@ def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
         written.write_text(identity)
         waiting += [] if (run.out / "metrics.json").exists() else [run]
     total, trainer = len(waiting), str(Path(__file__).with_name("cofinetune.py"))
-    print(f"{runs[0].out.parent}: {len(runs)} runs, {len(runs) - total} done, {jobs} at a time", flush=True)
+    print(f"{runs[0].out.parent}: {len(runs)} runs, {len(runs) - total} done, {jobs} at a time",
+          flush=True)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
-                options = [f"--{key}={value}" for key, value in run.overrides.items()]
+                command = [sys.executable, trainer, "--recipe", source,
+                           *(f"--{key}={value}" for key, value in run.overrides.items())]
                 with open(run.out / "output.txt", "a") as output:
-                    process = subprocess.Popen(  # in a session of its own, which Ctrl-C does not reach
-                        [sys.executable, trainer, "--recipe", source, *options], stdout=output,
-                        stderr=output, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                    process = subprocess.Popen(  # in its own session, which Ctrl-C does not reach
+                        command, stdout=output, stderr=output, start_new_session=True,
+                        env=os.environ | {"OMP_NUM_THREADS": "1"})
                 running[process] = run
             time.sleep(0.1)
             for process in [p for p in running if p.poll() is not None]:
@@ -359,7 +370,8 @@ def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
                     raise ValueError(f"{run.out} ended with status {process.returncode}: {tail}")
                 done = total - len(waiting) - len(running)
                 left = (time.time() - began) / done * (total - done) / 60
-                print(f"{done}/{total} {run.out.name}: mAP {score:.4f}, {left:.0f} min left", flush=True)
+                print(f"{done}/{total} {run.out.name}: mAP {score:.4f}, {left:.0f} min left",
+                      flush=True)
     except KeyboardInterrupt:
         raise SystemExit("compare: stopped; the same command goes on from here") from None
     finally:  # SIGTERM makes a run write its checkpoint and stop
@@ -372,8 +384,12 @@ def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
 def measures(run: Run, recipe) -> dict[str, float]:
     """What the tables show of a finished run, by column; nan for a group without classes."""
     found, batch = {}, {task.name: task.batch for task in recipe.task}
-    for name, m in sorted(run.metrics()["task"].items(), key=lambda item: item[1]["kind"]):  # boxes first
-        values = {"top-1": m["top1"]} if m["kind"] == "clip" else {f"mAP ({m['protocol']})": m["mAP"]}
+    boxes_first = sorted(run.metrics()["task"].items(), key=lambda item: item[1]["kind"])
+    for name, m in boxes_first:
+        if m["kind"] == "clip":
+            values = {"top-1": m["top1"]}
+        else:
+            values = {f"mAP ({m['protocol']})": m["mAP"]}
         values |= {group: of["mAP"] for group, of in m.get("groups", {}).items()}
         found |= {f"{name} {key}": math.nan if v is None else v for key, v in values.items()}
     found |= dict.fromkeys(COSTS, 0.0)
@@ -402,7 +418,8 @@ def write_tables(
     columns = list(results[methods[0], seeds[0]])
     rates = [c for c in columns if c not in COSTS]
     series = {c: {m: np.array([results[m, s][c] for s in seeds]) for m in methods} for c in columns}
-    reference = "finetune" if "finetune" in methods else methods[0]
+    finetuned = [m for m in methods if m.partition("@")[0] == "finetune"]
+    reference = max(finetuned or methods[:1], key=lambda m: scores.get((m, best[m]), 0.0))
     others = [m for m in methods if m != reference]
     differences = {(c, m): series[c][m] - series[c][reference] for c in rates for m in others}
 
@@ -418,28 +435,32 @@ def write_tables(
         several = len(values) > 1 and column not in ("clips seen", "updates")
         return f"{values.mean():{form}}" + (f" ± {values.std(ddof=1):{form}}" if several else "")
 
-    each, other = ("a world, ", "other worlds") if recipe.world else ("", "held-out training videos")
-    text = (f"Recipe {source}, seeds {seeds[0]} to {seeds[-1]}: each {each}an initialisation and an "
-            "order of the clips, the same for all methods.\n\n")
+    each, other = "", "held-out training videos"
+    if recipe.world:
+        each, other = "a world, ", "other worlds"
+    text = (f"Recipe {source}, seeds {seeds[0]} to {seeds[-1]}: each {each}an initialisation and "
+            "an order of the clips, the same for all methods.\n\n")
     if scores:
-        text += (f"Learning rate: mean mAP over tuning seeds, on {other}. At an edge of the grid, a "
-                 "better one may lie outside.\n\n")
+        text += (f"Learning rate: mean mAP over tuning seeds, on {other}. At an edge of the grid, "
+                 "a better one may lie outside.\n\n")
         taken = {m: f"{best[m]:g}" + " (edge)" * (best[m] in (lrs[0], lrs[-1])) for m in methods}
         text += table(["method", *(f"{lr:g}" for lr in lrs), "taken"],
                       [[m, *(f"{scores[m, lr]:.4f}" for lr in lrs), taken[m]] for m in methods])
     else:
         text += f"Learning rate: {lrs[0]:g} for all methods, not tuned.\n\n"
-    text += (f"Mean ± standard deviation over seeds. Head: above {recipe.head_above} training boxes, "
-             f"tail: below {recipe.tail_below}. Minutes: from the first to the last logged step.\n\n")
+    text += ("Mean ± standard deviation over seeds. "
+             f"Head: above {recipe.head_above} training boxes, tail: below {recipe.tail_below}. "
+             "Minutes: from the first to the last logged step.\n\n")
     text += table(["method", *columns],
                   [[m, *(spread(c, series[c][m]) for c in columns)] for m in methods])
     if others:
         interval = "{:+.4f} [{:+.4f}, {:+.4f}]".format
-        text += f"Difference to {reference}, paired by seed: mean and 95 % t interval.\n\n" + table(
-            ["", *others], [[c, *(interval(*paired(differences[c, m])) for m in others)] for c in rates])
+        text += f"Difference to {reference}, paired by seed: mean and 95 % t interval.\n\n"
+        text += table(["", *others], [[c, *(interval(*paired(differences[c, m])) for m in others)]
+                                      for c in rates])
     (out / "compare.md").write_text(text)
     write_csv(out / "compare.csv", ["method", "lr", "seed", *columns],
-              [[run.method, run.lr, run.seed, *results[run.method, run.seed].values()] for run in runs])
+              [[r.method, r.lr, r.seed, *results[r.method, r.seed].values()] for r in runs])
 
     ap, rows = {}, []
     for run in runs:
@@ -464,8 +485,10 @@ def write_csv(path: Path, header: list[str], rows: list[list]) -> None:
         csv.writer(f).writerows([header, *rows])
 
 
-def draw_differences(differences: dict[tuple[str, str], np.ndarray], reference: str, path: Path) -> None:
-    """A row per column and method: a dot for each seed's difference, a bar for mean and interval."""
+def draw_differences(
+    differences: dict[tuple[str, str], np.ndarray], reference: str, path: Path
+) -> None:
+    """A row per column and method: a dot for each seed's difference, a bar for the interval."""
     import datatools
 
     names = [f"{column}: {method} - {reference}" for column, method in differences]
@@ -483,8 +506,10 @@ def draw_differences(differences: dict[tuple[str, str], np.ndarray], reference: 
 
     for tick in (-reach, 0.0, reach):
         mark(18, height - 16, tick, tick, 0, 225 if tick else 90)
-        datatools.draw_text(picture, left + 197 + round(200 * tick / reach), height - 12, f"{tick:+.3f}")
-    datatools.draw_text(picture, 6, 4, "dots: seeds; bars: mean and 95 % t interval; right of 0: more")
+        place = left + 197 + round(200 * tick / reach)
+        datatools.draw_text(picture, place, height - 12, f"{tick:+.3f}")
+    title = "dots: seeds; bars: mean and 95 % t interval; right of 0: more"
+    datatools.draw_text(picture, 6, 4, title)
     for i, ((_, method), (dots, (mean, low, high))) in enumerate(zip(differences, rows)):
         y, colour = 28 + 16 * i, datatools.CURVES[methods.index(method) % len(datatools.CURVES)]
         datatools.draw_text(picture, 6, y - 4, names[i])

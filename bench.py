@@ -1,7 +1,7 @@
 """What it costs, in ratios: every figure beside another one that was measured in turns with it.
 
     python bench.py                     everything, about an hour on two idle cores
-    python bench.py model data --quick  tiny sizes: shows that it runs, gives no figures to quote
+    python bench.py model --quick       tiny sizes: shows that it runs, gives no figures to quote
     python bench.py eval --official ActivityNet/Evaluation/get_ava_performance.py --json eval.json
 
     model   a training step of ViViT-B against Hugging Face's and against the machine's own matmul
@@ -30,7 +30,6 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -108,8 +107,8 @@ def environment() -> str:
     cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return ", ".join([
-        *words, f"{len(os.sched_getaffinity(0))} cores{''.join(cpu[:1])[10:]}", device,
-        f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}",
+        *words, f"{len(os.sched_getaffinity(0))} cores {''.join(cpu[:1]).partition(': ')[2]}",
+        device, f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}",
         time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())])
 
 
@@ -122,8 +121,8 @@ def quiet() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------
 # model: a training step against Hugging Face's ViViT and against the machine's own matmul
 # ------------------------------------------------------------------------------------------------
-# ViViT-B/16x2, the same weights on both sides, the same fused AdamW; on a CPU float32, on a GPU bf16
-# autocast; nothing compiled unless a row says so.
+# ViViT-B/16x2, the same weights on both sides, the same fused AdamW; on a CPU float32, on a GPU
+# bf16 by autocast; nothing compiled unless a row says so.
 
 CLIPS = {"16 x 112²": (16, 112, 2), "16 x 224²": (16, 224, 1), "32 x 224²": (32, 224, 1)}
 TINY_CLIPS = {"2 x 32²": (2, 32, 2), "4 x 32²": (4, 32, 1)}  # frames, side, clips
@@ -205,10 +204,11 @@ def step_table(clips: dict, rounds: int, device: str) -> Table:
                 for shape in ((m, d), (d, 4 * d)))
         nets = {"here": ours} | ({HF: theirs} if theirs else {})
         for what, net in [*nets.items()] if gpu else ():
-            nets[f"{what}, compiled"] = copy.deepcopy(net)
-            getattr(nets[f"{what}, compiled"], "encoder", net).compile()
+            fast = nets[f"{what}, compiled"] = copy.deepcopy(net)
+            getattr(fast, "encoder", fast).compile()
         runs = {what: training_step(net, video.to(device)) for what, net in nets.items()}
-        runs |= {"matmul": lambda: [a @ b for _ in range(8)], BOX_HEAD: box_head(ours, count, device)}
+        runs["matmul"] = lambda: [a @ b for _ in range(8)]
+        runs[BOX_HEAD] = box_head(ours, count, device)
         clock = wall if gpu else time.process_time
         seconds = in_turns({what: timed(run, clock) for what, run in runs.items()}, rounds, 3)
         rate = 8 * 2 * m * d * 4 * d / seconds.pop("matmul")
@@ -231,15 +231,16 @@ def peak_memory(which: str, frames: int, side: int, clips: int) -> float:
         with open("/proc/self/status") as lines:  # ru_maxrss would begin at the parent's
             return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
-    def network(frames: int, side: int):
-        options = dict(checkpointing=True) if "checkpointing" in which else {}
-        return hugging_face(frames, side) if which == HF else vivit(frames, side, **options)
+    def step(clips: int, frames: int, side: int) -> Callable[[], None]:
+        net = hugging_face(frames, side) if which == HF else vivit(
+            frames, side, checkpointing="checkpointing" in which)
+        return training_step(net, torch.randn(clips, 3, frames, side, side))
 
-    training_step(network(2, 16), torch.randn(1, 3, 2, 16, 16))()  # imports and buffers do not count
+    step(1, 2, 16)()  # imports and torch's own buffers do not count
     before = status("VmRSS")
-    step = training_step(network(frames, side), torch.randn(clips, 3, frames, side, side))
+    run = step(clips, frames, side)
     for _ in range(3):
-        step()
+        run()
     return status("VmHWM") - before
 
 
@@ -259,28 +260,20 @@ def memory_table(clips: dict) -> Table:
 
 
 def largest_batch(frames: int, side: int, **options) -> int:
-    """The most clips that a training step takes before the GPU's memory is full, to 6 %."""
-    def fits(clips: int) -> bool:
-        step = None
+    """The clips that a training step takes before the GPU's memory is full, to 12 %."""
+    most, clips = 0, 1
+    while True:
         try:
             step = training_step(vivit(frames, side, **options),
                                  torch.randn(clips, 3, frames, side, side, device="cuda"))
             step()
             step()
-            return True
+            most, clips = clips, clips + max(1, clips // 8)
         except torch.cuda.OutOfMemoryError:
-            return False
+            return most
         finally:
-            del step
+            step = None
             torch.cuda.empty_cache()
-
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > max(1, low // 16):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def bench_model(options: argparse.Namespace) -> Iterator[Table]:
@@ -364,16 +357,15 @@ def decode_only(path: Path, times: np.ndarray, nonref: bool = True) -> None:
 def with_pyav(path: Path, times: np.ndarray) -> np.ndarray:
     """As its documentation shows it: decode, keep the wanted frames, let to_ndarray scale."""
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+        stream, left, out = container.streams.video[0], list(times - 0.001), []
         stream.codec_context.thread_count = 1
         container.seek(int(times[0] / stream.time_base), stream=stream)
-        left, out = list(times - 0.001), []
         for frame in container.decode(stream):
             if frame.time >= left[0]:
                 out.append(frame.to_ndarray(width=455, height=256, format="rgb24"))
+                if not left[1:]:
+                    return np.stack(out)
                 left.pop(0)
-            if not left:
-                return np.stack(out)
 
 
 def with_opencv(path: Path, times: np.ndarray) -> np.ndarray:
@@ -385,8 +377,7 @@ def with_opencv(path: Path, times: np.ndarray) -> np.ndarray:
     for number in range(numbers[0], numbers[-1] + 1):
         video.grab()
         if number in numbers:
-            small = cv2.resize(video.retrieve()[1], (455, 256), interpolation=cv2.INTER_LINEAR)
-            out.append(small[..., ::-1])
+            out.append(cv2.resize(video.retrieve()[1], (455, 256))[..., ::-1])  # BGR -> RGB
     video.release()
     return np.stack(out)
 
@@ -413,8 +404,8 @@ METHODS = {
     "torchcodec, exact": lambda path, times: with_torchcodec(path, times, "exact")}
 
 
-def decoding(paths: tuple, methods: tuple, starts_sec: np.ndarray, frames: int, stride: int) -> dict:
-    """CPU ms of every method on every path, at these starts (the first is to warm up)."""
+def decoding(paths: list, methods: list, starts_sec: np.ndarray, frames: int, stride: int) -> dict:
+    """CPU ms of every method on every path, at these starts; the first is to warm up."""
     runs = {}
     for path in paths:
         for method in methods:
@@ -430,23 +421,21 @@ def decoding_table(films: dict[str, tuple[Path, int]], rounds: int) -> Table:
         try:
             method([*films.values()][-1][0], np.arange(16) / 25)
         except (ImportError, OSError, RuntimeError) as error:  # torchcodec without FFmpeg: the last
-            rows[name]["method"] += ": not installed, " + str(error).splitlines()[0]
+            rows[name]["method"] += ": not installed, " + str(error).split(":")[0]
             del usable[name]
     for film, (path, seconds) in films.items():
         for shape, (frames, stride) in SAMPLING.items():
             starts = np.random.default_rng(0).integers(25 * (seconds - 3), size=rounds + 1) / 25
-            found = decoding((path,), tuple(usable.values()), starts, frames, stride)
+            found = decoding([path], [*usable.values()], starts, frames, stride)
             for name, method in usable.items():
-                ours = found[path, decode]
-                ratio = found[path, method] / ours
-                rows[name][f"{film}, {shape}"] = ours if method is decode else ratio
+                ours, cell = found[path, decode], found[path, method]
+                rows[name][f"{film}, {shape}"] = cell if method is decode else cell / ours
     return "Clips at short side 256: the others' CPU time over decode_clip's", [*rows.values()]
 
 
 def children_cpu() -> float:
     """CPU seconds of the child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return sum(os.times()[2:4])
 
 
 def loader_table(clip: Path, rounds: int, steps: int) -> Table:
@@ -477,7 +466,7 @@ def bench_data(options: argparse.Namespace) -> Iterator[Table]:
     if not small.is_file():
         datatools.prepare_video(part, small, short_side=256, keyframe_sec=1.0)
     starts = np.random.default_rng(0).uniform(0, seconds - 3, rounds + 1)
-    before, after = decoding((part, small), (decode,), starts, 32, 2).values()
+    before, after = decoding([part, small], [decode], starts, 32, 2).values()
     sizes = [path.stat().st_size / 1e6 for path in (part, small)]
     yield f"{seconds} s of 640x360 before and after `datatools.py prepare` to short side 256", [
         {"": "MB", "before": sizes[0], "after": sizes[1], "ratio": sizes[1] / sizes[0]},
@@ -593,13 +582,11 @@ STAGES = {  # of a step, and what is timed for them; they do not overlap
     "log": [(cofinetune.Log, "step")]}
 
 
-def demo_recipe(out: Path, steps: int, quick: bool, task: dict, **changes) -> cofinetune.Recipe:
-    """The demo without its evaluations, on the CPU; `task` changes each of its tasks."""
-    sizes = dict(actions_train=48, templates_train=32, scenes_train=64, actions_val=12,
-                 templates_val=8, scenes_val=16) if quick else {}
-    root = CACHE / ("world-quick" if quick else "world")
+def demo_recipe(out: Path, steps: int, task: dict, **changes) -> cofinetune.Recipe:
+    """The demo without its evaluations, in a smaller world; `task` changes each of its tasks."""
+    root, few = CACHE / "world", dict(actions_val=12, templates_val=8, scenes_val=16)
     with quiet():
-        demo.make_world(root, **sizes)
+        demo.make_world(root, actions_train=96, templates_train=64, scenes_train=64, **few)
     recipe = cofinetune.read_recipe("demo", {"root": str(root), "out": str(out)})
     tasks = [dataclasses.replace(t, val="", val_boxes="", **task) for t in recipe.task]
     changes = dict(steps=steps, save_every=steps, device="cpu", world={}, preview=0) | changes
@@ -607,8 +594,10 @@ def demo_recipe(out: Path, steps: int, quick: bool, task: dict, **changes) -> co
 
 
 def train(recipe: cofinetune.Recipe) -> None:
+    threads = torch.get_num_threads()
     with quiet():
-        cofinetune.train(recipe, cofinetune.World(device=torch.device(recipe.device)), fresh=True)
+        cofinetune.train(recipe, cofinetune.setup(recipe), fresh=True)
+    torch.set_num_threads(threads)
 
 
 def logged(recipe: cofinetune.Recipe) -> tuple[np.ndarray, np.ndarray]:
@@ -625,7 +614,8 @@ def overhead_table(folder: Path, quick: bool) -> Table:
     frames, side, arch, steps, rounds = (4, 32, "tiny", 7, 2) if quick else (16, 112, "B", 11, 5)
     crop = dict(frames=frames, stride=1, size=side, short_side=[side, side], batch=2, roi_size=7)
     recipe = demo_recipe(
-        folder / "overhead", steps, quick, crop, optimiser="adamw", lr=1e-5, save_every=steps - 2,
+        folder / "overhead", steps, crop, optimiser="adamw", lr=1e-5, threads=0,
+        save_every=steps - 2,
         model=dict(arch=arch, frames=frames, size=[side, side], cls=True, pool="cls"))
     tasks = {task.name: task for task in recipe.task}
     datasets = {name: data.open_task(task, recipe.root) for name, task in tasks.items()}
@@ -656,7 +646,8 @@ def overhead_table(folder: Path, quick: bool) -> Table:
     (whole, wait, save), bare = found["loop"].T, found["bare"].mean(1)
     saves = cofinetune.Recipe().save_every
     seconds = {"forward, backward, optimiser alone": bare, "cofinetune.train": whole,
-               "of it, waiting for data": wait, f"a checkpoint's {saves}th (save_every)": save / saves}
+               "of it, waiting for data": wait,
+               f"a {saves}th of a checkpoint (save_every)": save / saves}
     return f"The loop around ViViT-{arch}, 2 clips of {frames} x {side}², AdamW, CPU", [
         {"a step": what, "wall ms": 1e3 * s, "over the bare step": s / bare}
         | ({"clips/s": 2 / s} if s is whole else {}) for what, s in seconds.items()]
@@ -695,7 +686,7 @@ def stage_table(folder: Path, quick: bool) -> Table:
         if device == "cuda" and not torch.cuda.is_available():
             rows.append({"device": device, "stage": "no GPU here: not measured"})
             continue
-        recipe = demo_recipe(folder / device, 12 if quick else 120, quick, {}, device=device)
+        recipe = demo_recipe(folder / device, 12 if quick else 120, {}, device=device)
         runs = [stages_of_a_run(recipe) for _ in range(2 if quick else 3)]
         for stage in runs[0]:
             s, whole = (np.array([run[name] for run in runs]) for name in (stage, "a step"))
@@ -707,7 +698,7 @@ def stage_table(folder: Path, quick: bool) -> Table:
 def processes_table(folder: Path, quick: bool) -> Table:
     """The same global batches in one process and in two, each with a thread and a loader worker. On
     two cores the workers decode where the networks compute, and the ratio tells of both."""
-    recipe = demo_recipe(folder / "processes", 9 if quick else 120, quick, {}, threads=1)
+    recipe = demo_recipe(folder / "processes", 9 if quick else 120, {})
     toml = folder / "processes.toml"
     toml.write_text(cofinetune.to_toml(recipe))
 
@@ -720,7 +711,8 @@ def processes_table(folder: Path, quick: bool) -> Table:
             raise RuntimeError(f"{count} processes: {run.stderr.strip()[-2000:]}")
         return recipe.task[0].batch / logged(recipe)[0].mean()
 
-    one, two = in_turns({n: lambda n=n: clips_per_sec(n) for n in (1, 2)}, 2 if quick else 5).values()
+    runs = {n: lambda n=n: clips_per_sec(n) for n in (1, 2)}
+    one, two = in_turns(runs, 2 if quick else 5).values()
     return "Processes on CPU, the demo, one thread each, the same global batch", [
         {"": "clips per wall s", "1 process": one, "2 processes": two, "ratio": two / one}]
 
@@ -741,7 +733,7 @@ SECTIONS = {"model": bench_model, "data": bench_data, "eval": bench_eval, "train
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("section", nargs="?", choices=list(SECTIONS), help="default: all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: only shows that it runs")
     parser.add_argument("--json", metavar="FILE", help="the same rows, with every round")
     parser.add_argument("--official", default="", metavar="PATH",
@@ -751,7 +743,7 @@ def main() -> None:
         parser.error(f"--official {options.official}: no such file")
     report = {"environment": environment(), "tables": []}
     print(report["environment"], end="\n\n")
-    for name in options.sections:
+    for name in [options.section] if options.section else SECTIONS:
         for title, rows in SECTIONS[name](options):
             print(markdown(title, rows), flush=True)
             report["tables"].append({"section": name, "title": title, "rows": rows})

@@ -1,19 +1,19 @@
-"""Co-finetuning: one video transformer, trained at once on clip classification and action localisation.
+"""Co-finetuning: one video transformer learns clip classification and action localisation at once.
 
-    python cofinetune.py                                   the demo: makes its videos, trains, evaluates
-    python cofinetune.py --recipe my.toml --lr 0.05 --task.ava.batch 16       any value is an option
-    ./train_ddp.sh vivit-b                                 every GPU of this machine
-    python cofinetune.py evaluate runs/demo/last.pt        the metrics of a checkpoint, alone
+    python cofinetune.py                              the demo: makes its videos, trains, evaluates
+    python cofinetune.py --recipe my.toml --lr 0.05 --task.ava.batch 16    any value is an option
+    ./train_ddp.sh vivit-b                            every GPU of this machine
+    python cofinetune.py evaluate runs/demo/last.pt   the metrics of a checkpoint, alone
     python cofinetune.py predict runs/demo/last.pt video.mp4 --boxes boxes.csv
-    python cofinetune.py compare                           the method beside its rivals (baselines.py)
+    python cofinetune.py compare                      the method beside its rivals (baselines.py)
 
-The method (Arnab et al., arXiv 2207.03807): instead of pretraining on upstream clip datasets and then
-finetuning on the downstream localisation dataset, every step takes a batch of *one* of the datasets;
-the shared encoder is updated by all of them, each head by its own. The loop is `train`; what stands
-around it sees to it that nothing is lost and that nothing goes wrong in silence.
+The method (Arnab et al., arXiv 2207.03807): instead of pretraining on upstream clip datasets and
+then finetuning on the downstream localisation dataset, every step takes a batch of *one* of the
+datasets; the shared encoder is updated by all of them, each head by its own. The loop is `train`;
+what stands around it sees to it that nothing is lost and that nothing goes wrong in silence.
 
-A run's folder holds recipe.toml (everything resolved: starts the run again), log.jsonl (an object per
-step), last.pt and best.pt, detections.csv, metrics.json, and pictures: curves, evaluated keyframes.
+A run's folder holds recipe.toml (everything resolved: starts the run again), log.jsonl (an object
+per step), last.pt and best.pt, detections.csv, metrics.json, and pictures: curves, keyframes.
 """
 import argparse
 import contextlib
@@ -28,6 +28,7 @@ import re
 import resource
 import signal
 import sys
+import textwrap
 import time
 import tomllib
 from dataclasses import dataclass, field
@@ -51,13 +52,13 @@ from model import SIZES, CoFinetuneModel, Head, ModelConfig, box_loss, clip_loss
 
 @dataclass
 class Recipe:
-    """Everything that decides a run: the keys of a TOML file, with a [model] and [[task]] tables."""
+    """Everything that decides a run: the keys of a TOML file, with its [model] and [[task]]."""
     name: str = "own"
     out: str = "runs/own"           # the run's folder
     root: str = "."                 # data paths start here; itself relative to the recipe's file
     world: dict = field(default_factory=dict)       # sizes of demo.make_world; {}: the videos exist
     init: str = ""                  # checkpoint of any family of pretrained.py; "": from scratch
-    method: str = "cofinetune"      # | finetune | downstream | [finetune+]selfdistil | [finetune+]spottune
+    method: str = "cofinetune"      # | finetune | downstream | [finetune+](selfdistil | spottune)
     method_options: dict = field(default_factory=dict)      # of the class in baselines.py
     train_tasks: list = field(default_factory=list)         # names of the trained tasks; []: all
     seed: int = 0                   # of initialisation, batches and augmentation
@@ -76,8 +77,9 @@ class Recipe:
     final_lr: float = 0.0           # end of the cosine, as a share of the peak
     clip_norm: float = 1.0          # of the gradient, after the exchange; 0: off
     ema: float = 0.0                # decay of averaged weights, evaluated beside the raw; 0: off
-    # input scale of the encoder, one for all tasks; an `init` checkpoint brings its own
-    mean: list = field(default_factory=lambda: [0.5, 0.5, 0.5])  # []: each clip by its own statistics
+    # input scale of the encoder, one for all tasks; an `init` checkpoint brings its own;
+    # both []: each clip by its own mean and deviation
+    mean: list = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: list = field(default_factory=lambda: [0.5, 0.5, 0.5])
     # machine
     precision: str = "float32"      # | bf16 (autocast; weights, losses and RoIAlign stay float32)
@@ -99,14 +101,14 @@ class Recipe:
 
 
 # Runs that differ only in these train the same weights, up to rounding: they may resume each other.
-FREE = {"name", "out", "root", "micro_batches", "compile", "device", "workers", "threads", "precision",
-        "protocol", "head_above", "tail_below", "log_every", "eval_every", "save_every", "keep_every",
-        "preview", "task"}
+FREE = {"name", "out", "root", "micro_batches", "compile", "device", "workers", "threads",
+        "precision", "protocol", "head_above", "tail_below", "log_every", "eval_every",
+        "save_every", "keep_every", "preview", "task"}
 FREE_IN_TASK = {"val", "val_videos", "val_boxes", "val_box_score", "val_fit", "views", "videos",
                 "exclude_val", "eval_labels", "bad_share"}
 
-# Optimiser, clip length, augmentation and views follow the public ViViT recipe (Scenic); which ones the
-# co-finetuning paper used is unknown. Not run by us: these datasets were not at hand.
+# Optimiser, clip length, augmentation and views follow the public ViViT recipe (Scenic); which ones
+# the co-finetuning paper used is unknown. Not run by us: these datasets were not at hand.
 _AVA = dict(
     name="ava", kind="box", train="ava/annotations/ava_train_v2.2.csv", videos="ava/videos",
     val="ava/annotations/ava_val_v2.2.csv", labels="ava/annotations/ava_action_list_v2.2.pbtxt",
@@ -132,8 +134,8 @@ _LARGE = dict(arch="L", drop_path=0.1, checkpointing=True)
 _SMALL = dict(frames=8, stride=2, fps=16.0, size=48, short_side=[56, 56], batch=16)
 _DEMO = dict(
     root="data/demo", world={"seed": 0}, steps=600, optimiser="muon", lr=0.04, betas=[0.9, 0.98],
-    weight_decay=0.05, warmup=48, final_lr=0.01, mean=[], std=[], workers=1, threads=1, head_above=100,
-    tail_below=25,
+    weight_decay=0.05, warmup=48, final_lr=0.01, mean=[], std=[], workers=1, threads=1,
+    head_above=100, tail_below=25,
     model=dict(arch="tiny", frames=8, size=[48, 48], tubelet=[4, 8, 8], pos="learned-axes",
                qk_init="mimetic"),
     task=[dict(_SMALL, name="actions", kind="clip", videos="actions", labels="actions/classes.txt",
@@ -147,12 +149,12 @@ _DEMO = dict(
                roi_size=3)])
 RECIPES = {
     "demo": _DEMO,
-    # For `compare`: 64 downstream keyframes against 4000 upstream clips, so that downstream data, not
-    # compute, is the bottleneck. Seeds from 10, each a world of its own; tuning on seeds from 1010.
+    # For `compare`: 64 downstream keyframes against 4000 upstream clips, so that downstream data,
+    # not compute, is the bottleneck. Seeds from 10, each a world of its own; tuning from 1010.
     "evidence": _DEMO | dict(
-        root="data/evidence", seed=10, steps=1200, warmup=96, head_above=20, tail_below=8, preview=0,
-        world=dict(seed=10, scenes_train=64, min_positives=3, scenes_val=400, actions_train=2400,
-                   templates_train=1600)),
+        root="data/evidence", seed=10, steps=1200, warmup=96, head_above=20, tail_below=8,
+        preview=0, world=dict(seed=10, scenes_train=64, min_positives=3, scenes_val=400,
+                              actions_train=2400, templates_train=1600)),
     "vivit-b": dict(_VIVIT, model=dict(arch="B")),
     "vivit-l": dict(_VIVIT, model=_LARGE),
     "vivit-b-finetune": dict(_VIVIT, method="finetune", model=dict(arch="B")),
@@ -168,8 +170,8 @@ CHOICES = {"method": ("cofinetune", "finetune", "downstream", "selfdistil", "spo
 def read_recipe(source: str, overrides: dict[str, str] | None = None) -> Recipe:
     """A built-in recipe or a TOML file, with values overridden by name, checked as a whole.
 
-    overrides: text by key: "lr", "model.drop_path", "task.NAME.batch". All problems stand in the one
-    ValueError: unknown keys, wrong types, missing files, combinations that cannot be trained.
+    overrides: text by key: "lr", "model.drop_path", "task.NAME.batch". All problems stand in the
+    one ValueError: unknown keys, wrong types, missing files, what cannot be trained.
     """
     overrides = overrides or {}
     if source in RECIPES:
@@ -196,11 +198,13 @@ def read_recipe(source: str, overrides: dict[str, str] | None = None) -> Recipe:
     for key in list(table):
         if not hasattr(defaults, key):
             near = difflib.get_close_matches(key, vars(defaults), 1)
-            problems.append(f"unknown key {key!r}" + f", did you mean {near[0]!r}?" * bool(near))
+            problems.append(f"unknown key {key!r}"
+                            + "".join(f", did you mean {name!r}?" for name in near))
             del table[key]
             continue
         wanted = type(getattr(defaults, key))
-        table[key] = float(table[key]) if (wanted, type(table[key])) == (float, int) else table[key]
+        if wanted is float and type(table[key]) is int:
+            table[key] = float(table[key])
         if type(table[key]) is not wanted:
             problems.append(f"{key} = {table[key]!r} is not a {wanted.__name__}")
             del table[key]
@@ -230,8 +234,9 @@ def check(recipe: Recipe) -> list[str]:
     """What would stop the run later on, found before the first video is opened."""
     found = [f"{key} = {value!r} is not one of {', '.join(allowed)}"
              for key, allowed in CHOICES.items() if (value := getattr(recipe, key)) not in allowed]
-    found += [f"{key} = {getattr(recipe, key)} must be at least 1"
-              for key in ("steps", "micro_batches", "log_every", "save_every") if getattr(recipe, key) < 1]
+    found += [f"{key} = {value} must be at least 1"
+              for key in ("steps", "micro_batches", "log_every", "save_every")
+              if (value := getattr(recipe, key)) < 1]
     if len(recipe.mean) != len(recipe.std) or len(recipe.mean) not in (0, 3):
         found.append("mean and std have three values each, or none for statistics of each clip")
     config = None
@@ -244,28 +249,32 @@ def check(recipe: Recipe) -> list[str]:
               if not re.fullmatch(r"[\w-]+", name)]
     if not names:
         found.append("no [[task]] table: at least one dataset is needed")
-    found += [f"train_tasks: no task is called {name!r}" for name in set(recipe.train_tasks) - set(names)]
+    found += [f"train_tasks: no task is called {name!r}"
+              for name in recipe.train_tasks if name not in names]
     if recipe.method == "spottune" and not recipe.init:
-        found.append("method spottune chooses between pretrained and finetuned blocks: it needs init, or take "
-                     "finetune+spottune")
-    if recipe.method.partition("+")[0] in ("finetune", "downstream") and {t.kind for t in recipe.task} != {"clip", "box"}:
+        found.append("method spottune chooses between pretrained and finetuned blocks: it needs "
+                     "init, or take finetune+spottune")
+    staged = recipe.method.startswith(("finetune", "downstream"))
+    if staged and {task.kind for task in recipe.task} != {"clip", "box"}:
         found.append(f"method {recipe.method} needs upstream (clip) and downstream (box) tasks")
     if recipe.schedule == "accumulate" and len({task.lr_scale for task in recipe.task}) > 1:
-        found.append("accumulate makes one update for all tasks: lr_scale must be equal; use loss_weight")
-    if recipe.init and not Path(recipe.init).exists() and not (Path(recipe.out) / "last.pt").exists():
+        found.append("accumulate makes one update for all tasks: lr_scale must be equal; use "
+                     "loss_weight")
+    if recipe.init and not any(map(os.path.exists, (recipe.init, f"{recipe.out}/last.pt"))):
         found.append(f"init = {recipe.init} does not exist")
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     for task in recipe.task:
         if task.batch % (ranks * recipe.micro_batches):
-            found.append(f"task {task.name}: batch = {task.batch} is not a multiple of {ranks} processes "
-                         f"x {recipe.micro_batches} micro batches")
+            found.append(f"task {task.name}: batch = {task.batch} is not a multiple of {ranks} "
+                         f"processes x {recipe.micro_batches} micro batches")
         if config and (task.frames % config.tubelet[0] or task.size % config.tubelet[1]):
-            found.append(f"task {task.name}: {task.frames} frames of {task.size} px are not a whole "
-                         f"number of tubelets {tuple(config.tubelet)}")
-        for key in ("train", "val", "videos", "val_videos", "labels", "eval_labels", "exclude_train",
-                    "exclude_val", "train_boxes", "val_boxes"):
+            found.append(f"task {task.name}: {task.frames} frames of {task.size} px are not a "
+                         f"whole number of tubelets {tuple(config.tubelet)}")
+        for key in ("train", "val", "videos", "val_videos", "labels", "eval_labels",
+                    "exclude_train", "exclude_val", "train_boxes", "val_boxes"):
             path = os.path.join(recipe.root, getattr(task, key))
-            if getattr(task, key) and not recipe.world and "*" not in path and not os.path.exists(path):
+            expected = getattr(task, key) and not recipe.world and "*" not in path
+            if expected and not os.path.exists(path):
                 found.append(f"task {task.name}: {key} = {path} does not exist")
     return found
 
@@ -291,16 +300,17 @@ def to_toml(recipe: Recipe) -> str:
     table = dataclasses.asdict(recipe)
     tables = [("", table), ("\n[model]\n", table.pop("model")),
               *(("\n[[task]]\n", task) for task in table.pop("task"))]
-    return "".join(head + "".join(f"{k} = {value(v)}\n" for k, v in t.items()) for head, t in tables)
+    return "".join(head + "".join(f"{key} = {value(v)}\n" for key, v in table.items())
+                   for head, table in tables)
 
 
 def stages(recipe: Recipe) -> list[Recipe]:
     """The trainings that make up a method, in order.
 
     `finetune`: the upstream tasks for as many steps as the schedule gives them, then the downstream
-    tasks for theirs, each with a warm-up and a cosine of its own: every dataset is seen as often as in
-    co-finetuning. The idle upstream heads stay in the model, so that the second stage also tells what
-    is left of the upstream accuracy. `downstream` is the second stage alone.
+    tasks for theirs, each with a warm-up and a cosine of its own: every dataset is seen as often as
+    in co-finetuning. The idle upstream heads stay in the model, so that the second stage also tells
+    what is left of the upstream accuracy. `downstream` is the second stage alone.
     """
     method, _, wrapper = recipe.method.partition("+")
     if method not in ("finetune", "downstream"):
@@ -311,12 +321,15 @@ def stages(recipe: Recipe) -> list[Recipe]:
     steps = {"clip": first, "box": recipe.steps - first}
     upstream, downstream = (
         dataclasses.replace(recipe, method="cofinetune", steps=steps[kind], train_tasks=kinds[kind],
-                            warmup=min(recipe.warmup, steps[kind] // 2)) for kind in ("clip", "box"))
+                            warmup=min(recipe.warmup, steps[kind] // 2))
+        for kind in ("clip", "box"))
     if method == "downstream":
         return [downstream]
-    downstream.method = wrapper or downstream.method
-    upstream = dataclasses.replace(upstream, method_options={}, out=f"{recipe.out}/upstream", preview=0)
-    return [upstream, dataclasses.replace(downstream, init=f"{upstream.out}/last.pt")]
+    upstream = dataclasses.replace(upstream, method_options={}, preview=0,
+                                   out=f"{recipe.out}/upstream")
+    downstream = dataclasses.replace(downstream, method=wrapper or "cofinetune",
+                                     init=f"{upstream.out}/last.pt")
+    return [upstream, downstream]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -325,14 +338,14 @@ def stages(recipe: Recipe) -> list[Recipe]:
 
 @dataclass
 class World:
-    """This process among those of the job. One process takes the same path, without the exchange."""
+    """This process among those of the job. One process takes the same path, without exchange."""
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
 
     def sum(self, values: list[float]) -> list[float]:
-        """Elementwise, over the ranks; through the CPU, so that it does not wait for the GPU's queue.
-        Every rank waits for it, so it is the barrier as well."""
+        """Elementwise, over the ranks; through the CPU, so that it does not wait for the GPU's
+        queue. Every rank waits for it, so it is the barrier as well."""
         if self.size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64)
@@ -376,7 +389,8 @@ class Interrupt:
 
     def __init__(self):
         self.received = 0
-        self.previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {number: signal.signal(number, self._receive)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _receive(self, number: int, frame) -> None:
         self.received = number
@@ -391,14 +405,16 @@ class Interrupt:
 # Model, optimisers, checkpoints
 # ------------------------------------------------------------------------------------------------
 
-def build_model(recipe: Recipe, classes: dict[str, list[str]], state: dict | None = None) -> CoFinetuneModel:
+def build_model(
+    recipe: Recipe, classes: dict[str, list[str]], state: dict | None = None
+) -> CoFinetuneModel:
     """The model a run starts with: of the checkpoint `state` > of recipe.init > from scratch.
 
     Its attributes mean and std are the input scale that its weights expect.
     """
     torch.manual_seed(recipe.seed)
-    heads = {t.name: Head(t.kind, len(classes[t.name]), t.dropout, t.roi, t.roi_size, t.context, t.prior)
-             for t in recipe.task}
+    heads = {t.name: Head(t.kind, len(classes[t.name]), t.dropout, t.roi, t.roi_size, t.context,
+                          t.prior) for t in recipe.task}
     scale = (recipe.mean, recipe.std)
     if state:
         model = CoFinetuneModel(ModelConfig(**state["model_config"]), heads)
@@ -406,10 +422,9 @@ def build_model(recipe: Recipe, classes: dict[str, list[str]], state: dict | Non
     elif recipe.init:
         import pretrained
         found = pretrained.load(recipe.init)
-        # The checkpoint decides on the architecture; of [model] count the keys that leave its weights.
-        model = pretrained.build(found, heads, **{
-            key: recipe.model[key] for key in ("frames", "size", "drop_path", "checkpointing")
-            if key in recipe.model})
+        # The checkpoint decides on the architecture; of [model] count the keys that leave it.
+        free = {"frames", "size", "drop_path", "checkpointing"} & recipe.model.keys()
+        model = pretrained.build(found, heads, **{key: recipe.model[key] for key in free})
         scale = (list(found.mean), list(found.std))
         print0(f"initialised from {recipe.init} ({found.family})")
     else:
@@ -422,8 +437,8 @@ def build_model(recipe: Recipe, classes: dict[str, list[str]], state: dict | Non
 def make_optimisers(model: CoFinetuneModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """One optimiser, or two for muon. A parameter group's `peak` is its rate at the schedule's top.
 
-    Layers for layer_decay as in BEiT and VideoMAE: the embedding is 0, block i is i + 1, the final norm
-    and all heads are depth + 1.
+    Layers for layer_decay as in BEiT and VideoMAE: the embedding is 0, block i is i + 1, the final
+    norm and all heads are depth + 1.
     """
     depth, groups = len(model.encoder.blocks), {}
     for name, p in model.named_parameters():
@@ -435,14 +450,16 @@ def make_optimisers(model: CoFinetuneModel, recipe: Recipe) -> list[torch.optim.
             layer = 0
         matrix = recipe.optimiser == "muon" and block is not None and p.ndim == 2
         decay = 0.0 if p.ndim < 2 or name.endswith((".cls", ".pos")) else recipe.weight_decay
-        peak = recipe.lr * (recipe.adam_scale if recipe.optimiser == "muon" and not matrix else 1.0)
-        peak *= recipe.layer_decay ** (depth + 1 - layer)
+        peak = recipe.lr * recipe.layer_decay ** (depth + 1 - layer)
+        if recipe.optimiser == "muon" and not matrix:
+            peak *= recipe.adam_scale
         groups.setdefault((matrix, peak, decay), []).append(p)
     tables = {True: [], False: []}
     for (matrix, peak, decay), params in groups.items():
         tables[matrix].append(dict(params=params, lr=peak, peak=peak, weight_decay=decay))
     if recipe.optimiser == "sgd":
-        return [torch.optim.SGD(tables[False], momentum=recipe.momentum, fused=True)]
+        # Not fused: that fails (torch 2.13) when a head gets its first gradient after step 0.
+        return [torch.optim.SGD(tables[False], momentum=recipe.momentum)]
     adamw = torch.optim.AdamW(tables[False], betas=tuple(recipe.betas), fused=True)
     return [adamw] if recipe.optimiser == "adamw" else [
         torch.optim.Muon(tables[True], momentum=recipe.momentum), adamw]
@@ -457,7 +474,7 @@ def lr_at(step: int, recipe: Recipe) -> float:
 
 
 def save(path: Path, state: dict) -> None:
-    """Write a checkpoint whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    """Write a checkpoint whole or not at all: temporary file, fsync, rename, fsync the folder."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -468,9 +485,10 @@ def save(path: Path, state: dict) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
-    except (OSError, RuntimeError) as error:    # torch's zip writer turns a full disk into the latter
+    except (OSError, RuntimeError) as error:    # the latter: a full disk, by torch's zip writer
         temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({error}); the one before it is intact") from error
+        raise OSError(f"{path} could not be written ({error}); the one before it is "
+                      "intact") from error
 
 
 def load(path: str | Path) -> dict:
@@ -479,15 +497,18 @@ def load(path: str | Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint") from None
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError,
+            pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
     if not isinstance(state, dict) or "model_config" not in state or "recipe" not in state:
         raise ValueError(f"{path}: not a checkpoint of this project; `--init` reads other families")
     return state
 
 
 def recipe_of(state: dict) -> Recipe:
-    return Recipe(**state["recipe"] | {"task": [Task(**table) for table in state["recipe"]["task"]]})
+    tasks = [Task(**table) for table in state["recipe"]["task"]]
+    return Recipe(**state["recipe"] | {"task": tasks})
 
 
 def model_of(state: dict) -> CoFinetuneModel:
@@ -505,8 +526,10 @@ def differences(recipe: Recipe, saved: Recipe) -> list[str]:
     """The values in which a recipe contradicts the one of the checkpoint that it would resume."""
     pairs = [("", dataclasses.asdict(recipe), dataclasses.asdict(saved), FREE)]
     tasks = {task.name: vars(task) for task in saved.task}
-    pairs += [(f"task.{t.name}.", vars(t), tasks.get(t.name, {}), FREE_IN_TASK) for t in recipe.task]
-    return [f"{where}{key} = {new[key]!r} (checkpoint: {old.get(key)!r})" for where, new, old, free in pairs
+    pairs += [(f"task.{task.name}.", vars(task), tasks.get(task.name, {}), FREE_IN_TASK)
+              for task in recipe.task]
+    return [f"{where}{key} = {new[key]!r} (checkpoint: {old.get(key)!r})"
+            for where, new, old, free in pairs
             for key in new if key not in free and new[key] != old.get(key)]
 
 
@@ -521,7 +544,8 @@ class Log:
     """
 
     def __init__(self, out: Path, world: World, recipe: Recipe, start: int):
-        self.path, self.world, self.steps, self.every = out / "log.jsonl", world, recipe.steps, recipe.log_every
+        self.path, self.world = out / "log.jsonl", world
+        self.steps, self.every = recipe.steps, recipe.log_every
         self.tty, self.board, self.waited = sys.stdout.isatty(), None, 0.0
         self.window, self.since = [], time.time()
         if world.rank:
@@ -545,43 +569,49 @@ class Log:
         self.waited = time.time() - began
         return batch
 
-    def step(self, step: int, losses: dict, lr: float, norm: float, clips: int, damaged: dict, extra: dict) -> None:
+    def step(self, step: int, losses: dict, lr: float, norm: float, clips: int, damaged: dict,
+             extra: dict) -> None:
         if self.world.rank:
             return
         now = time.time()
-        self.file.write(json.dumps(dict(step=step, loss=losses, lr=lr, grad_norm=norm, **extra, time=dict(
-            unix=round(now, 3), waited_sec=round(self.waited, 4)))) + "\n")
-        for key, value in [*losses.items(), ("lr", lr), ("grad_norm", norm)] if self.board else ():
-            self.board.add_scalar(f"train/{key}", value, step)
+        record = dict(step=step, loss=losses, lr=lr, grad_norm=norm, **extra,
+                      time=dict(unix=round(now, 3), waited_sec=round(self.waited, 4)))
+        self.file.write(json.dumps(record) + "\n")
+        if self.board:
+            for key, value in (losses | dict(lr=lr, grad_norm=norm)).items():
+                self.board.add_scalar(f"train/{key}", value, step)
         self.window.append((losses, clips, self.waited))
         if (step + 1) % self.every and step + 1 < self.steps:
             return
         self.file.flush()
-        seconds, means = max(now - self.since, 1e-9), {}
-        for losses, *_ in self.window:
+        seconds, by_task = max(now - self.since, 1e-9), {}
+        history, seen, waits = zip(*self.window)
+        for losses in history:
             for task, loss in losses.items():
-                means.setdefault(task, []).append(loss)
-        left = datetime.timedelta(seconds=round((self.steps - step - 1) * seconds / len(self.window)))
+                by_task.setdefault(task, []).append(loss)
         memory = (torch.cuda.max_memory_allocated() / 2 ** 30 if self.world.device.type == "cuda"
                   else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
-        words = [f"step {step + 1}/{self.steps}", *(f"{task} {np.mean(v):.3f}" for task, v in means.items()),
-                 f"lr {lr:.2g}", f"{sum(clips for _, clips, _ in self.window) / seconds:.0f} clips/s",
-                 f"data wait {sum(waited for *_, waited in self.window) / seconds:.0%}",
-                 f"{memory:.1f} GiB", f"left {left}"]
+        left = round((self.steps - step - 1) * seconds / len(history))
+        words = [f"step {step + 1}/{self.steps}",
+                 *(f"{task} {np.mean(values):.3f}" for task, values in by_task.items()),
+                 f"lr {lr:.2g}", f"{sum(seen) / seconds:.0f} clips/s",
+                 f"data wait {sum(waits) / seconds:.0%}", f"{memory:.1f} GiB",
+                 f"left {datetime.timedelta(seconds=left)}"]
         words += [f"damaged videos {len(damaged)}"] if damaged else []
         self.show("  ".join(words), end="" if self.tty and step + 1 < self.steps else "\n")
         self.window, self.since = [], now
 
     def show(self, text: str, end: str = "\n") -> None:
-        print("\r\x1b[K" * self.tty + text, end=end, flush=True)    # over the progress line of a terminal
+        over = "\r\x1b[K" if self.tty else ""    # the progress line
+        print(over + text, end=end, flush=True)
 
     def suspects(self, step: int, batch: data.Batch, logits: torch.Tensor) -> None:
         """Name the clips whose logits are not finite; all of the batch if only the loss is not."""
         bad = ~torch.isfinite(logits).all(1)
-        clips = set((batch.box_clip[bad] if batch.boxes is not None else bad.nonzero()[:, 0]).tolist())
-        print(f"\nstep {step}, task {batch.task}, rank {self.world.rank}: the loss is not finite; clips: "
-              + ", ".join(str(batch.keys[i]) for i in sorted(clips) or range(len(batch.keys))),
-              file=sys.stderr, flush=True)
+        clips = batch.box_clip[bad] if batch.boxes is not None else bad.nonzero()[:, 0]
+        keys = [batch.keys[i] for i in sorted(set(clips.tolist()))] or batch.keys
+        print(f"\nstep {step}, task {batch.task}, rank {self.world.rank}: the loss is not finite; "
+              f"clips: {', '.join(map(str, keys))}", file=sys.stderr, flush=True)
 
     def evaluation(self, step: int, metrics: dict, **more) -> None:
         if self.world.rank:
@@ -589,11 +619,15 @@ class Log:
         self.file.write(json.dumps(dict(step=step, metrics=metrics, **more)) + "\n")
         self.file.flush()
         self.show(summary(metrics))
-        for name, m in metrics["task"].items() if self.board else ():
-            self.board.add_scalar(f"val/{name}", m["mAP"] if m["kind"] == "box" else m["top1"], step)
-        if self.board and (picture := self.path.with_name("preview.png")).exists():
-            self.board.add_image("preview", data.decode_clip(picture, [0])[0], step, dataformats="HWC")
         self.since = time.time()
+        if not self.board:
+            return
+        for name, m in metrics["task"].items():
+            value = m["mAP"] if m["kind"] == "box" else m["top1"]
+            self.board.add_scalar(f"val/{name}", value, step)
+        if (picture := self.path.with_name("preview.png")).exists():
+            frame = data.decode_clip(picture, [0])[0]
+            self.board.add_image("preview", frame, step, dataformats="HWC")
 
     def sync(self) -> None:
         """On the disk, before the checkpoint that counts on it."""
@@ -608,22 +642,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def summary(metrics: dict) -> str:
-    """The printed form of a metrics.json: every number beside its protocol, its counts and its chance."""
+    """The printed form of a metrics.json: every number with its protocol, counts and chance."""
     lines = []
     for name, m in metrics["task"].items():
-        chance = {key: f" (chance {value:.4f})" for key, value in m["chance"].items() if value is not None}
+        def chance(key: str) -> str:
+            value = m["chance"].get(key)
+            return "" if value is None else f" (chance {value:.4f})"
+
         if m["kind"] == "clip":
-            lines.append(f"{name}: top-1 {m['top1']:.4f}{chance.get('top1', '')}, top-5 {m['top5']:.4f}"
-                         f"{chance.get('top5', '')}; {m['clips']} clips, {m['views']} views each, "
-                         f"{m['undecodable']} undecodable")
+            lines.append(f"{name}: top-1 {m['top1']:.4f}{chance('top1')}, "
+                         f"top-5 {m['top5']:.4f}{chance('top5')}; {m['clips']} clips, "
+                         f"{m['views']} views each, {m['undecodable']} undecodable")
             continue
-        lines.append(f"{name}: mAP {m['mAP']!r}{chance.get('mAP', '')} by {m['protocol']}; {m['boxes']} "
-                     f"boxes, {m['keyframes']['matched']} of {m['keyframes']['ground_truth']} keyframes, "
+        frames = m["keyframes"]
+        lines.append(f"{name}: mAP {m['mAP']!r}{chance('mAP')} by {m['protocol']}; {m['boxes']} "
+                     f"boxes, {frames['matched']} of {frames['ground_truth']} keyframes, "
                      f"{m['undecodable']} undecodable")
-        lines += [f"  {group}: mAP {g['mAP']:.4f}{chance.get(group, '')}, {g['classes']} classes"
+        lines += [f"  {group}: mAP {g['mAP']:.4f}{chance(group)}, {g['classes']} classes"
                   for group, g in m["groups"].items() if g["mAP"] is not None]
     if "ema" in metrics:
-        lines += ["with averaged weights", *("  " + line for line in summary(metrics["ema"]).splitlines())]
+        lines += ["with averaged weights", textwrap.indent(summary(metrics["ema"]), "  ")]
     return "\n".join(lines)
 
 
@@ -646,12 +684,14 @@ def draw_log(path: Path) -> None:
 # ------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def evaluate(model: CoFinetuneModel, recipe: Recipe, world: World, datasets: dict[str, data.Dataset],
-             counts: dict[str, dict], ema: dict | None = None, out: Path | None = None) -> dict:
+def evaluate(
+    model: CoFinetuneModel, recipe: Recipe, world: World, datasets: dict[str, data.Dataset],
+    counts: dict[str, dict], ema: dict | None = None, out: Path | None = None,
+) -> dict:
     """The metrics of every task on its validation data: collective, complete on rank 0.
 
-    counts: training boxes per class, for the frequency groups. With `out`, as at a run's end, also the
-    chance levels (random scores on the same boxes and clips), detections.csv and the previews.
+    counts: training boxes per class, for the frequency groups. With `out`, as at a run's end, also
+    the chance levels (random scores on the same boxes and clips), detections.csv and the previews.
     """
     model.eval()
     result = {"task": {}}
@@ -660,7 +700,8 @@ def evaluate(model: CoFinetuneModel, recipe: Recipe, world: World, datasets: dic
         result["task"][name] = measure(model, recipe, world, dataset, counts[name], out)
     measured = [m for m in result["task"].values() if m]
     boxes = [m["mAP"] or 0.0 for m in measured if m["kind"] == "box"]
-    result["score"] = float(np.mean(boxes or [m["top1"] for m in measured] or [0.0]))   # decides on best.pt
+    scores = boxes or [m["top1"] for m in measured] or [0.0]
+    result["score"] = float(np.mean(scores))    # decides on best.pt
     if ema:
         raw = {key: value.clone() for key, value in model.state_dict().items()}
         model.load_state_dict(ema)
@@ -671,22 +712,25 @@ def evaluate(model: CoFinetuneModel, recipe: Recipe, world: World, datasets: dic
 
 def predictions(model: CoFinetuneModel, recipe: Recipe, world: World, dataset: data.Dataset):
     """(batch, logits (B, C) or (K, C)) of this rank's share of a dataset."""
-    for batch in data.evaluation_batches(dataset, dataset.task.batch, world.rank, world.size, recipe.workers):
+    task, bf16 = dataset.task, recipe.precision == "bf16"
+    for batch in data.evaluation_batches(dataset, task.batch, world.rank, world.size,
+                                         recipe.workers):
         batch = batch.to(world.device)
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
             video = data.normalise(batch.video, model.mean, model.std)
-            yield batch, model(video, dataset.task.name, batch.boxes, batch.box_clip).float()
+            yield batch, model(video, task.name, batch.boxes, batch.box_clip).float()
 
 
 def gather_by_key(dataset: data.Dataset, world: World, found: dict) -> dict | None:
-    """All ranks' results on rank 0, None elsewhere. A key twice or missing would be a wrong number."""
+    """All ranks' results on rank 0, None elsewhere. A key twice or missing: a wrong number."""
     parts = world.gather(found)
     if world.rank:
         return None
     merged = {key: value for part in parts for key, value in part.items()}
-    if not len(merged) == sum(map(len, parts)) == len(dataset):
-        raise RuntimeError(f"task {dataset.task.name}: {len(dataset)} items gave {sum(map(len, parts))} "
-                           f"results with {len(merged)} different keys")
+    count = sum(map(len, parts))
+    if not len(merged) == count == len(dataset):
+        raise RuntimeError(f"task {dataset.task.name}: {len(dataset)} items gave {count} results "
+                           f"with {len(merged)} different keys")
     return merged
 
 
@@ -697,8 +741,8 @@ def evaluate_clips(model, recipe, world, dataset, counts, out) -> dict:
         for i, (key, p) in enumerate(zip(batch.keys, logits.double().softmax(1).cpu())):
             labels[key] = int(batch.labels[i])
             sums[key] = sums.get(key, 0) + p if batch.valid[i] else None
-    ranks = gather_by_key(dataset, world, {key: None if p is None else int((p > p[labels[key]]).sum())
-                                           for key, p in sums.items()})
+    ranks = {key: None if p is None else int((p > p[labels[key]]).sum()) for key, p in sums.items()}
+    ranks = gather_by_key(dataset, world, ranks)
     if ranks is None:
         return {}
     seen, classes = [rank for rank in ranks.values() if rank is not None], len(dataset.classes)
@@ -709,13 +753,14 @@ def evaluate_clips(model, recipe, world, dataset, counts, out) -> dict:
 
 
 def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
-    """AVA mAP; a row's score is class probability times detector score, one row per box and class."""
+    """AVA mAP; a row per box and class, whose score is class probability times detector score."""
     task, found = dataset.task, {}
     for batch, logits in predictions(model, recipe, world, dataset):
         scores = (logits.sigmoid() * batch.scores[:, None]).cpu().numpy()
         owner = batch.box_clip.cpu().numpy()
-        for i, key in enumerate(batch.keys):
-            found[key] = (batch.boxes_source[owner == i], scores[owner == i]) if batch.valid[i] else None
+        for i, (key, valid) in enumerate(zip(batch.keys, batch.valid)):
+            mine = owner == i
+            found[key] = (batch.boxes_source[mine], scores[mine]) if valid else None
     found = gather_by_key(dataset, world, found)
     if found is None:
         return {}
@@ -723,7 +768,7 @@ def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
     root, labels = Path(recipe.root), task.eval_labels or task.labels
     settings = dict(labelmap=root / labels, protocol=recipe.protocol, train_counts=counts,
                     thresholds=(recipe.head_above, recipe.tail_below))
-    if task.exclude_val and recipe.protocol != "official-2020":    # 2020 ignores such keyframes anyway
+    if task.exclude_val and recipe.protocol != "official-2020":    # which ignores them anyway
         settings["exclusions"] = root / task.exclude_val
     result = ava_eval.evaluate(root / task.val, rows, **settings)
     result |= dict(kind="box", boxes="detected" if task.val_boxes else "annotated", chance={},
@@ -731,7 +776,8 @@ def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
     if out:
         rows.score, scores = np.random.default_rng(0).random(len(rows.score)), rows.score
         chance = ava_eval.evaluate(root / task.val, rows, **settings)
-        result["chance"] = {"mAP": chance["mAP"]} | {k: g["mAP"] for k, g in chance["groups"].items()}
+        groups = {group: g["mAP"] for group, g in chance["groups"].items()}
+        result["chance"] = {"mAP": chance["mAP"]} | groups
         rows.score = scores
         one = sum(t.kind == "box" for t in recipe.task) == 1
         ava_eval.write_csv(out / ("detections.csv" if one else f"detections-{task.name}.csv"), rows)
@@ -741,14 +787,16 @@ def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
 
 
 def detection_rows(found: dict, classes: int) -> ava_eval.Rows:
-    """{(video_id, microseconds): (boxes (k, 4), scores (k, C)) or None} as one row per box and class."""
+    """{(video_id, microseconds): (boxes (k, 4), scores (k, C)) | None}: a row per box and class."""
     found = {key: value for key, value in found.items() if value is not None}
     rows = np.array([len(boxes) * classes for boxes, _ in found.values()], int)
     boxes = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _ in found.values())])     # (K, 4)
-    scores = np.concatenate([np.zeros(0), *(scores.ravel() for _, scores in found.values())])
-    return ava_eval.Rows(np.repeat([key[0] for key in found], rows),
-                         np.repeat(np.array([key[1] / 1e6 for key in found]), rows),
-                         np.repeat(boxes, classes, axis=0), np.tile(np.arange(1, classes + 1), len(boxes)), scores)
+    return ava_eval.Rows(
+        video_id=np.repeat([video for video, _ in found], rows),
+        time_sec=np.repeat(np.array([stamp / 1e6 for _, stamp in found]), rows),
+        boxes=np.repeat(boxes, classes, axis=0),
+        label=np.tile(np.arange(1, classes + 1), len(boxes)),
+        score=np.concatenate([np.zeros(0), *(scores.ravel() for _, scores in found.values())]))
 
 
 def preview(recipe: Recipe, dataset: data.Dataset, found: dict, out: Path) -> None:
@@ -762,15 +810,21 @@ def preview(recipe: Recipe, dataset: data.Dataset, found: dict, out: Path) -> No
         boxes, scores = found[item.key]
         texts = [[dataset.classes[c - 1] for c in sorted(p.labels)] for p in truth[item.key]]
         colours = [GREEN] * len(texts) + [AMBER] * len(boxes)
-        texts += [[f"{dataset.classes[c]} {s[c]:.2f}" for c in np.argsort(-s)[:2]] for s in scores]
+        texts += [best_labels(dataset.classes, s, 2) for s in scores]
         boxes = np.concatenate([np.array([p.box for p in truth[item.key]]).reshape(-1, 4), boxes])
         times = item.time_sec + (np.arange(task.frames) - task.frames // 2) * task.step_sec
-        drawn = [datatools.draw_boxes(frame, boxes, texts, colours) for frame in data.decode_clip(item.path, times)]
+        drawn = [datatools.draw_boxes(frame, boxes, texts, colours)
+                 for frame in data.decode_clip(item.path, times)]
         stills.append(drawn[task.frames // 2])
         film += [drawn] if not film or drawn[0].shape == film[0][0].shape else []
     if stills:
         datatools.write_png(out / "preview.png", datatools.grid(stills))
-        datatools.write_video(out / "preview.mp4", [frame for clip in film for frame in clip], 1 / task.step_sec)
+        frames = [frame for clip in film for frame in clip]
+        datatools.write_video(out / "preview.mp4", frames, 1 / task.step_sec)
+
+
+def best_labels(names: list[str], scores: np.ndarray, top: int) -> list[str]:
+    return [f"{names[c]} {scores[c]:.2f}" for c in np.argsort(-scores)[:top]]
 
 
 GREEN, AMBER = (90, 220, 120), (255, 190, 60)
@@ -780,42 +834,49 @@ GREEN, AMBER = (90, 220, 120), (255, 190, 60)
 # Training
 # ------------------------------------------------------------------------------------------------
 
-def agree(micro_batches: list[data.Batch], world: World, interrupt: Interrupt) -> tuple[dict, dict, bool]:
-    """By task of this step: clips of this rank, boxes of all ranks. And: was any rank asked to stop?"""
+def agree(
+    micro_batches: list[data.Batch], world: World, interrupt: Interrupt
+) -> tuple[dict[str, int], dict[str, float], bool]:
+    """By task of this step: clips of this rank, boxes of all. And: was any rank asked to stop?"""
     clips, boxes = {}, {}
     for batch in micro_batches:
+        found = 0 if batch.boxes is None else len(batch.boxes)
         clips[batch.task] = clips.get(batch.task, 0) + len(batch.video)
-        boxes[batch.task] = boxes.get(batch.task, 0) + (0 if batch.boxes is None else len(batch.boxes))
+        boxes[batch.task] = boxes.get(batch.task, 0) + found
     *totals, stop = world.sum([*boxes.values(), interrupt.received])
     return clips, dict(zip(boxes, totals)), stop > 0
 
 
-def task_loss(task: Task, logits: torch.Tensor, batch: data.Batch, clips: int, boxes: float) -> torch.Tensor:
+def task_loss(
+    task: Task, logits: torch.Tensor, batch: data.Batch, clips: int, boxes: float
+) -> torch.Tensor:
     """One micro-batch's part of the loss of its task.
 
-    clips: of the step on this rank; boxes: of the step on all ranks, over the number of ranks. So the sum
-    over micro-batches, averaged over the ranks as DDP does, is the loss of one process on the whole batch,
-    however unevenly the boxes fall.
+    clips: of the step on this rank; boxes: of the step on all ranks, over the number of ranks. So
+    the sum over micro-batches, averaged over the ranks as DDP does, is the loss of one process on
+    the whole batch, however unevenly the boxes fall.
     """
     if task.kind == "box":
         return task.loss_weight * box_loss(logits, batch.labels, task.reduce, boxes)
-    return task.loss_weight * clip_loss(logits, batch.labels, task.smoothing) * (len(batch.video) / clips)
+    share = len(batch.video) / clips
+    return task.loss_weight * clip_loss(logits, batch.labels, task.smoothing) * share
 
 
 def mean_losses(losses: dict[str, float], world: World, step: int) -> dict[str, float]:
     """Over the ranks. FloatingPointError on every rank at once if one of them is not finite."""
-    means = dict(zip(losses, (value / world.size for value in world.sum(list(losses.values())))))
+    sums = world.sum(list(losses.values()))
+    means = {task: total / world.size for task, total in zip(losses, sums)}
     if not all(map(math.isfinite, means.values())):
-        raise FloatingPointError(f"non-finite loss at step {step}: {means}; no weight was changed in this "
-                                 f"step, and the last checkpoint is intact")
+        raise FloatingPointError(f"non-finite loss at step {step}: {means}; no weight was changed "
+                                 "in this step, and the last checkpoint is intact")
     return means
 
 
 def average_heads(model: CoFinetuneModel, world: World) -> None:
-    """Mean over the ranks of the heads' gradients; DDP does it for the encoder, during the backward pass.
+    """Mean over the ranks of the heads' gradients; for the encoder, DDP does it in the backward.
 
-    The heads stay outside of DDP because a step uses only some of them. All ranks train the same task, so
-    their gradients are of the same heads; an idle head keeps grad = None.
+    The heads stay outside of DDP because a step uses only some of them. All ranks train the same
+    task, so their gradients are of the same heads; an idle head keeps grad = None.
     """
     if world.size == 1:
         return
@@ -827,7 +888,7 @@ def average_heads(model: CoFinetuneModel, world: World) -> None:
 
 
 def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
-    """Train to recipe.steps, from where the run's folder stands; evaluate; return the metrics (rank 0).
+    """Train to recipe.steps, from where the run's folder stands; evaluate -> the metrics (rank 0).
 
     A loss that is not finite, too many damaged videos, a full disk: FloatingPointError, ValueError,
     OSError with one sentence; the last checkpoint stays as it is.
@@ -838,12 +899,13 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         demo.make_world(recipe.root, **recipe.world)
     world.sum([0])
     datasets = {name: data.open_task(task, recipe.root, "train") for name, task in tasks.items()}
-    validation = {name: data.open_task(task, recipe.root, "val") for name, task in tasks.items() if task.val}
+    validation = {name: data.open_task(task, recipe.root, "val")
+                  for name, task in tasks.items() if task.val}
     for name, dataset in datasets.items():
-        print0(f"{name}: {len(dataset.classes)} classes, "
-               + ", ".join(f"{count} {what}" for what, count in dataset.report.items() if count))
-    stream = data.Stream({name: datasets[name] for name in recipe.train_tasks or tasks}, recipe.schedule,
-                         recipe.seed, recipe.steps)
+        counted = [f"{count} {what}" for what, count in dataset.report.items() if count]
+        print0(f"{name}: {len(dataset.classes)} classes, {', '.join(counted)}")
+    trained = {name: datasets[name] for name in recipe.train_tasks or tasks}
+    stream = data.Stream(trained, recipe.schedule, recipe.seed, recipe.steps)
     classes = {name: dataset.classes for name, dataset in datasets.items()}
     counts = {name: dataset.class_counts() for name, dataset in datasets.items()}
 
@@ -857,8 +919,8 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         if state["stream"] != stream.state():
             different += ["the items of the datasets"]
         if different:
-            raise ValueError(f"{out / 'last.pt'} is of another recipe: {'; '.join(different)}. Take another "
-                             f"--out, or --fresh to start over")
+            raise ValueError(f"{out / 'last.pt'} is of another recipe: {'; '.join(different)}. "
+                             "Take another --out, or --fresh to start over")
     model = build_model(recipe, classes, state).to(world.device)
     method = None
     if recipe.method in ("selfdistil", "spottune"):
@@ -890,43 +952,47 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
             save(out / name, dict(
                 model=model.state_dict(), model_config=dataclasses.asdict(model.encoder.config),
                 heads={name: dataclasses.asdict(head.head) for name, head in model.heads.items()},
-                mean=model.mean, std=model.std, classes=classes, class_counts=counts, step=step, best=best,
-                ema=ema, optimisers=[optimiser.state_dict() for optimiser in optimisers],
-                method=method.state_dict() if method else {}, stream=stream.state(),
-                recipe=dataclasses.asdict(recipe), torch=str(torch.__version__)))
+                mean=model.mean, std=model.std, classes=classes, class_counts=counts, step=step,
+                best=best, ema=ema, stream=stream.state(),
+                optimisers=[optimiser.state_dict() for optimiser in optimisers],
+                method=method.state_dict() if method else {}, recipe=dataclasses.asdict(recipe),
+                torch=str(torch.__version__)))
 
     trunk = torch.compile(model.encoder) if recipe.compile else model.encoder
     if world.size > 1:
         trunk = nn.parallel.DistributedDataParallel(trunk, gradient_as_bucket_view=True)
-    batches = data.training_batches(stream, start, recipe.steps, world.rank, world.size, recipe.workers,
-                                    recipe.micro_batches)
-    interrupt, stop = Interrupt(), False
+    batches = data.training_batches(stream, start, recipe.steps, world.rank, world.size,
+                                    recipe.workers, recipe.micro_batches)
+    bf16, interrupt, stop = recipe.precision == "bf16", Interrupt(), False
     model.train()
-    # ---------------------------- the method: one task a step, one shared encoder ----------------------------
+    # --------------------- the method: one task a step, one shared encoder ---------------------
     for step in range(start, recipe.steps):
         micro_batches = log.next(batches)    # of one task; with `accumulate` of every task
         clips, boxes, stop = agree(micro_batches, world, interrupt)
         if stop:
             break
-        # Dropout and stochastic depth, like the data, are a function of (seed, step): resuming is exact.
+        # Dropout and stochastic depth, like the data, follow from (seed, step): resuming is exact.
         torch.manual_seed(hash((recipe.seed, step, world.rank)) % 2 ** 63)
         losses = dict.fromkeys(clips, 0.0)
         for i, batch in enumerate(micro_batches):
             task, batch = tasks[batch.task], batch.to(world.device)
             wait = world.size > 1 and i < len(micro_batches) - 1    # gradients travel once a step
             with trunk.no_sync() if wait else contextlib.nullcontext():
-                with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                    video = data.normalise(batch.video, model.mean, model.std)      # (B, 3, T, H, W)
-                    features = trunk(video)                                         # (B, D), (B, t, h, w, D)
+                with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+                    video = data.normalise(batch.video, model.mean, model.std)  # (B, 3, T, H, W)
+                    features = trunk(video)                              # (B, D), (B, t, h, w, D)
                     logits = model.classify(features, task.name, batch.boxes, batch.box_clip)
-                    extra = method.loss(model, video, features, logits, batch, step) if method else 0.0
-                loss = task_loss(task, logits, batch, clips[task.name], boxes[task.name] / world.size)
+                    extra = 0.0
+                    if method:
+                        extra = method.loss(model, video, features, logits, batch, step)
+                loss = task_loss(task, logits, batch, clips[task.name],
+                                 boxes[task.name] / world.size)
                 loss = loss + extra * (len(batch.video) / clips[task.name])
                 (loss / len(clips)).backward()
             losses[task.name] += loss.item()
             if not math.isfinite(losses[task.name]):
                 log.suspects(step, batch, logits)
-        losses = mean_losses(losses, world, step)    # stops every rank alike, before a weight is touched
+        losses = mean_losses(losses, world, step)    # stops every rank, before a weight is touched
         average_heads(model, world)
         norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm or math.inf)
         rate = lr_at(step, recipe) * task.lr_scale
@@ -934,13 +1000,13 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * rate
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)    # None, not zero: zero gradients still move an idle head
-        # ---------------------------- what follows is averaging, records and safety ----------------------------
-        for key, value in model.state_dict().items() if ema else ():
-            ema[key].lerp_(value, 1 - recipe.ema) if value.is_floating_point() else ema[key].copy_(value)
+            optimiser.zero_grad(set_to_none=True)    # None: zeros would still move idle heads
+        # --------------------- what follows is averaging, records and safety ---------------------
+        for key, value in (model.state_dict() if ema else {}).items():
+            ema[key].lerp_(value, 1 - recipe.ema)
         done = step + 1
-        log.step(step, losses, recipe.lr * rate, norm.item(), sum(clips.values()) * world.size, stream.damaged,
-                 method.report() if method else {})
+        log.step(step, losses, recipe.lr * rate, norm.item(), sum(clips.values()) * world.size,
+                 stream.damaged, method.report() if method else {})
         if recipe.eval_every and done % recipe.eval_every == 0 and done < recipe.steps:
             metrics = evaluate(model, recipe, world, validation, counts, ema)
             log.evaluation(done, metrics)
@@ -955,7 +1021,8 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
     interrupt.restore()
     if stop:
         checkpoint(step, "last.pt")
-        print0(f"\nstopped before step {step}; {out / 'last.pt'} is complete, and the same command resumes it")
+        print0(f"\nstopped before step {step}; {out / 'last.pt'} is complete, and the same command "
+               "resumes it")
         raise SystemExit(128 + (interrupt.received or signal.SIGTERM))
     metrics = evaluate(model, recipe, world, validation, counts, ema, out)
     if metrics["score"] > best:
@@ -965,7 +1032,7 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
     if world.rank == 0:
         write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         draw_log(log.path)
-        print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir() if path.is_file())))
+        print(contents(out))
     return metrics
 
 
@@ -975,7 +1042,8 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
 
 def evaluate_command(checkpoint: str, source: str | None, overrides: dict[str, str]) -> None:
     """`evaluate CHECKPOINT`: its metrics, with the recipe it was trained by or another one."""
-    state, out = load(checkpoint), Path(overrides.pop("out", Path(checkpoint).parent / "evaluation"))
+    state = load(checkpoint)
+    out = Path(overrides.pop("out", Path(checkpoint).parent / "evaluation"))
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "recipe.toml", to_toml(recipe_of(state)))
     recipe = read_recipe(source or str(out / "recipe.toml"), overrides)
@@ -985,19 +1053,25 @@ def evaluate_command(checkpoint: str, source: str | None, overrides: dict[str, s
     for name, dataset in datasets.items():
         if dataset.classes != state["classes"].get(name):
             heads = {name: len(names) for name, names in state["classes"].items()}
-            raise ValueError(f"task {name} with {len(dataset.classes)} classes has no head in {checkpoint}, "
-                             f"whose heads and numbers of classes are {heads}")
+            raise ValueError(f"task {name} with {len(dataset.classes)} classes has no head in "
+                             f"{checkpoint}, whose heads and numbers of classes are {heads}")
     metrics = evaluate(model, recipe, world, datasets, state["class_counts"], state["ema"], out)
     if world.rank == 0:
         write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        print(summary(metrics), f"in {out}: " + ", ".join(sorted(p.name for p in out.iterdir())), sep="\n")
+        print(summary(metrics), contents(out), sep="\n")
+
+
+def contents(folder: Path) -> str:
+    return f"in {folder}: " + ", ".join(sorted(p.name for p in folder.iterdir() if p.is_file()))
 
 
 @torch.no_grad()
-def predict_command(checkpoint: str, path: str, boxes_path: str | None, every_sec: float, top: int,
-                    overrides: dict[str, str]) -> None:
-    """`predict CHECKPOINT VIDEO`: with person boxes, their labels (detections.csv); without, the clip tasks'
-    classes along the video. And the video itself, with the labels drawn into it."""
+def predict_command(
+    checkpoint: str, path: str, boxes_path: str | None, every_sec: float, top: int,
+    overrides: dict[str, str],
+) -> None:
+    """`predict CHECKPOINT VIDEO`: with person boxes, their labels (detections.csv); without, the
+    clip tasks' classes along the video. And the video itself, with the labels drawn into it."""
     state, video = load(checkpoint), Path(path)
     recipe = recipe_of(state)
     world = setup(recipe)
@@ -1013,32 +1087,39 @@ def predict_command(checkpoint: str, path: str, boxes_path: str | None, every_se
         with open(boxes_path) as file:
             scored = file.readline().count(",") == 7
         found = data.read_boxes(boxes_path, 1 << 30, scored, {})
-        persons = {stamp: people for (name, stamp), people in sorted(found.items()) if name == video.stem and people}
+        persons = {stamp: people for (name, stamp), people in sorted(found.items())
+                   if name == video.stem and people}
         if not persons:
             raise ValueError(f"{boxes_path}: no box of a video called {video.stem!r}")
     else:
-        persons = {round(at * 1e6): [] for at in np.arange(min(every_sec, end_sec) / 2, end_sec, every_sec)}
+        centres = np.arange(min(every_sec, end_sec) / 2, end_sec, every_sec)
+        persons = {round(second * 1e6): [] for second in centres}
     out = Path(overrides.pop("out", f"predictions/{video.stem}"))
     out.mkdir(parents=True, exist_ok=True)
-    shown = {stamp / 1e6: (np.array([p.box for p in people] or [[0, 0, 1, 1]]), [[] for _ in people or [0]])
-             for stamp, people in persons.items()}
+    shown = {}    # by second: boxes and the labels drawn at them; without boxes, the whole frame
+    for stamp, people in persons.items():
+        boxes = np.array([person.box for person in people] or [[0, 0, 1, 1]])
+        shown[stamp / 1e6] = boxes, [[] for _ in boxes]
     for task in tasks:
         names, detections = state["classes"][task.name], {}
-        rows = [((video.stem, stamp), video.name, stamp / 1e6, 0, people) for stamp, people in persons.items()]
-        dataset = data.Dataset(task, "val", names, data.Items(str(video.parent), rows, len(names)), {})
+        rows = [((video.stem, stamp), video.name, stamp / 1e6, 0, people)
+                for stamp, people in persons.items()]
+        items = data.Items(str(video.parent), rows, len(names))
+        dataset = data.Dataset(task, "val", names, items, {})
         for batch, logits in predictions(model, recipe, world, dataset):
-            owner, scores = np.arange(len(logits)), logits.softmax(1)
+            owner, scores = torch.arange(len(logits)), logits.softmax(1)
             if kind == "box":
-                owner, scores = batch.box_clip.cpu().numpy(), logits.sigmoid() * batch.scores[:, None]
+                owner, scores = batch.box_clip, logits.sigmoid() * batch.scores[:, None]
+            owner, scores = owner.cpu().numpy(), scores.cpu().numpy()
             for i, key in enumerate(batch.keys):
-                mine = scores.cpu().numpy()[owner == i]
+                mine, second = owner == i, key[1] / 1e6
                 if kind == "box":
-                    detections[key] = (batch.boxes_source[owner == i], mine)
-                for box, s in enumerate(mine):
-                    best = [f"{names[c]} {s[c]:.2f}" for c in np.argsort(-s)[:top]]
-                    shown[key[1] / 1e6][1][box].extend(best)
-                    print(f"{video.name}  {key[1] / 1e6:.3f} s  {task.name}" + f"  box {box}" * (kind == "box")
-                          + ":  " + ", ".join(best))
+                    detections[key] = (batch.boxes_source[mine], scores[mine])
+                for box, s in enumerate(scores[mine]):
+                    best = best_labels(names, s, top)
+                    shown[second][1][box].extend(best)
+                    what = f"{task.name}  box {box}" if kind == "box" else task.name
+                    print(f"{video.name}  {second:.3f} s  {what}:  {', '.join(best)}")
         if detections:
             name = "detections.csv" if len(tasks) == 1 else f"detections-{task.name}.csv"
             ava_eval.write_csv(out / name, detection_rows(detections, len(names)))
@@ -1047,14 +1128,17 @@ def predict_command(checkpoint: str, path: str, boxes_path: str | None, every_se
         keyframes = np.array(list(shown))
         for part in np.array_split(times, math.ceil(len(times) / 32)):    # a second or so in memory
             for at, frame in zip(part, data.decode_clip(video, part)):
-                yield datatools.draw_boxes(frame, *shown[keyframes[np.abs(keyframes - at).argmin()]], AMBER)
+                nearest = keyframes[np.abs(keyframes - at).argmin()]
+                yield datatools.draw_boxes(frame, *shown[nearest], AMBER)
 
     datatools.write_video(out / "annotated.mp4", annotated(), len(times) / end_sec)
-    print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
+    print(contents(out))
 
 
-def split_overrides(arguments: list[str], options: set[str] = frozenset()) -> tuple[list[str], dict]:
-    """The arguments without the recipe's own keys, `--key value` or `--key=value`, and those keys."""
+def split_overrides(
+    arguments: list[str], options: set[str] = frozenset()
+) -> tuple[list[str], dict[str, str]]:
+    """The arguments without the recipe's own keys (`--key value`, `--key=value`), and those."""
     rest, overrides, known = [], {}, vars(Recipe())
     arguments = iter(arguments)
     for word in arguments:
@@ -1068,32 +1152,35 @@ def split_overrides(arguments: list[str], options: set[str] = frozenset()) -> tu
             if overrides[key] is None:
                 raise ValueError(f"{option}: a value is expected after it")
         else:
-            near = difflib.get_close_matches(key, [*known, *(o.removeprefix("--") for o in options)], 1)
-            raise ValueError(f"unknown option {option}" + "".join(f", did you mean --{n.replace('_', '-')}?"
-                                                                  for n in near))
+            names = [*known, *(name.removeprefix("--") for name in options)]
+            near = difflib.get_close_matches(key, names, 1)
+            raise ValueError(f"unknown option {option}" + "".join(
+                f", did you mean --{name.replace('_', '-')}?" for name in near))
     return rest, overrides
 
 
 def main(arguments: list[str]) -> None:
-    keys = ", ".join(f"--{key.replace('_', '-')} ({value!r})" for key, value in vars(Recipe()).items()
-                     if key not in ("model", "task"))
+    keys = ", ".join(f"--{key.replace('_', '-')} ({value!r})"
+                     for key, value in vars(Recipe()).items() if key not in ("model", "task"))
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog=f"every key of the recipe is an option too: {keys}; and --model.KEY, --task.NAME.KEY")
-    parser.add_argument("command", nargs="?", default="train", choices=["train", "evaluate", "predict", "compare"])
-    parser.add_argument("checkpoint", nargs="?", help="evaluate, predict")
-    parser.add_argument("video", nargs="?", help="predict")
-    parser.add_argument("--recipe", help=f"a TOML file or one of {', '.join(RECIPES)} (default: demo)")
-    parser.add_argument("--fresh", action="store_true", help="start over instead of resuming the run's folder")
-    parser.add_argument("--boxes", help="predict: csv of person boxes, video,second,x1,y1,x2,y2,,score")
-    parser.add_argument("--every-sec", type=float, default=1.0, help="predict without boxes: one clip every so often")
-    parser.add_argument("--top", type=int, default=3, help="predict: labels shown per box or clip")
-    parser.add_argument("--methods", default="finetune,cofinetune", help="compare: comma-separated")
-    parser.add_argument("--seeds", type=int, default=5, help="compare: final runs per method")
-    parser.add_argument("--lrs", default="", help="compare: grid of learning rates, comma-separated (default: "
-                        "half, once and twice the recipe's)")
-    parser.add_argument("--tuning-seeds", type=int, default=2, help="compare: runs per learning rate of the grid")
-    parser.add_argument("--jobs", type=int, default=0, help="compare: runs at a time (default: one per core)")
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False, epilog=f"every key of the recipe is an option too: {keys}; and "
+                                   "--model.KEY, --task.NAME.KEY")
+    add = parser.add_argument
+    add("command", nargs="?", default="train", choices=["train", "evaluate", "predict", "compare"])
+    add("checkpoint", nargs="?", help="evaluate, predict")
+    add("video", nargs="?", help="predict")
+    add("--recipe", help=f"a TOML file or one of {', '.join(RECIPES)} (default: demo)")
+    add("--fresh", action="store_true", help="start over instead of resuming the run's folder")
+    add("--boxes", help="predict: csv of person boxes, video,second,x1,y1,x2,y2,,score")
+    add("--every-sec", type=float, default=1.0, help="predict without boxes: seconds between clips")
+    add("--top", type=int, default=3, help="predict: labels shown per box or clip")
+    add("--methods", default="finetune,cofinetune", help="compare: comma-separated")
+    add("--seeds", type=int, default=5, help="compare: final runs per method")
+    add("--lrs", default="",
+        help="compare: learning rates, comma-separated (default: half, once, twice the recipe's)")
+    add("--tuning-seeds", type=int, default=2, help="compare: runs per learning rate of the grid")
+    add("--jobs", type=int, default=0, help="compare: runs at a time (default: one per core)")
     options = {"--help", *re.findall(r"--[a-z-]+", parser.format_usage())}
     rest, overrides = split_overrides(arguments, options)
     known = parser.parse_args(rest)
@@ -1104,19 +1191,21 @@ def main(arguments: list[str]) -> None:
     if known.command == "evaluate":
         evaluate_command(known.checkpoint, known.recipe, overrides)
     elif known.command == "predict":
-        predict_command(known.checkpoint, known.video, known.boxes, known.every_sec, known.top, overrides)
+        predict_command(known.checkpoint, known.video, known.boxes, known.every_sec, known.top,
+                        overrides)
     elif known.command == "compare":
         import baselines
-        source = known.recipe or "demo"
-        baselines.compare(read_recipe(source, overrides), source, overrides, known.methods.split(","), known.seeds,
-                          [float(lr) for lr in known.lrs.split(",") if lr], known.jobs, known.tuning_seeds)
+        source, lrs = known.recipe or "demo", [float(lr) for lr in known.lrs.split(",") if lr]
+        baselines.compare(read_recipe(source, overrides), source, overrides,
+                          known.methods.split(","), known.seeds, lrs, known.jobs,
+                          known.tuning_seeds)
     else:
         recipe = read_recipe(known.recipe or "demo", overrides)
         world = setup(recipe)
         for stage in stages(recipe):
             train(stage, world, known.fresh)
         if world.size > 1:
-            world.sum([0])    # gloo aborts now and then when a rank leaves while another still speaks
+            world.sum([0])    # gloo may abort when a rank leaves while another still speaks
             dist.destroy_process_group()
 
 
