@@ -265,8 +265,8 @@ def compare(
     on: other worlds, or the fifth of the training videos that `hold_out` sets aside. `jobs` runs at
     a time have one thread each (0: a run per core; one in all on a GPU). Finished runs are kept,
     stopped ones resume. A method may carry settings of its own, `finetune@task.ava.lr_scale=2`;
-    differences are taken to the `finetune` that was tuned best. In `out` (runs/compare): compare.md, compare.csv (every run), classes.csv,
-    compare.png, and the runs.
+    differences are taken to the `finetune` that was tuned best. In `out` (runs/compare):
+    compare.md, compare.csv (every run), classes.csv, compare.png, and the runs.
     """
     out = Path(overrides.get("out", "runs/compare")).resolve()
     lrs = sorted(set(lrs)) or [recipe.lr / 2, recipe.lr, recipe.lr * 2]
@@ -285,7 +285,8 @@ def compare(
         folder = out / phase / f"{method}-lr{lr:g}-seed{seed}"
         name, *changes = method.split("@")
         own = dict(change.split("=", 1) for change in changes)
-        own |= {"method": name, "lr": repr(lr), "seed": str(seed), "threads": "1", "out": str(folder)}
+        own |= {"method": name, "lr": repr(lr), "seed": str(seed), "threads": "1",
+                "out": str(folder)}
         return Run(method, lr, seed, folder, overrides | split | own)
 
     scores, best, tuning, final = {}, dict.fromkeys(methods, lrs[0]), [], []
