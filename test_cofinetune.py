@@ -780,7 +780,7 @@ def test_pretrained_command_line(tmp_path, capsys):
     assert len(lines) == 2 and all(line.startswith(f"error: {tmp_path}") for line in lines)
 
 
-def pt_oracle(kind, **settings):
+def pt_oracle(kind, std=0.1, **settings):
     """A Hugging Face model with random parameters."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     task = "ForImageClassification" if kind == "ViT" else "ForVideoClassification"
@@ -789,7 +789,7 @@ def pt_oracle(kind, **settings):
     torch.manual_seed(0)
     oracle = getattr(transformers, kind + task)(config).eval()
     for parameter in oracle.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+        torch.nn.init.normal_(parameter, std=std)
     return oracle
 
 
@@ -818,6 +818,15 @@ def test_pretrained_equals_hugging_face(kind, form, tmp_path):
         torch.save(state, tmp_path / "pytorch_model.bin")  # the file's names are the hub's
         saved.unlink()
     pt_parity(oracle, tmp_path, torch.randn(2, 4, 3, 48, 48))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, frames", [("Vivit", 32), ("VideoMAE", 16)])
+def test_pretrained_equals_hugging_face_at_full_size(kind, frames, tmp_path):
+    oracle = pt_oracle(kind, 0.02, num_frames=frames, image_size=224, hidden_size=768,
+                       num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
+    oracle.save_pretrained(tmp_path)
+    pt_parity(oracle, tmp_path, torch.randn(1, frames, 3, 224, 224))
 
 
 @pytest.mark.parametrize("kind", ["Vivit", "ViT"])
