@@ -133,9 +133,9 @@ _VIVIT = dict(
 _LARGE = dict(arch="L", drop_path=0.1, checkpointing=True)
 _SMALL = dict(frames=8, stride=2, fps=16.0, size=48, short_side=[56, 56], batch=16)
 _DEMO = dict(
-    root="data/demo", world={"seed": 0}, steps=600, optimiser="muon", lr=0.04, betas=[0.9, 0.98],
-    weight_decay=0.05, warmup=48, final_lr=0.01, mean=[], std=[], workers=1, threads=1,
-    head_above=100, tail_below=25,
+    root="data/demo", world={"seed": 0}, steps=900, optimiser="muon", lr=0.04, betas=[0.9, 0.98],
+    weight_decay=0.05, warmup=70, final_lr=0.01, mean=[], std=[], workers=1, threads=1,
+    head_above=100, tail_below=25, log_every=50,
     model=dict(arch="tiny", frames=8, size=[48, 48], tubelet=[4, 8, 8], pos="learned-axes",
                qk_init="mimetic"),
     task=[dict(_SMALL, name="actions", kind="clip", videos="actions", labels="actions/classes.txt",

@@ -2432,19 +2432,20 @@ def test_sigterm_saves_and_a_full_disk_keeps_the_checkpoint(tiny_world, tmp_path
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tiny_world, tmp_path):
-    whole, out, more = tmp_path / "a", tmp_path / "b", ["--save-every", 2, "--workers", 1]
-    run_command(*run_options(tiny_world, whole, *more, steps=60))
-    rng, kills, done = np.random.default_rng(0), 0, False
-    while not done:
-        process = run_start(*run_options(tiny_world, out, *more, steps=60))
-        try:
-            process.communicate(timeout=rng.uniform(0.5, 5.0) if kills < 20 else 120)
-            done = process.returncode == 0
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-    assert kills >= 10 and run_apart(whole, out) == 0 and run_log(whole) == run_log(out)
+    """Twenty kills, each a few steps after the resumption, or before its first step."""
+    whole, out = tmp_path / "a", tmp_path / "b"
+    more = ["--save-every", 2, "--workers", 1, "--log-every", 1]
+    run_command(*run_options(tiny_world, whole, *more, steps=300))
+    rng = np.random.default_rng(0)
+    for kill in range(20):
+        process = run_start(*run_options(tiny_world, out, *more, steps=300))
+        for _ in range(rng.integers(1, 20)):    # lines: five before the first step
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        assert "is done already" not in process.communicate()[0]
+    run_command(*run_options(tiny_world, out, *more, steps=300))
+    assert run_apart(whole, out) == 0 and run_log(whole) == run_log(out)
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
