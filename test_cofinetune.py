@@ -2435,16 +2435,16 @@ def test_killed_at_random_moments(tiny_world, tmp_path):
     """Twenty kills, each a few steps after the resumption, or before its first step."""
     whole, out = tmp_path / "a", tmp_path / "b"
     more = ["--save-every", 2, "--workers", 1, "--log-every", 1]
-    run_command(*run_options(tiny_world, whole, *more, steps=300))
+    run_command(*run_options(tiny_world, whole, *more, steps=150))
     rng = np.random.default_rng(0)
     for kill in range(20):
-        process = run_start(*run_options(tiny_world, out, *more, steps=300))
+        process = run_start(*run_options(tiny_world, out, *more, steps=150))
         for _ in range(rng.integers(1, 20)):    # lines: five before the first step
             process.stdout.readline()
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
         assert "is done already" not in process.communicate()[0]
-    run_command(*run_options(tiny_world, out, *more, steps=300))
+    run_command(*run_options(tiny_world, out, *more, steps=150))
     assert run_apart(whole, out) == 0 and run_log(whole) == run_log(out)
 
 
