@@ -547,7 +547,7 @@ class Log:
         self.path, self.world = out / "log.jsonl", world
         self.steps, self.every = recipe.steps, recipe.log_every
         self.tty, self.board, self.waited = sys.stdout.isatty(), None, 0.0
-        self.window, self.since = [], time.time()
+        self.window, self.since, self.damaged = [], time.time(), set()
         if world.rank:
             return
         kept = []
@@ -571,6 +571,9 @@ class Log:
 
     def step(self, step: int, losses: dict, lr: float, norm: float, clips: int, damaged: dict,
              extra: dict) -> None:
+        for path in damaged.keys() - self.damaged:    # on the rank that met it
+            self.damaged.add(path)
+            self.show(f"{path} cannot be decoded: another clip of its task is trained instead")
         if self.world.rank:
             return
         now = time.time()
@@ -719,6 +722,8 @@ def predictions(model: CoFinetuneModel, recipe: Recipe, world: World, dataset: d
         with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
             video = data.normalise(batch.video, model.mean, model.std)
             yield batch, model(video, task.name, batch.boxes, batch.box_clip).float()
+    for reason in dataset.damaged.values():
+        print(f"task {task.name}, not evaluated: {reason}", file=sys.stderr, flush=True)
 
 
 def gather_by_key(dataset: data.Dataset, world: World, found: dict) -> dict | None:

@@ -2563,10 +2563,14 @@ def test_damaged_videos_are_replaced_counted_and_bounded(tiny_world, tmp_path):
     broken, missing, *others = sorted((root / "actions/videos").glob("train*"))
     broken.write_bytes(broken.read_bytes()[:300])
     missing.unlink()
+    unseen = min((root / "actions/videos").glob("val*"))    # in evaluation: named, never replaced
+    unseen.write_bytes(b"")
     options = run_options(root, tmp_path / "run", "--world", "{}", "--task.actions.bad_share",
                           "0.1", steps=30)
     done = run_command(*options)
-    assert "1 missing videos" in done.stdout and "damaged" in done.stdout
+    assert "1 missing videos" in done.stdout and "damaged videos 1" in done.stdout
+    assert done.stdout.count(f"{broken} cannot be decoded") == 1
+    assert f"not evaluated: {unseen}" in done.stderr and "1 undecodable" in done.stdout
     for video in others[:7]:
         video.write_bytes(b"")
     assert "cannot be decoded" in run_command(*options, "--fresh", code=2).stderr
