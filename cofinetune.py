@@ -746,7 +746,7 @@ def evaluate_clips(model, recipe, world, dataset, counts, out) -> dict:
         for i, (key, p) in enumerate(zip(batch.keys, logits.double().softmax(1).cpu())):
             labels[key] = int(batch.labels[i])
             sums[key] = sums.get(key, 0) + p if batch.valid[i] else None
-    # A class that ties with the true one counts as ranked before it: an untrained head is never right.
+    # A class that ties with the true one ranks before it: an untrained head is never right.
     ranks = {key: None if p is None else int((p >= p[labels[key]]).sum()) - 1
              for key, p in sums.items()}
     ranks = gather_by_key(dataset, world, ranks)
