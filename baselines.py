@@ -17,6 +17,7 @@ import inspect
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -264,9 +265,10 @@ def compare(
     is taken as it is) by mean mAP over tuning seeds, on data that no reported number is measured
     on: other worlds, or the fifth of the training videos that `hold_out` sets aside. `jobs` runs at
     a time have one thread each (0: a run per core; one in all on a GPU). Finished runs are kept,
-    stopped ones resume. A method may carry settings of its own, `finetune@task.ava.lr_scale=2`;
-    differences are taken to the `finetune` that was tuned best. In `out` (runs/compare):
-    compare.md, compare.csv (every run), classes.csv, compare.png, and the runs.
+    stopped ones resume. A method may carry settings of its own, `finetune@task.ava.lr_scale=2`; one
+    that carries `@lr=0.1` is not tuned. Differences are taken to the `finetune` that was tuned
+    best. In `out` (runs/compare): compare.md, compare.csv (every run), classes.csv, compare.png,
+    and the runs.
     """
     out = Path(overrides.get("out", "runs/compare")).resolve()
     lrs = sorted(set(lrs)) or [recipe.lr / 2, recipe.lr, recipe.lr * 2]
@@ -289,16 +291,19 @@ def compare(
                 "out": str(folder)}
         return Run(method, lr, seed, folder, overrides | split | own)
 
-    scores, best, tuning, final = {}, dict.fromkeys(methods, lrs[0]), [], []
-    if len(lrs) > 1:
+    given = {m: float(part.removeprefix("lr=")) for m in methods for part in m.split("@")
+             if part.startswith("lr=")}
+    tuned = [m for m in methods if m not in given] if len(lrs) > 1 else []
+    scores, best, tuning, final = {}, dict.fromkeys(methods, lrs[0]) | given, [], []
+    if tuned:
         held_out = {} if recipe.world else hold_out(recipe, out / "tuning")
         for seed in range(recipe.seed + 1000, recipe.seed + 1000 + tuning_seeds):
             split = other_world(recipe, seed, out) if recipe.world else held_out
-            tuning += [run("tuning", method, lr, seed, split) for method in methods for lr in lrs]
+            tuning += [run("tuning", method, lr, seed, split) for method in tuned for lr in lrs]
         launch(tuning, recipe, source, jobs)
-        for key in ((method, lr) for method in methods for lr in lrs):
+        for key in ((method, lr) for method in tuned for lr in lrs):
             scores[key] = np.mean([r.metrics()["score"] for r in tuning if (r.method, r.lr) == key])
-        best = {method: max(lrs, key=lambda lr: scores[method, lr]) for method in methods}
+        best |= {method: max(lrs, key=lambda lr: scores[method, lr]) for method in tuned}
     for seed in range(recipe.seed, recipe.seed + seeds):
         split = other_world(recipe, seed, out) if recipe.world else {}
         final += [run("final", method, best[method], seed, split) for method in methods]
@@ -339,7 +344,8 @@ def hold_out(recipe, out: Path) -> dict[str, str]:
 
 def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
     """Run what is not finished, `jobs` processes at a time. ValueError as soon as one fails; but a
-    run that diverges only stays without metrics: in a grid that is an answer."""
+    run that diverges only stays without metrics: in a grid that is an answer. Runs of `finetune`
+    and its wrappers that differ in the second stage only share the first: it is copied."""
     waiting, running, began = [], {}, time.time()
     for run in runs:
         identity = json.dumps([source, run.overrides, vars(recipe)], default=vars)
@@ -354,8 +360,15 @@ def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
           flush=True)
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
+            while len(running) < jobs:
+                busy = [first_stage(other) for other in running.values()]
+                run = next((r for r in waiting if first_stage(r) not in busy), None)
+                if run is None:
+                    break
+                waiting.remove(run)
+                for twin in (r for r in runs if run is not r and first_stage(r) == first_stage(run)):
+                    if (twin.out / "metrics.json").exists() and not (run.out / "upstream").exists():
+                        shutil.copytree(twin.out / "upstream", run.out / "upstream")
                 command = [sys.executable, trainer, "--recipe", source,
                            *(f"--{key}={value}" for key, value in run.overrides.items())]
                 with open(run.out / "output.txt", "a") as output:
@@ -382,9 +395,18 @@ def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
             process.wait()
 
 
+def first_stage(run: Run) -> object:
+    """Equal for runs of finetune that share their training on the upstream tasks."""
+    if not run.method.startswith("finetune"):
+        return run
+    return {key: value for key, value in run.overrides.items()
+            if key not in ("out", "method", "method_options")}
+
+
 def measures(run: Run, recipe) -> dict[str, float]:
-    """What the tables show of a finished run, by column; nan for a group without classes."""
-    found, batch = {}, {task.name: task.batch for task in recipe.task}
+    """What the tables show of a finished run, by column; nan for a group without classes and for a
+    task that the run never trained."""
+    found, batch, trained = {}, {task.name: task.batch for task in recipe.task}, set()
     boxes_first = sorted(run.metrics()["task"].items(), key=lambda item: item[1]["kind"])
     for name, m in boxes_first:
         if m["kind"] == "clip":
@@ -397,9 +419,11 @@ def measures(run: Run, recipe) -> dict[str, float]:
     for path in run.out.rglob("log.jsonl"):  # of every stage
         steps = [r for r in map(json.loads, path.read_text().splitlines()) if "loss" in r]
         found["clips seen"] += sum(batch[task] for step in steps for task in step["loss"])
+        trained |= {task for step in steps for task in step["loss"]}
         found["updates"] += len(steps)
         found["minutes"] += (steps[-1]["time"]["unix"] - steps[0]["time"]["unix"]) / 60
-    return found
+    return {column: value if column in COSTS or column.split()[0] in trained else math.nan
+            for column, value in found.items()}
 
 
 def paired(differences: np.ndarray) -> tuple[float, float, float]:
@@ -446,9 +470,12 @@ def write_tables(
                  "a better one may lie outside.\n\n")
         taken = {m: f"{best[m]:g}" + " (edge)" * (best[m] in (lrs[0], lrs[-1])) for m in methods}
         text += table(["method", *(f"{lr:g}" for lr in lrs), "taken"],
-                      [[m, *(f"{scores[m, lr]:.4f}" for lr in lrs), taken[m]] for m in methods])
+                      [[m, *(f"{scores.get((m, lr), math.nan):.4f}" for lr in lrs),
+                        taken[m] if (m, lrs[0]) in scores else f"{best[m]:g} (given)"]
+                       for m in methods])
     else:
-        text += f"Learning rate: {lrs[0]:g} for all methods, not tuned.\n\n"
+        given = ", ".join(f"{best[m]:g} ({m})" for m in methods)
+        text += f"Learning rate, not tuned: {given}.\n\n"
     text += ("Mean ± standard deviation over seeds. "
              f"Head: above {recipe.head_above} training boxes, tail: below {recipe.tail_below}. "
              "Minutes: from the first to the last logged step.\n\n")

@@ -579,7 +579,7 @@ STAGES = {  # of a step, and what is timed for them; they do not overlap
     "head and loss": [(model.CoFinetuneModel, "classify"), (cofinetune, "task_loss")],
     "backward": [(torch.Tensor, "backward")],
     "gradient norm": [(torch.nn.utils, "clip_grad_norm_")],
-    "optimisers": [(torch.optim.Muon, "step"), (torch.optim.AdamW, "step")],
+    "optimisers": [(cofinetune.Muon, "step"), (torch.optim.AdamW, "step")],
     "log": [(cofinetune.Log, "step")]}
 
 

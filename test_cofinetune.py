@@ -2895,7 +2895,8 @@ ava = dict(kind="box", mAP=ap, protocol="p",
            per_class=[dict(name="sit", ap=ap), dict(name="run", ap=None)])
 metrics = dict(score=ap, task=dict(up=dict(kind="clip", top1=0.9), ava=ava))
 json.dump(metrics, open(out / "metrics.json", "w"))
-steps = [dict(step=i, loss={("up", "ava")[i % 2]: 1}, time=dict(unix=60 * i)) for i in range(6)]
+tasks = ("up", "ava") if good else ("ava", "ava")
+steps = [dict(step=i, loss={tasks[i % 2]: 1}, time=dict(unix=60 * i)) for i in range(6)]
 (out / "log.jsonl").write_text("".join(json.dumps(step) + "\\n" for step in steps))
 """
 
@@ -2919,7 +2920,7 @@ def test_compare(tmp_path, monkeypatch, capsys):
     text = (out / "compare.md").read_text()
     assert text in capsys.readouterr().out and "(edge)" not in text
     for words in ("| 0.4 |\n", "| 0.2 |\n", "-inf", "+0.0500 [+0.0500, +0.0500]",
-                  "| ava tail | - |", "30 | 6 | 5.0"):
+                  "| ava tail | - |", "| 0.9000 ± 0.0000 | 30 | 6 | 5.0", "| - | 48 | 6 | 5.0"):
         assert words in text
     tune, final = ([json.loads(path.read_text())[1] for path in out.glob(f"{phase}/*/compare.json")]
                    for phase in ("tuning", "final"))
@@ -2940,6 +2941,11 @@ def test_compare(tmp_path, monkeypatch, capsys):
     assert all(len(words) == 1 for words in starts)  # finished runs are not repeated
     run(lrs=[0.05, 0.1])
     assert "| 0.1 (edge) |" in (out / "compare.md").read_text()
+    methods.append("cofinetune@weight=[1, 2]@lr=0.3")
+    run(lrs=[0.05, 0.1])
+    text = (out / "compare.md").read_text()
+    assert "| cofinetune@weight=[1, 2]@lr=0.3 | - | - | 0.3 (given) |" in text
+    assert len([*out.glob("tuning/*lr=0.3*")]) == 0 and len([*out.glob("final/*lr=0.3*")]) == 3
     with pytest.raises(ValueError, match="has another recipe or other options"):
         run({"steps": "7"})
     with pytest.raises(ValueError, match=r"ended with status 1: one \| error: no such thing$"):
@@ -2963,6 +2969,9 @@ def test_compare_for_real(tmp_path):
     assert first["finetune"]["loss"] == first["finetune+selfdistil"]["loss"]
     assert first["selfdistil"]["distillation"] == 0 < logs["selfdistil"][1]["distillation"]
     assert len(first["finetune+spottune"]["finetuned_share"]) == 4
+    stage = [(tmp_path / f"final/{m}-lr0.04-seed1/upstream/log.jsonl").read_text()
+             for m in methods if m.startswith("finetune")]
+    assert len(set(stage)) == 1  # trained once, as the clock in it says
     worlds = [(tmp_path / f"worlds/seed{s}/ava/train.csv").read_text() for s in "01"]
     assert worlds[0] != worlds[1]
 
