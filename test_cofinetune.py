@@ -2601,6 +2601,32 @@ def test_parameter_groups():
         assert groups[id(parameter)] == expected
 
 
+def test_muon_is_torchs_up_to_its_bfloat16():
+    """And its steps have the singular vectors of the momentum, and values near one."""
+    torch.manual_seed(0)
+    shapes = [(192, 64), (64, 64), (64, 192), (64, 64)]
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    groups = [[dict(params=p, lr=0.02, weight_decay=0.1)] for p in (ours, theirs)]
+    one = cofinetune.Muon(groups[0], momentum=0.9)
+    other = torch.optim.Muon(groups[1], momentum=0.9)
+    for _ in range(3):
+        for p, q in zip(ours[:3], theirs):    # the last one idles
+            p.grad = q.grad = torch.randn_like(p)
+        one.step()
+        other.step()
+    for p, q in zip(ours[:3], theirs):
+        assert 0 < (p - q).norm() < 0.03 * q.norm()    # bfloat16 has 8 bits
+    assert not ours[3].any() and ours[3] not in one.state
+    x = torch.randn(3, 40, 60)
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    core = u.mT @ cofinetune.orthogonal(x) @ v.mT
+    values = core.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(core, torch.diag_embed(values), atol=1e-4, rtol=0)
+    assert 0.6 < values.min() and values.max() < 1.25
+    torch.testing.assert_close(cofinetune.orthogonal(x.mT), cofinetune.orthogonal(x).mT)
+    torch.testing.assert_close(cofinetune.orthogonal(x[1:2])[0], cofinetune.orthogonal(x)[1])
+
+
 def test_recipes_survive_their_text(tmp_path):
     for table in cofinetune.RECIPES.values():
         tasks = data.read_tasks(table["task"])
