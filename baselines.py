@@ -366,9 +366,7 @@ def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
                 if run is None:
                     break
                 waiting.remove(run)
-                for twin in (r for r in runs if run is not r and first_stage(r) == first_stage(run)):
-                    if (twin.out / "metrics.json").exists() and not (run.out / "upstream").exists():
-                        shutil.copytree(twin.out / "upstream", run.out / "upstream")
+                take_first_stage(run, runs)
                 command = [sys.executable, trainer, "--recipe", source,
                            *(f"--{key}={value}" for key, value in run.overrides.items())]
                 with open(run.out / "output.txt", "a") as output:
@@ -401,6 +399,17 @@ def first_stage(run: Run) -> object:
         return run
     return {key: value for key, value in run.overrides.items()
             if key not in ("out", "method", "method_options")}
+
+
+def take_first_stage(run: Run, runs: list[Run]) -> None:
+    """Copy the first stage of a finished run that has the same, unless this one has begun its own."""
+    stage, part = run.out / "upstream", run.out / "upstream.part"
+    done = [r.out / "upstream" for r in runs
+            if first_stage(r) == first_stage(run) and (r.out / "metrics.json").exists()]
+    if done and not stage.exists():
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(done[0], part)
+        part.rename(stage)
 
 
 def measures(run: Run, recipe) -> dict[str, float]:

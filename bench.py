@@ -14,10 +14,12 @@ round, so that what slows the machine slows both. CPU seconds are blurred less t
 a busy machine. `--json` writes the same rows, with every round. Nothing is installed: a peer that
 is missing is a row that says so. To have them all,
 
-    pip install transformers decord torchcodec opencv-python-headless
+    pip install transformers decord torchcodec==0.13.0 opencv-python-headless
 
-Films and detection files are made once, up to 1 GB, and stay in the folder cofinetune-bench of the
-system's temporary folder; delete it at will. Linux: memory and cores are read from /proc.
+and FFmpeg's libraries for torchcodec, of which 0.13 is the newest that loads beside a torch 2.13
+without CUDA. Films and detection files are made once, up to 1 GB, and stay in the folder
+cofinetune-bench of the system's temporary folder; delete it at will. Linux: memory and cores are
+read from /proc.
 """
 
 import argparse

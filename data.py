@@ -671,7 +671,8 @@ def normalise(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
         mean, std = torch.tensor([mean, std], device=video.device).mul(255).view(2, 3, 1, 1, 1)
         return video.sub_(mean).div_(std)
     video -= video.mean((2, 3, 4), keepdim=True)
-    deviation = torch.linalg.vector_norm(video, dim=(1, 2, 3, 4), keepdim=True)  # 5x faster than std()
+    # Five times as fast as std().
+    deviation = torch.linalg.vector_norm(video, dim=(1, 2, 3, 4), keepdim=True)
     return video.div_((deviation / (video[0].numel() - 1) ** 0.5).clamp_min(1.0))
 
 

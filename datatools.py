@@ -1,12 +1,12 @@
 """The commands around the data, and pictures. `python data.py COMMAND` calls them.
 
-    python data.py import SRC DST     own videos and labels (csv, CVAT, AVA csv, lists) -> annotations, a recipe
+    python data.py import SRC DST     own videos and labels -> annotations, a split, a recipe
     python data.py show RECIPE        a picture of annotated keyframes, before any training
     python data.py check RECIPE       every annotation and every video: what is missing or damaged
     python data.py prepare SRC DST    re-encode videos once, so that reading a clip costs a fraction
 
-It stands beside data.py because nobody who learns the method, or copies the loader, needs it. Pictures (boxes and
-text on frames, curves, png and mp4) need numpy and av only, hence the small bitmap font.
+It stands beside data.py because nobody who learns the method, or copies the loader, needs it.
+Pictures (boxes and text on frames, curves, png, mp4) need numpy and av only: hence the bitmap font.
 """
 import argparse
 import base64
@@ -35,14 +35,13 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from data import (DecodeError, Task, Videos, _duration_sec, _lines, _number, _open, _video_stream, decode_clip,
-                  list_videos, open_task, read_classes, read_clips, read_recipe, read_tasks)
-
-
+from data import (DecodeError, Task, Videos, _duration_sec, _lines, _number, _open, _video_stream,
+                  decode_clip, list_videos, open_task, read_classes, read_clips, read_recipe,
+                  read_tasks)
 
 
 # ------------------------------------------------------------------------------------------------
-# Pictures: boxes on frames, curves, png and mp4, with nothing but numpy and av (hence the font)
+# Pictures: boxes on frames, curves, png and mp4
 # ------------------------------------------------------------------------------------------------
 
 GREEN = (90, 220, 120)

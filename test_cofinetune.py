@@ -2463,8 +2463,8 @@ def test_several_processes_equal_one(tiny_world, tmp_path, ranks):
 
 
 def test_idle_heads_stay_bit_identical(tiny_world, tmp_path):
-    metrics = run_train(tiny_world, tmp_path, "--train-tasks", '["actions", "ava"]', "--weight-decay",
-                        "0.1")
+    metrics = run_train(tiny_world, tmp_path, "--weight-decay", "0.1",
+                        "--train-tasks", '["actions", "ava"]')
     # All classes tie under the untrained head, and a tie is no hit.
     assert metrics["task"]["templates"]["top1"] == metrics["task"]["templates"]["top5"] == 0
     state = cofinetune.load(tmp_path / "last.pt")
