@@ -212,7 +212,8 @@ def step_table(clips: dict, rounds: int, device: str) -> Table:
         runs["matmul"] = lambda: [a @ b for _ in range(8)]
         runs[BOX_HEAD] = box_head(ours, count, device)
         clock = wall if gpu else time.process_time
-        seconds = in_turns({what: timed(run, clock) for what, run in runs.items()}, rounds, 3)
+        seconds = in_turns({what: timed(run, clock) for what, run in runs.items()}, rounds,
+                           3 if gpu else 1)
         rate = 8 * 2 * m * d * 4 * d / seconds.pop("matmul")
         work, tokens = flops(ours.encoder.config, count), math.prod(ours.encoder.config.grid) + 1
         about = {"clips": f"{count} of {name}", "tokens": count * tokens}
