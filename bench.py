@@ -280,7 +280,7 @@ def largest_batch(frames: int, side: int, **options) -> int:
 
 
 def bench_model(options: argparse.Namespace) -> Iterator[Table]:
-    clips, rounds = (TINY_CLIPS, 2) if options.quick else (CLIPS, 5)
+    clips, rounds = (TINY_CLIPS, 2) if options.quick else (CLIPS, 4)
     for name, clip in clips.items():
         yield step_table({name: clip}, rounds, "cpu")
         yield memory_table({name: clip})
@@ -615,7 +615,7 @@ def logged(recipe: cofinetune.Recipe) -> tuple[np.ndarray, np.ndarray]:
 def overhead_table(folder: Path, quick: bool) -> Table:
     """The loop as it is, loader and checkpoint included, against forward, backward and optimiser
     alone on the same batches from memory, normalised beforehand."""
-    frames, side, arch, steps, rounds = (4, 32, "tiny", 7, 2) if quick else (16, 112, "B", 11, 5)
+    frames, side, arch, steps, rounds = (4, 32, "tiny", 7, 2) if quick else (16, 112, "B", 11, 4)
     crop = dict(frames=frames, stride=1, size=side, short_side=[side, side], batch=2, roi_size=7)
     recipe = demo_recipe(
         folder / "overhead", steps, crop, optimiser="adamw", lr=1e-5, threads=0,
@@ -716,7 +716,7 @@ def processes_table(folder: Path, quick: bool) -> Table:
         return recipe.task[0].batch / logged(recipe)[0].mean()
 
     runs = {n: lambda n=n: clips_per_sec(n) for n in (1, 2)}
-    one, two = in_turns(runs, 2 if quick else 5).values()
+    one, two = in_turns(runs, 2 if quick else 4).values()
     return "Processes on CPU, the demo, one thread each, the same global batch", [
         {"": "clips per wall s", "1 process": one, "2 processes": two, "ratio": two / one}]
 
