@@ -127,14 +127,13 @@ class Rows:
 
 def write_csv(path, rows: Rows) -> None:
     """Writes rows such that reading them gives the same float64 again (shortest exact decimals)."""
-    scores = [] if rows.score is None else np.float64(rows.score).tolist()
-    tails = [f",{score!r}" for score in scores] or [""] * len(rows.label)
-    columns = zip(np.asarray(rows.video_id).tolist(), np.float64(rows.time_sec).tolist(),
-                  np.float64(rows.boxes).tolist(), np.asarray(rows.label).tolist(), tails)
+    columns = [np.asarray(rows.video_id), np.float64(rows.time_sec), np.float64(rows.boxes),
+               np.asarray(rows.label)] + [np.float64(rows.score)] * (rows.score is not None)
     with open(f"{path}.partial", "w", encoding="utf-8", newline="\n") as file:
-        for video, time, (x1, y1, x2, y2), label, tail in columns:
-            line = f"{video},{time:04.0f}" if time == int(time) else f"{video},{time:.6f}"
-            file.write(line + bool(label) * f",{x1!r},{y1!r},{x2!r},{y2!r},{label}{tail}" + "\n")
+        for video, time, box, label, *score in zip(*(column.tolist() for column in columns)):
+            stamp = f"{time:04.0f}" if time == int(time) else f"{time:.6f}"
+            numbers = [*box, label, *score] if label else []
+            file.write(",".join([video, stamp, *map(repr, numbers)]) + "\n")
     Path(file.name).replace(path)
 
 
@@ -144,11 +143,18 @@ class Table(NamedTuple):
 
     name: str
     keys: dict           # (video_id, time in microseconds) -> number; shared by all tables
-    key: np.ndarray      # (R,) int32 number of each run's keyframe
+    key: np.ndarray      # (R,) int32 number of each run's keyframe; when selected: in evaluation
     box: np.ndarray      # (R, 4)
     run: np.ndarray      # (n,) int32 run of each row; none belongs to a keyframe without boxes
-    label: np.ndarray    # (n,) int16
+    label: np.ndarray    # (n,) int16; when selected: column of the class, 0 .. C-1
     score: np.ndarray    # (n,) float64; of ground truth: the person id, or 1
+
+    def take(self, rows) -> "Table":
+        return self._replace(run=self.run[rows], label=self.label[rows], score=self.score[rows])
+
+    def code(self) -> np.ndarray:
+        """(n,) label and keyframe in one number."""
+        return self.label.astype(np.int64) * len(self.keys) + self.key[self.run]
 
 
 def load(source, name: str, top: int, keys: dict, is_truth=False, widths=(2, 7, 8)) -> Table:
@@ -157,12 +163,12 @@ def load(source, name: str, top: int, keys: dict, is_truth=False, widths=(2, 7, 
     columns = [[np.empty(shape, kind)] for shape, kind in
                ((0, np.int32), ((0, 4), float), (0, np.int32), (0, np.int16), (0, float))]
     for one in sources:
-        for part in (parse_rows(one, name, keys, top, is_truth) if isinstance(one, Rows)
+        for part in ([parse_rows(one, name, keys, top, is_truth)] if isinstance(one, Rows)
                      else parse_csv(one, keys, top, is_truth, widths)):
             for column, values in zip(columns, part):
                 column.append(np.asarray(values, column[0].dtype))
-    key, box, size, label, score = (np.concatenate(columns.pop(0)) for _ in range(5))
     name = " + ".join(name if isinstance(one, Rows) else str(one) for one in sources)
+    key, box, size, label, score = (np.concatenate(columns.pop(0)) for _ in range(5))
     run = np.repeat(np.arange(len(key), dtype=np.int32), size)
     return Table(name, keys, key, box, run, label, score)
 
@@ -170,7 +176,8 @@ def load(source, name: str, top: int, keys: dict, is_truth=False, widths=(2, 7, 
 def number_of(keys: dict, video: str, time: float) -> int:
     if not abs(time) < 1e9:
         raise ValueError(f"time {time} is not a number of seconds")
-    return keys.setdefault((video, round(round(time, 6) * 1e6)), len(keys))
+    stamp = int(time) * 10**6 if time.is_integer() else round(round(time, 6) * 1e6)
+    return keys.setdefault((video, stamp), len(keys))
 
 
 def changes(*columns) -> np.ndarray:
@@ -180,8 +187,8 @@ def changes(*columns) -> np.ndarray:
     return new
 
 
-def parse_rows(rows: Rows, name: str, keys: dict, top: int, is_truth: bool):
-    """Yields arrays as parse_csv does. ValueError: the first five bad rows, counted from 0."""
+def parse_rows(rows: Rows, name: str, keys: dict, top: int, is_truth: bool) -> tuple:
+    """Arrays as parse_csv yields them. ValueError: the first five bad rows, counted from 0."""
     video, time = np.asarray(rows.video_id), np.asarray(rows.time_sec, float)
     label, box = np.asarray(rows.label), np.asarray(rows.boxes, float).reshape(-1, 4)
     score = np.ones(len(label)) if rows.score is None else np.asarray(rows.score, float)
@@ -189,7 +196,8 @@ def parse_rows(rows: Rows, name: str, keys: dict, top: int, is_truth: bool):
         raise ValueError(f"{name}: video_id, time_sec, boxes, label, score differ in length")
     lone = label == 0
     moved = changes(time, video)
-    runs = np.flatnonzero(moved | lone | changes(lone, *box.T))
+    other = np.not_equal(box[1:], box[:-1], order="C").view(np.uint32)[:, 0]  # 4 bools as one, fast
+    runs = np.flatnonzero(moved | lone | changes(lone) | np.append(True, other > 0)[:len(box)])
     a, b = box[runs, :2], box[runs, 2:]
     legal = lone[runs] | np.isfinite(a + b).all(1) & ((a <= b).all(1) | (not is_truth))
     bad = np.union1d(runs[~(legal & (np.abs(time[runs]) < 1e9))],
@@ -200,8 +208,9 @@ def parse_rows(rows: Rows, name: str, keys: dict, top: int, is_truth: bool):
                              f"\n{i}: {video[i]},{time[i]},{box[i].tolist()},{label[i]},{score[i]}"
                              for i in bad[:5]))
     key = [number_of(keys, v, t) for v, t in zip(video[moved].tolist(), time[moved].tolist())]
-    yield (np.array(key, int)[np.cumsum(moved[runs]) - 1], box[runs],
-           np.diff(np.append(runs, len(label))) * ~lone[runs], label[~lone], score[~lone])
+    size = np.diff(np.append(runs, len(label))) * ~lone[runs]
+    some = ~lone if lone.any() else slice(None)
+    return np.array(key, int)[np.cumsum(moved[runs]) - 1], box[runs], size, label[some], score[some]
 
 
 def parse_csv(path, keys: dict, top: int, is_truth: bool, widths: tuple):
@@ -255,8 +264,8 @@ def parse_lines(block, line, path, keys, top, is_truth, widths, errors) -> tuple
 
 def parse_block(block, keys, top, is_truth, widths) -> tuple:
     """The fast reader, for a block whose rows all have 7 or all 8 plain columns: the same as
-    parse_lines or ValueError. It works on all rows at once through `words`: at every position of
-    the block the 8 bytes that begin there, as one integer."""
+    parse_lines or ValueError. It works on all rows at once through `words`: for every position of
+    the block the 8 bytes in front of it, as one integer."""
     width = block[:block.index(b"\n")].count(b",") + 1
     data = np.frombuffer(block, np.uint8)
     stops = np.flatnonzero(data < 45)  # commas, line ends; a blank, quote or "+" spoils the pattern
@@ -265,34 +274,32 @@ def parse_block(block, keys, top, is_truth, widths) -> tuple:
     stops = stops.reshape(-1, width)
     if (data[stops] != np.frombuffer(b"," * (width - 1) + b"\n", np.uint8)).any():
         raise ValueError
+    words = np.ndarray(len(block) + 1, "<u8", bytes(8) + block, strides=1)
     start = np.append(0, stops[:-1, -1] + 1)
     comma, stop = stops[:, 5].copy(), stops[:, 6].copy()  # around the label
     size = comma - start
-    if size.min() < 8 or (stop - comma).max() > 9:
-        raise ValueError
-    words = np.ndarray(len(block) - 7, "<u8", block, strides=1)
-
     same = size[1:] == size[:-1]  # a run goes on while the bytes before the label stay the same
-    for k in range(0, size.max(), 8):
-        word = words[start + np.minimum(k, size - 8)]
+    for k in range(8, size.max() + 8, 8):
+        word = words[start + np.minimum(k, size)]
         same &= word[1:] == word[:-1]
     runs = np.append(0, np.flatnonzero(~same) + 1)
-    key, box, known = [], [], {}
-    for a, b in zip(start[runs].tolist(), comma[runs].tolist()):
-        video, time, *corners = block[a:b].split(b",")
-        if (video, time) not in known:
-            known[video, time] = number_of(keys, video.decode(), float(time))
-        key.append(known[video, time])
-        box.append([float(x) for x in corners])
-    box = np.array(box)
-    if not np.isfinite(box).all() or is_truth and (box[:, :2] > box[:, 2:]).any():
-        raise ValueError
-    label = digits(words[stop - 8], stop - comma - 1)
+
+    heads = [block[a:b] for a, b in zip(start[runs].tolist(), stops[runs, 1].tolist())]
+    known = dict.fromkeys(heads)
+    for head in known:
+        video, time = head.split(b",")
+        known[head] = number_of(keys, video.decode(), float(time))
+    box = parse_numbers(block, data, words, stops[runs, 1:5].ravel(), stops[runs, 2:6].ravel())
+    box = box.reshape(-1, 4)
+    label = digits(words[stop], np.minimum(stop - comma - 1, 8))
     score = np.ones(len(label)) if width == 7 else \
-        parse_scores(block, data, words, stop, stops[:, 7].copy())
-    if label.min() < 1 or label.max() > top or not np.isfinite(score).all():
+        parse_numbers(block, data, words, stop, stops[:, 7].copy())
+    if (stop - comma).max() > 9 or label.min() < 1 or label.max() > top \
+            or not (np.isfinite(score).all() and np.isfinite(box).all()) \
+            or is_truth and (box[:, :2] > box[:, 2:]).any():
         raise ValueError
-    return key, box, np.diff(np.append(runs, len(label))), label, score
+    return [known[head] for head in heads], box, np.diff(np.append(runs, len(label))), \
+        label, score
 
 
 def digits(word: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -307,62 +314,47 @@ def digits(word: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.where(good, word.astype(np.int64), -1)
 
 
-def parse_scores(block, data, words, comma, end) -> np.ndarray:
-    """float() of the text between comma and end, to the last bit: "d.ddd" with up to 16 decimals is
-    an integer below 2^53 over a power of ten that float64 holds exactly, and such a quotient is
-    rounded once, correctly (Clinger 1990). The rest goes to float()."""
-    count = end - comma - 3
-    if (count == count[0]).all():
-        count = count[:1]  # as "%.6f" writes them: one number that serves all rows
-    plain = (data[np.minimum(comma + 2, end)] == 46) & (count >= 1) & (count <= 16)
+def parse_numbers(block, data, words, comma, end) -> np.ndarray:
+    """float() of the texts between comma and end, to the last bit: "ddd" and "d.ddd" with up to 16
+    digits at the end are an integer below 2^53 over a power of ten that float64 holds exactly, and
+    such a quotient is rounded once, correctly (Clinger 1990). The rest goes to float()."""
+    dotted = data[np.minimum(comma + 2, end)] == 46
+    count = end - comma - 1 - 2 * dotted  # of the digits at the end
+    if (count == count[0]).all() and (dotted == dotted[0]).all():
+        count, dotted = count[:1], dotted[:1]  # as "%.6f" writes them: one that serves all
+    plain = (count >= 1) & (count <= 16)
     count = np.clip(count, 0, 16)
-    value = digits(words[end - 8], np.minimum(count, 8))
-    plain &= value >= 0
+    value = digits(words[end], np.minimum(count, 8))
+    plain = plain & (value >= 0)
     if count.max() > 8:
-        high = digits(words[end - 16], np.maximum(count, 8) - 8)
+        high = digits(words[end - 8], np.maximum(count, 8) - 8)
         plain &= high >= 0
         value += high * 10**8
-    first, power = data[comma + 1].astype(np.int64) - 48, 10 ** np.arange(17)
+    first, power = (data[comma + 1] - 48) * dotted, 10 ** np.arange(17)
     value += first * power[count]
-    plain &= (first >= 0) & (first <= 9) & (value < 2**53)
-    score = value / power.astype(float)[count]
-    for i in np.flatnonzero(~plain).tolist():
-        score[i] = float(block[comma[i] + 1:end[i]])
-    return score
+    number = value / power.astype(float)[count * dotted]
+    odd = np.flatnonzero(~(plain & (first <= 9) & (value < 2**53)))
+    number[odd] = [float(block[a + 1:b]) for a, b in zip(comma[odd].tolist(), end[odd].tolist())]
+    return number
 
 
 # --------------------------------------------------------------------------------------------------
-# Order and matching
+# Matching and scoring
 # --------------------------------------------------------------------------------------------------
 
 
-class Boxes(NamedTuple):
-    """Rows of a table that count, keyframe by keyframe, each in the order of the file."""
-
-    frame: np.ndarray    # (n,) keyframe, numbered in the order of evaluation
-    column: np.ndarray   # (n,) class, 0 .. C-1
-    score: np.ndarray    # (n,)
-    run: np.ndarray      # (n,) the box is box[run]
-    box: np.ndarray      # (R, 4)
-
-    def take(self, rows) -> "Boxes":
-        return Boxes(*(values[rows] for values in self[:4]), self.box)
-
-
-def in_order(boxes: Boxes, a: int, b: int, rules: Protocol, cap: int = 0) -> np.ndarray:
+def in_order(table: Table, a: int, b: int, rules: Protocol, cap: int = 0) -> np.ndarray:
     """Rows a .. b, a keyframe, in the order in which the protocol's own code takes those of a
     class. The official reader keeps the best cap (0 = all) of them in a heap."""
-    if rules.order == "file":
-        return np.arange(a, b)
+    score, label = table.score[a:b], table.label[a:b]
     if rules.order == "stable":
-        return a + np.argsort(-boxes.score[a:b], kind="stable")
+        return a + np.argsort(-score, kind="stable")
     if rules.order == "argsort":
-        rows = [a + np.flatnonzero(boxes.column[a:b] == c) for c in np.unique(boxes.column[a:b])]
-        return np.concatenate([one[np.argsort(boxes.score[one])[::-1]] for one in rows])
+        rows = [np.flatnonzero(label == c) for c in np.unique(label)]
+        return a + np.concatenate([one[np.argsort(score[one])[::-1]] for one in rows])
     heap, rows = [], defaultdict(list)
-    corners = boxes.box[boxes.run[a:b]][:, [1, 0, 3, 2]].tolist()
-    scores, columns = boxes.score[a:b].tolist(), boxes.column[a:b].tolist()
-    for row, item in enumerate(zip(scores, columns, *zip(*corners)), a):
+    corners = table.box[table.run[a:b]][:, [1, 0, 3, 2]]
+    for row, item in enumerate(zip(score.tolist(), label.tolist(), *corners.T.tolist()), a):
         rows[item].append(row)  # interchangeable
         if not cap or len(heap) < cap:
             heapq.heappush(heap, item)
@@ -371,35 +363,38 @@ def in_order(boxes: Boxes, a: int, b: int, rules: Protocol, cap: int = 0) -> np.
     return np.array([rows[item].pop() for item in sorted(heap, key=lambda item: -item[0])], int)
 
 
-def legal_boxes(boxes: Boxes, rules: Protocol) -> np.ndarray:
-    less = np.less_equal if rules.mmaction2 else np.less
-    return np.flatnonzero(less(boxes.box[:, :2], boxes.box[:, 2:]).all(1)[boxes.run])
-
-
-def rank(det: Boxes, truth: Boxes, frames: int, rules: Protocol, exact=()) -> tuple[Boxes, int]:
+def rank(det: Table, truth: Table, rules: Protocol, exact=()) -> tuple[Table, int]:
     """Detections by class, then keyframe, in matching order, without what the cap leaves out and
     boxes without area; and how many the cap left out. exact: frames where equal scores matter."""
-    every, cap, rows = det, rules.cap, [np.zeros(0, int)]
+    every, tied, cap = det, set(exact), rules.cap
+    less = np.less_equal if rules.mmaction2 else np.less
+    legal = less(det.box[:, :2], det.box[:, 2:]).all(1)
     if not cap:
-        det = det.take(legal_boxes(det, rules))
-    bounds = np.searchsorted(det.frame, np.arange(frames + 1)).tolist()
-    for frame, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
-        if frame in exact or rules.order in ("file", "stable"):
-            by, tied = (), True
-        else:
-            by = np.argsort(-det.score[a:b])
-            tied = 0 < cap < b - a and det.score[a + by[cap - 1]] == det.score[a + by[cap]]
-        rows.append(in_order(det, a, b, rules, cap) if tied else a + by[:cap or None])
-    rows = np.concatenate(rows)
-    capped, det = len(det.frame) - len(rows), det.take(rows)
-    det = det.take(legal_boxes(det, rules))
-    det = det.take(np.argsort(det.column, kind="stable"))
+        det = det.take(legal[det.run])
+    bounds = np.searchsorted(det.key[det.run], np.arange(len(det.keys) + 1))
+    size = np.diff(bounds)
+    kept = np.minimum(size, cap or size)
+    first, rows = np.cumsum(kept) - kept, np.arange(kept.sum())
+    for n in np.unique(size[size > 0]).tolist() if rules.order != "file" else ():
+        same, k = np.flatnonzero(size == n), min(n, cap or n)  # sorted at once, as a matrix:
+        for some in np.array_split(same, 1 + n * len(same) // 2**18):
+            at = bounds[some, None] + np.arange(n)
+            by = np.argsort(-det.score[at], kind="stable" if rules.order == "stable" else None)
+            at = np.take_along_axis(at, by[:, :k + 1], 1)
+            rows[first[some, None] + np.arange(k)] = at[:, :k]
+            if k < n:
+                last, out = det.score[at[:, k - 1:]].T
+                tied |= set(some[last == out].tolist())
+    for frame in tied:
+        rows[first[frame]:][:kept[frame]] = in_order(det, *bounds[frame:frame + 2], rules, cap)
+    capped, rows = len(det.run) - len(rows), rows[legal[det.run[rows]]]
+    det = det.take(rows[np.argsort(det.label[rows], kind="stable")])
     if rules.order in ("heap", "argsort") and not exact:
-        code = det.column.astype(np.int64) * frames + det.frame
+        code = det.code()
         equal = code[~changes(code, det.score)]
-        equal = equal[np.isin(equal, truth.column.astype(np.int64) * frames + truth.frame)]
+        equal = equal[np.isin(equal, truth.code())]
         if len(equal):
-            return rank(every, truth, frames, rules, set((equal % frames).tolist()))
+            return rank(every, truth, rules, (equal % len(det.keys)).tolist())
     return det, capped
 
 
@@ -414,11 +409,10 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return both / (area_a + area_b - both)
 
 
-def match(det: Boxes, truth: Boxes, frames: int, rules: Protocol) -> np.ndarray:
+def match(det: Table, truth: Table, rules: Protocol) -> np.ndarray:
     """(n,) bool: which of the ranked detections are true positives."""
-    code = truth.column.astype(np.int64) * frames + truth.frame
+    code, want = truth.code(), det.code()
     by = np.argsort(code, kind="stable")
-    want = det.column.astype(np.int64) * frames + det.frame
     first, last = (np.searchsorted(code[by], want, side) for side in ("left", "right"))
     seen = np.flatnonzero(last > first)
     first, count = first[seen], (last - first)[seen]
@@ -427,19 +421,17 @@ def match(det: Boxes, truth: Boxes, frames: int, rules: Protocol) -> np.ndarray:
     g = by[np.arange(len(d)) + np.repeat(first - begin, count)]  # ... with each box of its class
     real = np.float32 if rules.mmaction2 else np.float64
     overlap = iou(det.box.astype(real)[det.run[seen[d]]], truth.box.astype(real)[truth.run[g]])
-    best = np.maximum.reduceat(overlap, begin) if len(d) else overlap
-    best = np.flatnonzero((overlap == best[d]) & (overlap >= 0.5))
+    best = np.flatnonzero((overlap == np.maximum.reduceat(overlap, begin)[d]) & (overlap >= 0.5))
     d, g = d[best], g[best]                                      # one pair a detection, but for ...
-    place = np.arange(len(code))
+    new, reader = changes(d), np.arange(len(code))
     if rules.order in ("heap", "stable"):                        # ... ties: the reader's first
-        for frame in np.unique(truth.frame[g[~changes(d)]]).tolist():
-            a, b = np.searchsorted(truth.frame, (frame, frame + 1)).tolist()
-            place[in_order(truth, a, b, rules)] = np.arange(a, b)
-    by = np.lexsort((place[g], d))
-    d, g = d[by], g[by]
-    chosen = np.flatnonzero(changes(d))[::-1]
+        frames = truth.key[truth.run]
+        for frame in np.unique(frames[g[~new]]).tolist():
+            a, b = np.searchsorted(frames, (frame, frame + 1))
+            reader[a:b] = in_order(truth, a, b, rules)
+    g = reader[np.minimum.reduceat(np.argsort(reader)[g], np.flatnonzero(new))]
     owner = np.full(len(code), -1)
-    owner[g[chosen]] = seen[d[chosen]]  # the last to write stays: the best of those that chose it
+    owner[g[::-1]] = seen[d[new]][::-1]  # the last to write stays: the best of those that chose it
     hit = np.zeros(len(want), bool)
     hit[owner[owner >= 0]] = True
     return hit
@@ -456,11 +448,6 @@ def mean(ap) -> float | None:
     return None if np.isnan(ap).all() else float(np.nanmean(ap))
 
 
-# --------------------------------------------------------------------------------------------------
-# Evaluation
-# --------------------------------------------------------------------------------------------------
-
-
 class Scored(NamedTuple):
     """One table of detections scored against one ground truth."""
 
@@ -470,19 +457,12 @@ class Scored(NamedTuple):
     counts: dict            # person, keyframes, rows: as in the result
 
 
-def flags(size: int, where) -> np.ndarray:
-    result = np.zeros(size, bool)
-    result[where] = True
-    return result
-
-
 def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, excluded) -> Scored:
     """AP of each class (labels: sorted ids) with the detections it rests on, and the counts."""
     keys, frames = list(det.keys), len(det.keys)
-    lone = [len(x.key) - np.count_nonzero(flags(len(x.key), x.run)) for x in (truth, det)]
-    for table, boxless in zip((truth, det), lone) if rules.whole_seconds else ():
+    for table in (truth, det) if rules.whole_seconds else ():
         odd = [keys[k] for k in table.key.tolist() if keys[k][1] % 10**6][:1]
-        if odd or boxless:
+        if odd or changes(table.run).sum() < len(table.key):
             what = f"{odd[0][0]},{odd[0][1] / 1e6:.6f}" if odd else "a row of 2 columns"
             raise ValueError(f"{table.name}: this protocol knows only whole seconds and rows with "
                              f"boxes, found {what}; official-2020 takes both")
@@ -491,64 +471,68 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
 
     # Keyframes are evaluated in the order of their first row: so equal scores are ranked.
     lead = truth if rules.mmaction2 else det
-    runs = np.flatnonzero(flags(len(lead.key), lead.run[column[lead.label] >= 0]))[::-1]
+    runs = np.flatnonzero(np.bincount(lead.run[column[lead.label] >= 0]))[::-1]
     first = np.full(frames, 2**31)
     first[lead.key[runs]] = runs  # the last to write stays
     order = np.argsort(first, kind="stable")
-    in_truth, in_det, out = (flags(frames, key) for key in (truth.key, det.key, excluded))
+    in_truth, in_det, out = (np.bincount(key, minlength=frames) > 0
+                             for key in (truth.key, det.key, excluded))
     known = first < 2**31 if rules.mmaction2 else in_truth  # foreign labels alone do not count
     evaluated = ~out & (known | (not rules.ignore_unknown))
 
-    def select(table: Table, evaluated: np.ndarray) -> Boxes:
-        kind, frame = column[table.label], np.argsort(order).astype(np.int32)[table.key][table.run]
-        rows = np.flatnonzero((kind >= 0) & evaluated[table.key][table.run])
+    def select(table: Table, evaluated: np.ndarray) -> Table:
+        """Its rows that count, keyframe by keyframe, each in the order of the file."""
+        key = np.where(evaluated, np.argsort(order), -1).astype(np.int32)[table.key]
+        frame, kind = key[table.run], column[table.label]
+        rows = np.flatnonzero((kind >= 0) & (frame >= 0))
         rows = rows[np.argsort(frame[rows], kind="stable")]
-        return Boxes(frame[rows], kind[rows], table.score[rows], table.run[rows], table.box)
+        return table._replace(key=key, label=kind).take(rows)
 
     boxes, answer = select(det, evaluated), select(truth, evaluated | rules.mmaction2)
-    positives = np.bincount(answer.column, minlength=len(labels))
-    ranked, capped = rank(boxes, answer, frames, rules)
-    hits = match(ranked, answer, frames, rules)
-    bounds = np.searchsorted(ranked.column, np.arange(len(labels) + 1))
+    positives = np.bincount(answer.label, minlength=len(labels))
+    ranked, capped = rank(boxes, answer, rules)
+    hits = match(ranked, answer, rules)
+    bounds = np.searchsorted(ranked.label, np.arange(len(labels) + 1))
     classes, ap = [], np.full(len(labels), np.nan)
     for c, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
         score = ranked.score[a:b].astype(np.float32 if rules.mmaction2 else float)
         by = np.argsort(score)[::-1]  # unstable: equal scores as in the official script
         hit = hits[a:b][by]
-        classes.append((score[by], hit, order[ranked.frame[a:b][by]],
-                        order[answer.frame[answer.column == c]]))
+        classes.append((score[by], hit, order[ranked.key[ranked.run[a:b][by]]],
+                        order[answer.key[answer.run[answer.label == c]]]))
         if positives[c] and (b > a or not rules.mmaction2):
             ap[c] = average_precision(hit, positives[c])
-    listed = np.count_nonzero(column[det.label] >= 0)
+    lone = len(det.key) - int(changes(det.run).sum())
+    listed = int(np.sum(column[det.label] >= 0))
     keyframes = {"ground_truth": in_truth & ~out, "detected": in_det,
                  "matched": in_truth & in_det & ~out,
                  "ignored": in_det & ~known & ~out & rules.ignore_unknown,
                  "excluded": out & (in_truth | in_det)}
-    rows = {"read": len(det.label) + lone[1], "without_box": lone[1],
-            "dropped_by_whitelist": len(det.label) - listed,
-            "on_ignored_or_excluded_keyframes": listed - len(boxes.frame),
-            "dropped_by_cap": capped,
-            "dropped_invalid_box": len(boxes.frame) - capped - len(hits), "evaluated": len(hits)}
     return Scored(ap, positives, classes, {
-        "person": score_persons(boxes, answer, frames),
+        "person": score_persons(boxes, answer),
         "keyframes": {what: int(some.sum()) for what, some in keyframes.items()},
-        "rows": {what: int(n) for what, n in rows.items()}})
+        "rows": {"read": len(det.label) + lone, "without_box": lone,
+                 "dropped_by_whitelist": len(det.label) - listed,
+                 "on_ignored_or_excluded_keyframes": listed - len(boxes.run),
+                 "dropped_by_cap": capped,
+                 "dropped_invalid_box": len(boxes.run) - capped - len(hits),
+                 "evaluated": len(hits)}})
 
 
-def score_persons(det: Boxes, truth: Boxes, frames: int) -> dict:
+def score_persons(det: Table, truth: Table) -> dict:
     """The boxes without their labels, each once with its best score. Where few persons are found,
     the person detector or the clock is at fault, and no better classifier helps."""
-    def distinct(boxes: Boxes) -> Boxes:
-        first = np.flatnonzero(changes(boxes.run))
-        best = np.maximum.reduceat(boxes.score, first) if len(first) else boxes.score
-        one = boxes.take(first)._replace(column=np.zeros(len(first), int), score=best)
-        one = one.take(np.lexsort((-best, *one.box[one.run].T, one.frame)))
-        one = one.take(changes(one.frame, *one.box[one.run].T))
-        return one.take(np.lexsort((-one.score, one.frame)))
+    def distinct(table: Table) -> Table:
+        first = np.flatnonzero(changes(table.run))
+        best = np.maximum.reduceat(table.score, first)
+        one = table.take(first)._replace(label=np.zeros(len(first), int), score=best)
+        one = one.take(np.lexsort((-best, *one.box[one.run].T, one.code())))
+        one = one.take(changes(one.code(), *one.box[one.run].T))
+        return one.take(np.lexsort((-one.score, one.code())))
 
-    rules, found, persons = PROTOCOLS["slowfast"], distinct(det), distinct(truth)
-    found, n = found.take(legal_boxes(found, rules)), len(persons.frame)
-    hit = match(found, persons, frames, rules)
+    rules, persons = PROTOCOLS["slowfast"], distinct(truth)
+    found, n = rank(distinct(det), persons, rules)[0], len(persons.run)
+    hit = match(found, persons, rules)
     ap = average_precision(hit[np.argsort(-found.score, kind="stable")], max(1, n))
     return {"ap": ap, "recall": int(hit.sum()) / max(1, n), "num_gt": n, "num_det": len(hit)}
 
@@ -579,11 +563,10 @@ def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: 
     labels, top, keys = sorted(names), max(names), {}
     truth = load(groundtruth, "ground truth", top, keys, True)
     det = load(detections, "detections", top, keys)
-    excluded = [] if exclusions is None else \
-        load(exclusions, "exclusions", top, keys, False, (2,)).key
+    excluded = load([] if exclusions is None else exclusions, "exclusions", top, keys, widths=(2,))
 
     def score(truth: Table, det: Table) -> Scored:
-        return score_tables(truth, det, labels, PROTOCOLS[protocol], excluded)
+        return score_tables(truth, det, labels, PROTOCOLS[protocol], excluded.key)
 
     scored = score(truth, det)
     if not scored.positives.any():
@@ -612,7 +595,7 @@ def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: 
     if compare:
         result["compare"] = {}
         for name, rules in PROTOCOLS.items():
-            out = [] if name == "official-2020" else excluded
+            out = excluded.key[:0] if name == "official-2020" else excluded.key
             try:
                 result["compare"][name] = mean(score_tables(truth, det, labels, rules, out).ap)
             except ValueError as error:  # what this protocol cannot express
@@ -693,7 +676,7 @@ def notes_on(truth: Table, det: Table, scored: Scored, names: dict) -> list[str]
         notes.append(f"{frames['matched']} of {frames['detected']} detected keyframes occur in the "
                      f"ground truth: first detected {d}, first in the ground truth {t}, which has "
                      f"{frames['ground_truth']}; persons without detections count as missed")
-    if frames["matched"] and person["recall"] < 0.1 and len(det.run):
+    if frames["matched"] and person["recall"] < 0.1 and len(det.label):
         d, t = (f"{x.box[x.run].min():g} .. {x.box[x.run].max():g}" for x in (det, truth))
         notes.append(f"{person['recall']:.1%} of the persons are found: detected coordinates span "
                      f"{d}, those of the ground truth {t}")
@@ -729,23 +712,23 @@ def report(result: dict) -> str:
     """The table for people: classes by AP, then the means with the counts they rest on."""
     protocol, person = result["protocol"], result["person"]
     lines = [f"{'AP':>6} {'recall':>7} {'boxes':>7} {'detections':>11}   class ({protocol})"]
-    for one in sorted(result["per_class"], key=lambda one: -1 if one["ap"] is None else -one["ap"]):
+    for one in sorted(result["per_class"], key=lambda one: 1 if one["ap"] is None else -one["ap"]):
         lines.append(f"{points(one['ap']):>6} {points(one['recall']):>7} {one['num_gt']:>7} "
                      f"{one['num_det']:>11}   {one['id']} {one['name']}")
-    lines += ["", f"{points(result['mAP']):>6} mAP ({protocol}), {result['classes']} classes"]
-    for group, part in result["groups"].items():
-        lines.append(f"{points(part['mAP']):>6} {group}, {part['classes']} classes")
+    means = {f"mAP ({protocol})": result} | result["groups"]
+    lines += ["", *(f"{points(one['mAP']):>6} {name}, {one['classes']} classes"
+                    for name, one in means.items())]
     if "head" in result["groups"]:
         lines.append("       (head: over {} training boxes, tail: under {})".format(
             *result["thresholds"]))
     lines += [f"{points(value):>6} {name}" for name, value in result.get("parts", {}).items()]
     lines.append(f"{points(person['ap']):>6} boxes without their labels: {points(person['recall'])}"
                  f" % of {person['num_gt']} persons found by {person['num_det']} boxes")
-    for what in ("keyframes", "rows"):
-        counts = (f"{n} {name.replace('_', ' ')}" for name, n in result[what].items())
-        lines.append(f"{what}: " + ", ".join(counts))
-    for name, value in result.get("compare", {}).items():
-        lines.append(f"{value if isinstance(value, str) else points(value):>6} mAP ({name})")
+    lines += [f"{what}: " + ", ".join(f"{n} {name.replace('_', ' ')}"
+                                      for name, n in result[what].items())
+              for what in ("keyframes", "rows")]
+    lines += [f"{value if isinstance(value, str) else points(value):>6} mAP ({name})"
+              for name, value in result.get("compare", {}).items()]
     if "versus" in result:
         lines.append(f"\nagainst {result['versus']['other']} ({protocol}), with the middle 95 % of "
                      "1000 draws of videos")
