@@ -251,7 +251,7 @@ def parse_lines(block, line, path, keys, top, is_truth, widths, errors) -> tuple
                 raise ValueError(f"label {kind} is outside 1..{top} of the label map")
             if not isfinite(value):
                 raise ValueError(f"score {value}, expected a finite number")
-            key.append(number_of(keys, fields[0], float(fields[1])))
+            key.append(number_of(keys, fields[0].strip(), float(fields[1])))
             box.append(corners)
             size.append(len(fields) > 2)
             label += [kind] * size[-1]
@@ -466,7 +466,7 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
             what = f"{odd[0][0]},{odd[0][1] / 1e6:.6f}" if odd else "a row of 2 columns"
             raise ValueError(f"{table.name}: this protocol knows only whole seconds and rows with "
                              f"boxes, found {what}; official-2020 takes both")
-    column = np.full(max(labels) + 1, -1, np.int16)
+    column = np.full(2**15, -1, np.int16)
     column[labels] = np.arange(len(labels))
 
     # Keyframes are evaluated in the order of their first row: so equal scores are ranked.
@@ -539,7 +539,7 @@ def score_persons(det: Table, truth: Table) -> dict:
 
 def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: str | None = None,
              train_counts=None, thresholds: tuple = (10000, 1000), versus=None, curves=None,
-             compare: bool = False) -> dict:
+             compare: bool = False, top: int = 0) -> dict:
     """AVA mAP of detections (path or Rows) against groundtruth (path or Rows, or a list of them:
     they are pooled, and "parts" has the mAP on each: AVA-Kinetics). Returns what --json prints.
 
@@ -548,6 +548,7 @@ def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: 
     boxes in training}; None = those of AVA v2.2, if the classes are AVA's. Classes with more
     than thresholds[0] are "head", with less than thresholds[1] "tail". versus: detections of a
     second run. curves: .csv or .npz to be written. compare: adds the mAP under every protocol.
+    top: largest label of the files, where the label map, a choice of classes, has a smaller one.
     Raises ValueError, with file and line where there is one.
     """
     protocol = protocol or ("official-2020" if exclusions is None else "official-2019")
@@ -560,7 +561,7 @@ def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: 
         raise ValueError(f"{curves}: expected a name that ends in .csv or .npz")
     names = AVA_CLASSES if labelmap is None else labelmap
     names = names if isinstance(names, dict) else read_labelmap(names)
-    labels, top, keys = sorted(names), max(names), {}
+    labels, top, keys = sorted(names), max(top, *names), {}
     truth = load(groundtruth, "ground truth", top, keys, True)
     det = load(detections, "detections", top, keys)
     excluded = load([] if exclusions is None else exclusions, "exclusions", top, keys, widths=(2,))

@@ -272,6 +272,8 @@ def compare(
     """
     out = Path(overrides.get("out", "runs/compare")).resolve()
     lrs = sorted(set(lrs)) or [recipe.lr / 2, recipe.lr, recipe.lr * 2]
+    if jobs < 0:
+        raise ValueError(f"compare: --jobs {jobs}, expected 0 (one per core) or more")
     if min(seeds, tuning_seeds) < 1 or len(set(methods)) < len(methods):
         raise ValueError(f"compare: {seeds} seeds, {tuning_seeds} tuning seeds, methods "
                          f"{', '.join(methods)}; expected one seed or more, each method once")
@@ -378,7 +380,7 @@ def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
             for process in [p for p in running if p.poll() is not None]:
                 run = running.pop(process)
                 tail = " | ".join((run.out / "output.txt").read_text().split("\n")[-4:-1])
-                if (score := run.metrics()["score"]) == -math.inf and "non-finite loss" not in tail:
+                if (score := run.metrics()["score"]) == -math.inf and "non-finite" not in tail:
                     raise ValueError(f"{run.out} ended with status {process.returncode}: {tail}")
                 done = total - len(waiting) - len(running)
                 left = (time.time() - began) / done * (total - done) / 60
@@ -402,7 +404,7 @@ def first_stage(run: Run) -> object:
 
 
 def take_first_stage(run: Run, runs: list[Run]) -> None:
-    """Copy the first stage of a finished run that has the same, unless this one has begun its own."""
+    """Copy the first stage of a finished run that has the same, unless this one began its own."""
     stage, part = run.out / "upstream", run.out / "upstream.part"
     done = [r.out / "upstream" for r in runs
             if first_stage(r) == first_stage(run) and (r.out / "metrics.json").exists()]

@@ -182,6 +182,10 @@ def read_recipe(source: str, overrides: dict[str, str] | None = None) -> Recipe:
         table = {"name": Path(source).stem, "out": f"runs/{Path(source).stem}"} | table
     else:
         raise ValueError(f"recipe {source}: neither a file nor one of {', '.join(RECIPES)}")
+    if type(table.setdefault("model", {})) is not dict:
+        raise ValueError(f"recipe {source}: model = {table['model']!r} is not a table")
+    if type(table.setdefault("task", [])) is not list or {*map(type, table["task"])} - {dict}:
+        raise ValueError(f"recipe {source}: task is no list of tables, expected [[task]]")
     problems = []
     for key, text in overrides.items():
         *where, name = key.split(".") if not key.startswith("task.") else key.rsplit(".", 1)
@@ -234,15 +238,24 @@ def check(recipe: Recipe) -> list[str]:
     """What would stop the run later on, found before the first video is opened."""
     found = [f"{key} = {value!r} is not one of {', '.join(allowed)}"
              for key, allowed in CHOICES.items() if (value := getattr(recipe, key)) not in allowed]
-    found += [f"{key} = {value} must be at least 1"
-              for key in ("steps", "micro_batches", "log_every", "save_every")
-              if (value := getattr(recipe, key)) < 1]
+    for least, keys in {1: ("steps", "micro_batches", "log_every", "save_every"),
+                        0: ("seed", "workers", "threads", "lr", "weight_decay", "clip_norm", "ema",
+                            "momentum", "warmup", "eval_every", "keep_every", "preview")}.items():
+        found += [f"{key} = {value} must be at least {least}"
+                  for key in keys if (value := getattr(recipe, key)) < least]
+    found += [f"{key} = {value} must be below 1"
+              for key in ("ema", "momentum") if (value := getattr(recipe, key)) >= 1]
+    if len(recipe.betas) != 2 or not all(
+            type(b) in (int, float) and 0 <= b < 1 for b in recipe.betas):
+        found.append(f"betas = {recipe.betas} are not two numbers from 0 to below 1")
+    if recipe.schedule == "weighted" and not any(task.weight for task in recipe.task):
+        found.append("schedule weighted: all weights are 0")
     if len(recipe.mean) != len(recipe.std) or len(recipe.mean) not in (0, 3):
         found.append("mean and std have three values each, or none for statistics of each clip")
     config = None
     try:
         config = None if recipe.init else model_config(recipe.model)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         found.append(f"[model]: {error}")
     names = [task.name for task in recipe.task]
     found += [f"task name {name!r}: letters, digits, - and _ only" for name in names
@@ -264,12 +277,15 @@ def check(recipe: Recipe) -> list[str]:
         found.append(f"init = {recipe.init} does not exist")
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     for task in recipe.task:
-        if task.batch % (ranks * recipe.micro_batches):
+        if task.batch % (ranks * max(recipe.micro_batches, 1)):
             found.append(f"task {task.name}: batch = {task.batch} is not a multiple of {ranks} "
                          f"processes x {recipe.micro_batches} micro batches")
         if config and (task.frames % config.tubelet[0] or task.size % config.tubelet[1]):
             found.append(f"task {task.name}: {task.frames} frames of {task.size} px are not a "
                          f"whole number of tubelets {tuple(config.tubelet)}")
+        if config and task.val_fit == "full" and any(16 % side for side in config.tubelet[1:]):
+            found.append(f"task {task.name}: val_fit full makes sides multiples of 16, not of the "
+                         f"tubelet {tuple(config.tubelet)}; take crop or squash")
         for key in ("train", "val", "videos", "val_videos", "labels", "eval_labels",
                     "exclude_train", "exclude_val", "train_boxes", "val_boxes"):
             path = os.path.join(recipe.root, getattr(task, key))
@@ -295,7 +311,7 @@ def to_toml(recipe: Recipe) -> str:
             return "{" + ", ".join(f"{k} = {value(x)}" for k, x in v.items()) + "}"
         if isinstance(v, (list, tuple)):
             return "[" + ", ".join(map(value, v)) + "]"
-        return json.dumps(v) if isinstance(v, (str, bool)) else repr(v)
+        return json.dumps(v, ensure_ascii=False) if isinstance(v, (str, bool)) else repr(v)
 
     table = dataclasses.asdict(recipe)
     tables = [("", table), ("\n[model]\n", table.pop("model")),
@@ -549,8 +565,11 @@ def load(path: str | Path) -> dict:
 
 
 def recipe_of(state: dict) -> Recipe:
-    tasks = [Task(**table) for table in state["recipe"]["task"]]
-    return Recipe(**state["recipe"] | {"task": tasks})
+    try:
+        tasks = [Task(**table) for table in state["recipe"]["task"]]
+        return Recipe(**state["recipe"] | {"task": tasks})
+    except (TypeError, LookupError) as error:
+        raise ValueError(f"the checkpoint's recipe is not of this version: {error}") from None
 
 
 def model_of(state: dict) -> CoFinetuneModel:
@@ -560,7 +579,11 @@ def model_of(state: dict) -> CoFinetuneModel:
     if recipe.method == "spottune":
         import baselines
         baselines.attach("spottune", model, recipe.method_options)
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise ValueError("the checkpoint's weights do not fit its recipe: "
+                         + " ".join(str(error).split())) from None
     return model
 
 
@@ -682,7 +705,7 @@ class Log:
 
 def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -789,7 +812,8 @@ def evaluate_clips(model, recipe, world, dataset, counts, out) -> dict:
             labels[key] = int(batch.labels[i])
             sums[key] = sums.get(key, 0) + p if batch.valid[i] else None
     # A class that ties with the true one ranks before it: an untrained head is never right.
-    ranks = {key: None if p is None else int((p >= p[labels[key]]).sum()) - 1
+    # So is one whose weights diverged: nan ranks last.
+    ranks = {key: None if p is None else int((~(p < p[labels[key]])).sum()) - 1
              for key, p in sums.items()}
     ranks = gather_by_key(dataset, world, ranks)
     if ranks is None:
@@ -814,17 +838,13 @@ def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
     if found is None:
         return {}
     rows = detection_rows(found, len(dataset.classes))
-    root, labels = Path(recipe.root), task.eval_labels or task.labels
-    settings = dict(labelmap=root / labels, protocol=recipe.protocol, train_counts=counts,
-                    thresholds=(recipe.head_above, recipe.tail_below))
-    if task.exclude_val and recipe.protocol != "official-2020":    # which ignores them anyway
-        settings["exclusions"] = root / task.exclude_val
-    result = ava_eval.evaluate(root / task.val, rows, **settings)
+    settings = map_settings(recipe, dataset, counts)
+    result = ava_eval.evaluate(detections=rows, **settings)
     result |= dict(kind="box", boxes="detected" if task.val_boxes else "annotated", chance={},
                    undecodable=sum(value is None for value in found.values()))
     if out:
         rows.score, scores = np.random.default_rng(0).random(len(rows.score)), rows.score
-        chance = ava_eval.evaluate(root / task.val, rows, **settings)
+        chance = ava_eval.evaluate(detections=rows, **settings)
         groups = {group: g["mAP"] for group, g in chance["groups"].items()}
         result["chance"] = {"mAP": chance["mAP"]} | groups
         rows.score = scores
@@ -833,6 +853,17 @@ def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
         if recipe.preview:
             preview(recipe, dataset, found, out)
     return result
+
+
+def map_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
+    """What ava_eval.evaluate takes beside the detections."""
+    task, root = dataset.task, Path(recipe.root)
+    settings = dict(groundtruth=root / task.val, protocol=recipe.protocol, train_counts=counts,
+                    labelmap=data.read_classes(root / (task.eval_labels or task.labels)),
+                    thresholds=(recipe.head_above, recipe.tail_below), top=len(dataset.classes))
+    if task.exclude_val and recipe.protocol != "official-2020":    # which ignores them anyway
+        settings["exclusions"] = root / task.exclude_val
+    return settings
 
 
 def detection_rows(found: dict, classes: int) -> ava_eval.Rows:
@@ -921,6 +952,16 @@ def mean_losses(losses: dict[str, float], world: World, step: int) -> dict[str, 
     return means
 
 
+def clip_gradients(model: CoFinetuneModel, most: float, step: int) -> float:
+    """Their norm before it is made `most` at the most (0: as it is), the same on every rank.
+    FloatingPointError if it is not finite, which a finite loss does not exclude."""
+    norm = nn.utils.clip_grad_norm_(model.parameters(), most or math.inf).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"non-finite gradient at step {step}; no weight was changed in "
+                                 "this step, and the last checkpoint is intact")
+    return norm
+
+
 def average_heads(model: CoFinetuneModel, world: World) -> None:
     """Mean over the ranks of the heads' gradients; for the encoder, DDP does it in the backward.
 
@@ -957,9 +998,16 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
     stream = data.Stream(trained, recipe.schedule, recipe.seed, recipe.steps)
     classes = {name: dataset.classes for name, dataset in datasets.items()}
     counts = {name: dataset.class_counts() for name, dataset in datasets.items()}
+    for name, dataset in validation.items():    # what would stop the evaluation, now
+        if dataset.task.kind == "box":
+            nothing = detection_rows({}, len(dataset.classes))
+            ava_eval.evaluate(detections=nothing, **map_settings(recipe, dataset, counts[name]))
 
-    if fresh and world.rank == 0:
-        for old in (*out.glob("*.pt"), out / "log.jsonl", out / "metrics.json"):
+    if fresh and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and world.rank == 0:
+        own = [out / "last.pt", out / "best.pt", *out.glob("step-*.pt")]
+        if recipe.init and Path(recipe.init).resolve() in [path.resolve() for path in own]:
+            raise ValueError(f"--fresh would delete init = {recipe.init}: take another --out")
+        for old in (*own, out / "log.jsonl", out / "metrics.json"):
             old.unlink(missing_ok=True)
     world.sum([0])
     state = load(out / "last.pt") if (out / "last.pt").exists() else None
@@ -967,6 +1015,8 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         different = differences(recipe, recipe_of(state))
         if state["stream"] != stream.state():
             different += ["the items of the datasets"]
+        different += [f"the classes of task {name}" for name in classes
+                      if classes[name] != state["classes"].get(name)]
         if different:
             raise ValueError(f"{out / 'last.pt'} is of another recipe: {'; '.join(different)}. "
                              "Take another --out, or --fresh to start over")
@@ -1043,7 +1093,7 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
                 log.suspects(step, batch, logits)
         losses = mean_losses(losses, world, step)    # stops every rank, before a weight is touched
         average_heads(model, world)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm or math.inf)
+        norm = clip_gradients(model, recipe.clip_norm, step)
         rate = lr_at(step, recipe) * task.lr_scale
         for optimiser in optimisers:
             for group in optimiser.param_groups:
@@ -1054,7 +1104,7 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         for key, value in (model.state_dict() if ema else {}).items():
             ema[key].lerp_(value, 1 - recipe.ema)
         done = step + 1
-        log.step(step, losses, recipe.lr * rate, norm.item(), sum(clips.values()) * world.size,
+        log.step(step, losses, recipe.lr * rate, norm, sum(clips.values()) * world.size,
                  stream.damaged, method.report() if method else {})
         if recipe.eval_every and done % recipe.eval_every == 0 and done < recipe.steps:
             metrics = evaluate(model, recipe, world, validation, counts, ema)
@@ -1094,7 +1144,8 @@ def evaluate_command(checkpoint: str, source: str | None, overrides: dict[str, s
     state = load(checkpoint)
     out = Path(overrides.pop("out", Path(checkpoint).parent / "evaluation"))
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "recipe.toml", to_toml(recipe_of(state)))
+    saved = dataclasses.replace(recipe_of(state), init="", method="cofinetune")    # trained by now
+    write_text(out / "recipe.toml", to_toml(saved))
     recipe = read_recipe(source or str(out / "recipe.toml"), overrides)
     world = setup(recipe)
     model = model_of(state).to(world.device)
@@ -1122,7 +1173,15 @@ def predict_command(
     """`predict CHECKPOINT VIDEO`: with person boxes, their labels (detections.csv); without, the
     clip tasks' classes along the video. And the video itself, with the labels drawn into it."""
     state, video = load(checkpoint), Path(path)
-    recipe = recipe_of(state)
+    free = ("out", "device", "precision", "workers", "threads")
+    if unused := overrides.keys() - set(free):
+        raise ValueError(f"predict takes --{', --'.join(free)} of the recipe's keys, not "
+                         f"--{', --'.join(sorted(unused))}")
+    if not every_sec > 0 or top < 1:
+        raise ValueError(f"--every-sec {every_sec}, --top {top}: expected more than 0")
+    out = Path(overrides.pop("out", f"predictions/{video.stem}"))
+    recipe = dataclasses.replace(recipe_of(state), **{
+        key: _value(text, Recipe, key) for key, text in overrides.items()})
     world = setup(recipe)
     model = model_of(state).eval().to(world.device)
     kind = "box" if boxes_path else "clip"
@@ -1133,9 +1192,13 @@ def predict_command(
                          + "; with --boxes box tasks are predicted, without clip tasks")
     times, end_sec, *_ = datatools.frame_times(video)
     if boxes_path:
-        with open(boxes_path) as file:
-            scored = file.readline().count(",") == 7
+        scored = any(line.count(",") == 7 for _, line in data._lines(boxes_path))
         found = data.read_boxes(boxes_path, 1 << 30, scored, {})
+        if scored and any(person.labels for people in found.values() for person in people):
+            raise ValueError(f"{boxes_path}: actions in column 7, expected none: then column 8 is "
+                             "a person's number, not a score")
+        for person in (person for people in found.values() for person in people):
+            person.labels = set()
         persons = {stamp: people for (name, stamp), people in sorted(found.items())
                    if name == video.stem and people}
         if not persons:
@@ -1143,7 +1206,6 @@ def predict_command(
     else:
         centres = np.arange(min(every_sec, end_sec) / 2, end_sec, every_sec)
         persons = {round(second * 1e6): [] for second in centres}
-    out = Path(overrides.pop("out", f"predictions/{video.stem}"))
     out.mkdir(parents=True, exist_ok=True)
     shown = {}    # by second: boxes and the labels drawn at them; without boxes, the whole frame
     for stamp, people in persons.items():
@@ -1237,6 +1299,9 @@ def main(arguments: list[str]) -> None:
         parser.error(f"{known.command} needs a checkpoint")
     if known.command == "predict" and not known.video:
         parser.error("predict needs a video")
+    stray = known.video if known.command == "evaluate" else known.checkpoint
+    if stray and known.command != "predict":
+        parser.error(f"{known.command}: {stray} is one word too many; a recipe follows --recipe")
     if known.command == "evaluate":
         evaluate_command(known.checkpoint, known.recipe, overrides)
     elif known.command == "predict":

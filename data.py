@@ -134,6 +134,8 @@ def read_recipe(path: str | Path) -> dict:
 
 def read_tasks(tables: list[dict], where: str | Path = "recipe") -> list[Task]:
     """`[[task]]` tables -> Tasks; all that is wrong with them in one ValueError."""
+    if type(tables) is not list or any(type(table) is not dict for table in tables):
+        raise ValueError(f"{where}: task is no list of tables, expected [[task]] for each dataset")
     types = {f.name: f.type for f in fields(Task)}
     tasks, problems = [], [] if tables else ["no [[task]] table"]
     for number, table in enumerate(tables, 1):
@@ -181,7 +183,8 @@ def _impossible(task: Task) -> Iterator[str]:
         yield f"views = {views} is not [clips, crops] with 1 or 3 crops"
     elif views != [1, 1] and (box or views[1] == 3 and task.val_fit != "crop"):
         yield f"views = {views} is for clip tasks, and 3 crops for val_fit = \"crop\""
-    if any(type(i) is not int or len(pair) != 2 for pair in task.flip_swap for i in pair):
+    if any(type(pair) is not list or [type(i) for i in pair] != [int, int]
+           for pair in task.flip_swap):
         yield f"flip_swap = {task.flip_swap} is not a list of pairs of labels"
     for problem, applies in {
             "neither `train` nor `val` is given": not (task.train or task.val),
@@ -519,6 +522,8 @@ def read_boxes(path: str | Path, classes: int, scored: bool,
             if label != -1 and label not in actions:
                 raise ValueError(f"action {row[6]} is not in 1..{classes}")
             score = _number(row[7]) if scored else 1.0
+            if not 0 <= score <= 1:
+                raise ValueError(f"score {row[7]} is not in [0, 1]")
         except ValueError as error:
             raise ValueError(f"{where}: {error}: {line}") from None
         if x1 >= x2 or y1 >= y2:
@@ -553,7 +558,8 @@ def read_clips(path: str, videos: Videos, split: str) -> list[tuple[str, str, st
     if path.endswith(".json"):
         rows = []
         for number, entry in enumerate(_json(path, list), 1):
-            if type(entry) is not dict or not {"id", "template"} <= set(entry):
+            fields = [entry.get(key) for key in ("id", "template")] if type(entry) is dict else [0]
+            if [type(text) for text in fields] != [str, str]:
                 raise ValueError(f"{path}: entry {number} has no id or no template: {entry}")
             label = re.sub(r"[\[\]]", "", entry["template"])
             file = videos.clip(entry["id"], label)
@@ -568,9 +574,11 @@ def read_clips(path: str, videos: Videos, split: str) -> list[tuple[str, str, st
                 row = _kinetics_row(dict(zip(header, next(csv.reader([line])))), videos)
             else:
                 row = _list_row(line, videos)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}: {line}") from None
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{where}: {error}: {line[:120]}") from None
         rows.append((where, *row))
+    if len(rows) > 1 and rows[0][3] is None and not is_video(rows[0][2]) and is_video(rows[1][2]):
+        raise ValueError(f"{rows[0][0]}: not a video (a header? lists have none): {lines[0][1]}")
     return rows
 
 
@@ -584,20 +592,27 @@ def _kinetics_row(row: dict[str, str], videos: Videos) -> tuple[str, str, str | 
 
 
 def _list_row(line: str, videos: Videos) -> tuple[str, str, str | None]:
-    first, *more = line.split(",")
-    if is_video(line) or len(more) > 1 and is_video(first):  # UCF101 test, Moments in Time
+    first, suffixes = line.split(",")[0], "|".join(map(re.escape, VIDEO_SUFFIXES))
+    if is_video(line) or is_video(first) and re.search(r",.+,\d+,\d+$", line):  # UCF101, Moments
         name = line if is_video(line) else first
         label = Path(name).parent.name
+        if not label:
+            raise ValueError("expected `path label`, or a path that names the folder of its class")
     else:
-        # A number after blank or comma; or a name after the last comma or tab; or after a blank.
-        match = (re.fullmatch(r"(.+?)[\s,]+(\d+)", line) or re.fullmatch(r"(.+)[\t,](.+)", line)
-                 or re.fullmatch(r"(.+)\s(\S+)", line))
+        # What follows the suffix of the video; or, without one, a number after blank or comma; or a
+        # name after the last comma or tab; or after a blank.
+        match = (re.fullmatch(rf"(?i)(.+?(?:{suffixes}))[\s,]+(.+)", line)
+                 or re.fullmatch(r"(.+?)[\s,]+(\d+)", line)
+                 or re.fullmatch(r"(.+)[\t,](.+)", line) or re.fullmatch(r"(.+)\s(\S+)", line))
         if not match:
             raise ValueError("expected `path label`")
         name, label = match[1].strip(), match[2].strip()
     if os.path.isfile(os.path.join(videos.folder, name)):
         return label, name, name
-    return label, name, videos.clip(Path(name).stem, label)  # moved, or has another suffix
+    # Moved, or has another suffix. But run/0003.mp4 is not walk/0003.mp4.
+    found, folder = videos.clip(Path(name).stem, label), Path(name).parent.name
+    same = not folder or found and Path(found).parent.name in (folder, label, "")
+    return label, name, found if same else None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -855,6 +870,8 @@ def _check_flips(task: Task, classes: list[str]) -> None:
 def _read_box_task(task: Task, split: str, paths: dict, videos: Videos, report: dict,
                    missing: dict) -> tuple[list[tuple], list[str]]:
     names = read_classes(paths["labels"])
+    if min(names) < 1:
+        raise ValueError(f"{paths['labels']}: the id {min(names)}, expected actions from 1 on")
     classes = [names.get(number, f"class {number}") for number in range(1, max(names) + 1)]
     keyframes = read_boxes(paths["annotations"], len(classes), False, report)
     report["keyframes"] = len(keyframes)

@@ -410,6 +410,9 @@ def _own_rows(path: Path, unit: str) -> Iterator[Mark]:
                              f"{','.join(columns)}[,person]")
         for row in rows:
             where = f"{path}:{rows.line_num}"
+            if None in row:
+                raise ValueError(f"{where}: {len(row[None])} columns more than the header has; a "
+                                 f'label with a comma stands in "..."')
             row = {column: (row[column] or "").strip() for column in rows.fieldnames}
             try:
                 time_sec, *box = (_number(row[column]) for column in columns[1:6])
@@ -562,7 +565,7 @@ def _one_spelling(marks: list[Mark], problems: list[str]) -> dict[str, str]:
     """
     spellings: dict[str, dict[str, list[Mark]]] = {}
     for mark in marks:
-        plain = re.sub(r"[\W_]+", " ", mark.label.casefold()).strip() or mark.label
+        plain = re.sub(r"[\s_-]+", " ", mark.label.casefold()).strip() or mark.label
         spellings.setdefault(plain, {}).setdefault(mark.label, []).append(mark)
     classes = {}
     for same in spellings.values():
@@ -659,6 +662,11 @@ def import_labels(source: Path, target: Path, annotations: Path | None = None, u
     tables, lists = ([p for p in there if p.suffix.lower() in suffixes]
                      for suffixes in ((".csv", ".xml"), (".txt",)))
     for path in [annotations] if annotations else tables or lists or [source]:
+        try:
+            if path.is_file() and path.suffix.lower() != ".xml":  # which states its encoding
+                path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: byte {error.start} is not UTF-8: save it as UTF-8") from None
         first = [] if path.is_dir() else next(_lines(path), ("", ""))[1].split(",")
         if path.suffix.lower() == ".xml":
             marks += _cvat_rows(path, every_sec, attributes, videos)
@@ -695,6 +703,9 @@ def import_labels(source: Path, target: Path, annotations: Path | None = None, u
     validation = split_videos(names_of, val_share, seed)
     train, val = ({row: mark for row, mark in rows.items() if (mark.video in validation) is part}
                   for part in (False, True))
+    if not train:
+        raise ValueError(f"{source}: {len(of_video)} videos with labels, expected two or more: one "
+                         "to train and one to validate")
     counts = [Counter(mark.label for mark in part.values()) for part in (train, val)]
     problems += [f"{where}: {name!r} is only in {'val' if counts[1][name] else 'train'}, "
                  f"{sum(name in names for names in names_of.values())} videos have it"
@@ -720,6 +731,8 @@ def import_labels(source: Path, target: Path, annotations: Path | None = None, u
             videos=Path(os.path.relpath(source, target)).as_posix(), flip=0.0 if mirrored else 0.5,
             val_boxes='val_boxes = "val_boxes.csv" # all annotated persons, also without action'
             if idle else '# val_boxes = "boxes.csv"   # detected persons to evaluate on')]
+    if annotations and annotations.resolve() in [(target / name).resolve() for name in texts]:
+        raise ValueError(f"{annotations} would be overwritten: take another folder than {target}")
     target.mkdir(parents=True, exist_ok=True)
     for name, lines in texts.items():
         (target / name).write_text("".join(lines), encoding="utf-8")
@@ -801,6 +814,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     command = {"import": import_labels, "show": show, "check": check, "prepare": prepare}
     try:
+        for key in ("count", "workers", "short_side"):
+            if options.get(key, 1) < 1:
+                raise ValueError(f"--{key.replace('_', '-')} {options[key]}, expected 1 or more")
         return 1 if command[options.pop("command")](**options) is False else 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1236,6 +1236,11 @@ def test_data_clip_formats(tmp_path):
     assert read("air drumming/x y.mp4 0", "ball/2.mp4 1", labels="names.txt") == two
     assert read("ball/2,3.mp4 1", labels="names.txt") == {"ball/2,3.mp4": "run"}
     assert read("air drumming/x y.mp4,air drumming", "ball/2.mp4\trun") == two
+    for blank in " ,\t":    # labels of several words
+        assert read(f"ball/2.mp4{blank}pick up", f"sub/7.mp4{blank}stand, up") == {
+            "ball/2.mp4": "pick up", "sub/7.mp4": "stand, up"}
+    assert read("moved/2.mp4 ball", "ball/2.mp4 ball", "x/7.mp4 b", bad_share=0.5) == {
+        "ball/2.mp4": "ball"}    # sub/7.mp4 is another video than x/7.mp4
     entries = [{"id": "78687", "label": "holding x", "template": "Holding [something]"},
                {"id": "7", "label": "moving", "template": "Moving [A] and [B]"}]
     assert read(json.dumps(entries), name="a.json", labels="ssv2.json") == {
@@ -1255,6 +1260,8 @@ def test_data_clip_formats(tmp_path):
     for lines, labels, error in (
             (["ball/2.mp4 Biking", "ball/2.mp4 jump"], "ucf.txt", "csv:2: 'jump' is not one of"),
             (["nothing"], "", "csv:1: expected `path"),
+            (["2.mp4"], "", "csv:1: expected `path"),
+            (["path label", "ball/2.mp4 0"], "", "csv:1: not a video .a header"),
             (["youtube_id,time_start,time_end,split", "--6bJ,17,27,test"], "", "csv:2: no label")):
         with pytest.raises(ValueError, match=error):
             read(*lines, labels=labels)
@@ -1650,14 +1657,26 @@ def test_tools_import_of_cvat_interpolates_and_names_lines(tools_world, tmp_path
     (f"{TOOLS_HEADER}\npal,1,0,0,2,x,walk\n", "px", ":2: .*'x'.*expected numbers"),
     (f"{TOOLS_HEADER}\npal,1,30,20,60,50,walk\n", "norm", "0 of 1 rows .* --boxes norm"),
     (f"{TOOLS_HEADER}\npal,1,.1,.2,.6,.5,walk\n", "px", "0 of 1 rows can be used, with --boxes px"),
+    (f"{TOOLS_HEADER}\npal,1,.1,.2,.6,.5,pick up, fast\n", "norm", ":2: 1 columns more than"),
+    (f"{TOOLS_HEADER}\npal,1,.1,.2,.6,.5,gr\xfc\xdfen\n", "norm", "a.csv: byte 53 is not UTF-8"),
+    (f"{TOOLS_HEADER}\npal,1,.1,.2,.6,.5,walk\n", "norm", "1 videos with labels, expected two"),
     ("pal,1,.1,.2,.6,.5,walk,3\n", "norm", ":1: .*'walk'"),
     ("<annotations>\n<image/></annotations>", "px", ":2: an <image>, so this is CVAT for images")])
 def test_tools_import_refuses_with_file_and_line(tools_world, tmp_path, text, unit, message):
     path = tmp_path / ("a.xml" if text.startswith("<") else "a.csv")
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         datatools.import_labels(tools_world / "videos", tmp_path / "out", path, unit)
     assert not (tmp_path / "out").exists()
+
+
+def test_tools_import_never_overwrites_what_it_reads(tools_world, tmp_path):
+    text = "".join(f"{name},1,0.1,0.1,0.5,0.5,1,0\n" for name in ("pal", "slow"))
+    path = tmp_path / "train.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="train.csv would be overwritten"):
+        datatools.import_labels(tools_world / "videos", tmp_path, path)
+    assert path.read_text() == text
 
 
 def test_tools_import_of_folders_per_class(tools_world, tmp_path, tools_run):
@@ -2358,6 +2377,12 @@ def test_evaluate_and_predict(tiny_world, tiny_run, tmp_path):
     assert len(times[0]) == len(times[1])
     clips = run_command("predict", last, video, "--out", tmp_path / "c")
     assert clips.stdout.count("actions:") == 4
+    truth = write_lines(tmp_path / "truth.csv", "val_00000,0.5,0.1,0.1,0.5,0.6,3,13")
+    for words, problem in ((["--boxes", truth], r"score 13 is not in \[0, 1\]"),
+                           (["--every-sec", 0], "expected more than 0"),
+                           (["--task.ava.batch", 3], "not --task.ava.batch")):
+        assert re.search(problem, run_command("predict", last, video, *words, code=2).stderr)
+    assert "one word too many" in run_command("train", "my.toml", code=2).stderr
     assert "error" in run_command("predict", last, tmp_path / "none.mp4", code=2).stderr
 
 
@@ -2498,6 +2523,50 @@ def test_non_finite_loss_names_task_step_and_clips(tiny_world, tmp_path, capfd):
     error = capfd.readouterr().err
     assert "step 1, task templates" in error and "mp4" in error
     assert cofinetune.load(tmp_path / "last.pt")["step"] == 1 and len(run_log(tmp_path)) == 1
+    net = tiny_model()
+    net.encoder.pos.grad = torch.full_like(net.encoder.pos, 1e30)    # its norm is infinite
+    with pytest.raises(FloatingPointError, match="non-finite gradient at step 7"):
+        cofinetune.clip_gradients(net, 1.0, 7)
+
+
+def test_a_diverged_model_is_never_right(tiny_world, tmp_path):
+    recipe = cofinetune.read_recipe("demo", {"root": str(tiny_world), "workers": "0"})
+    dataset = data.open_task(recipe.task[0], tiny_world, "val")
+    model = cofinetune.build_model(recipe, {task.name: dataset.classes for task in recipe.task})
+    torch.nn.init.constant_(model.heads["actions"].fc.weight, math.nan)
+    found = cofinetune.evaluate_clips(model, recipe, cofinetune.World(), dataset, {}, None)
+    assert found["top1"] == found["top5"] == 0
+
+
+def test_what_a_run_still_needs_is_not_deleted_or_needed(tiny_world, tmp_path):
+    """--fresh and `init`; `evaluate` without the file of `init`; names beyond ASCII."""
+    out = tmp_path / "run \N{CLAPPER BOARD}"
+    run_train(tiny_world, out, steps=2)
+    shutil.copy(out / "last.pt", out / "mine.pt")
+    with pytest.raises(ValueError, match="--fresh would delete init"):
+        cofinetune.main([*run_options(tiny_world, out, "--init", out / "last.pt"), "--fresh"])
+    cofinetune.main([*run_options(tiny_world, out, "--init", out / "mine.pt", steps=2), "--fresh"])
+    assert cofinetune.load(out / "last.pt")["recipe"]["init"] == str(out / "mine.pt")
+    (out / "mine.pt").unlink()
+    run_command("evaluate", out / "last.pt", "--out", tmp_path / "again")
+    assert run_metrics(tmp_path / "again") == run_metrics(out)
+    assert cofinetune.read_recipe(str(tmp_path / "again/recipe.toml")).out == str(out)
+
+
+def test_what_would_stop_the_evaluation_stops_the_start(tiny_world, tmp_path):
+    """And an evaluation list may lack any of the trained classes."""
+    root = shutil.copytree(tiny_world, tmp_path / "world")
+    (root / "world.json").unlink()
+    few = "".join(f'item {{ name: "{demo.LABELS[i - 1]}" id: {i} }}\n' for i in (1, 2, 3, 5))
+    write_lines(root / "few.pbtxt", few)
+    more = ["--world", "{}", "--task.ava.eval_labels", "few.pbtxt"]
+    found = run_train(root, tmp_path / "run", *more, steps=2)["task"]["ava"]
+    assert [c["id"] for c in found["per_class"]] == [1, 2, 3, 5]
+    text = (root / "ava/val.csv").read_text()
+    (root / "ava/val.csv").write_text(text.replace("\n", "\n\n", 1))
+    with pytest.raises(ValueError, match="val.csv:2: 0 columns"):
+        run_train(root, tmp_path / "other", *more, steps=2)
+    assert not (tmp_path / "other/log.jsonl").exists()
 
 
 def test_ema_accumulate_and_micro_batches(tiny_world, tmp_path):
@@ -2528,7 +2597,12 @@ def test_finetuning_is_two_stages_of_the_same_loop(tiny_world, tmp_path):
     ("--recipe nothing", "nothing"), ("--stpes 3", "did you mean --steps"), ("--steps", "--steps"),
     ("--task.ava.btach 3", "btach"), ("--task.avx.batch 3", "avx"), ("--steps many", "many"),
     ("--task.ava.name a.b", "letters"), ("--task.ava.batch=3 --micro-batches=2", "multiple"),
-    ("--xyz 3", "unknown option --xyz$"), ("evaluate nowhere.pt", "nowhere.pt")])
+    ("--xyz 3", "unknown option --xyz$"), ("evaluate nowhere.pt", "nowhere.pt"),
+    ("--micro-batches 0", "at least 1"), ("--clip-norm -1", "at least 0"), ("--ema 1.5", "below 1"),
+    ("--betas [0.9]", "betas"), ("--model.heads 0", "model"), ("--model 3", "model = 3"),
+    ("--model.tubelet [4,6,6] --task.ava.val_fit full", "multiples of 16"),
+    ("--task.ava.flip_swap [4,5]", "pairs of labels"), ("compare --jobs -1", "--jobs -1"),
+    ("predict x.pt x.mp4 --every-sec 0", "x.pt: no such checkpoint")])
 def test_words_are_refused(words, problem):
     with pytest.raises(ValueError, match=problem):
         cofinetune.main(words.split())
