@@ -280,7 +280,7 @@ def largest_batch(frames: int, side: int, **options) -> int:
 
 
 def bench_model(options: argparse.Namespace) -> Iterator[Table]:
-    clips, rounds = (TINY_CLIPS, 2) if options.quick else (CLIPS, 4)
+    clips, rounds = (TINY_CLIPS, 2) if options.quick else (CLIPS, options.rounds or 4)
     for name, clip in clips.items():
         yield step_table({name: clip}, rounds, "cpu")
         yield memory_table({name: clip})
@@ -461,7 +461,7 @@ def loader_table(clip: Path, rounds: int, steps: int) -> Table:
 
 
 def bench_data(options: argparse.Namespace) -> Iterator[Table]:
-    seconds, rounds = (6, 2) if options.quick else (58, 12)
+    seconds, rounds = (6, 2) if options.quick else (58, options.rounds or 12)
     film, part, clip = make_films(CACHE / f"films-{seconds}", seconds)
     length = f"{seconds * 16 / 60:.0f} minutes"
     yield decoding_table({length: (film, seconds * 16), "10 s": (clip, 10)}, rounds)
@@ -553,7 +553,9 @@ def make_detections(rows: int) -> tuple[str, str]:
 
 
 def bench_eval(options: argparse.Namespace) -> Iterator[Table]:
-    sizes, rounds = ([9_000], 2) if options.quick else ([99_900, 999_900, 9_999_900], 3)
+    sizes, rounds = [99_900, 999_900, 9_999_900], options.rounds or 3
+    if options.quick:
+        sizes, rounds = [9_000], 2
     rows = []
     for size in sizes:
         files = make_detections(size)
@@ -739,6 +741,8 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("section", nargs="?", choices=list(SECTIONS), help="default: all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: only shows that it runs")
+    parser.add_argument("--rounds", type=int, default=0,
+                        help="model, data, eval: of each pair (default: 4, 12, 3)")
     parser.add_argument("--json", metavar="FILE", help="the same rows, with every round")
     parser.add_argument("--official", default="", metavar="PATH",
                         help="eval: ActivityNet's get_ava_performance.py; takes minutes")
