@@ -29,6 +29,7 @@ import tomllib
 import zipfile
 import zlib
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -2350,10 +2351,11 @@ def test_demo_from_the_command_line(tiny_world, tiny_run):
     assert [record["step"] for record in run_log(out) if "loss" in record] == list(range(6))
 
 
-def test_a_finished_run_says_so_and_fresh_starts_over(tiny_world, tiny_run, tmp_path):
+def test_a_finished_run_says_so_and_fresh_starts_over(tiny_world, tiny_run, tmp_path, capsys):
     out, twin = tiny_run[0], tmp_path / "twin"
     before = (out / "last.pt").stat().st_mtime_ns
-    assert "done already" in run_command(*run_options(tiny_world, out, "--preview", 2)).stdout
+    cofinetune.main(run_options(tiny_world, out, "--preview", 2))
+    assert "done already" in capsys.readouterr().out
     assert (out / "last.pt").stat().st_mtime_ns == before
     run_command("--recipe", out / "recipe.toml", "--out", twin)  # all that a run needs
     assert run_apart(out, twin) == 0 and run_log(out) == run_log(twin)
@@ -2501,6 +2503,7 @@ def test_idle_heads_stay_bit_identical(tiny_world, tmp_path):
     assert moved == {"heads.actions", "heads.ava"}
 
 
+@pytest.mark.slow
 def test_a_dying_rank_takes_the_job_down(tiny_world, tmp_path):
     script = write_lines(tmp_path / "crash.py", """
 import sys
@@ -2754,19 +2757,18 @@ def test_readme_commands_exist():
     program = r"^(?:\$ |    )((?:python|\./train_ddp\.sh)[^\n]*?)(?:\s+#.*)?$"
     commands = re.findall(program, text, re.M)
     assert len(commands) >= 8
-    helps = {}
+    programs = {}
     for command in commands:
         _, file, *words = command.replace("./train_ddp.sh", "python cofinetune.py").split()
-        if file == "-m":
-            continue
         tool = words[:1] if file == "data.py" and not words[0].startswith("-") else []
-        if (file, *tool) not in helps:
-            done = run_python(file, *tool, "--help")
-            assert done.returncode == 0, command
-            helps[file, *tool] = done.stdout
+        if file != "-m":
+            programs.setdefault((file, *tool), []).extend(words)
+    with ThreadPoolExecutor(2) as pool:
+        helps = list(pool.map(lambda program: run_python(*program, "--help"), programs))
+    for words, done in zip(programs.values(), helps):
+        assert done.returncode == 0, done.args
         for option in (word.split("=")[0] for word in words if word.startswith("--")):
-            known = option.startswith(("--task.", "--model.")) or option in helps[file, *tool]
-            assert known, command
+            assert option.startswith(("--task.", "--model.")) or option in done.stdout, option
 
 
 # ------------------------------------------------------------------------------------------------
