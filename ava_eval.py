@@ -264,8 +264,7 @@ def parse_lines(block, line, path, keys, top, is_truth, widths, errors) -> tuple
 
 def parse_block(block, keys, top, is_truth, widths) -> tuple:
     """The fast reader, for a block whose rows all have 7 or all 8 plain columns: the same as
-    parse_lines or ValueError. It works on all rows at once through `words`: for every position of
-    the block the 8 bytes in front of it, as one integer."""
+    parse_lines or ValueError."""
     width = block[:block.index(b"\n")].count(b",") + 1
     data = np.frombuffer(block, np.uint8)
     stops = np.flatnonzero(data < 45)  # commas, line ends; a blank, quote or "+" spoils the pattern
@@ -274,68 +273,42 @@ def parse_block(block, keys, top, is_truth, widths) -> tuple:
     stops = stops.reshape(-1, width)
     if (data[stops] != np.frombuffer(b"," * (width - 1) + b"\n", np.uint8)).any():
         raise ValueError
-    words = np.ndarray(len(block) + 1, "<u8", bytes(8) + block, strides=1)
     start = np.append(0, stops[:-1, -1] + 1)
-    comma, stop = stops[:, 5].copy(), stops[:, 6].copy()  # around the label
-    size = comma - start
+    size = stops[:, 5] - start
     same = size[1:] == size[:-1]  # a run goes on while the bytes before the label stay the same
+    words = np.ndarray(len(block) + 1, "<u8", bytes(8) + block, strides=1)  # the 8 bytes before i
     for k in range(8, size.max() + 8, 8):
         word = words[start + np.minimum(k, size)]
         same &= word[1:] == word[:-1]
     runs = np.append(0, np.flatnonzero(~same) + 1)
-
     heads = [block[a:b] for a, b in zip(start[runs].tolist(), stops[runs, 1].tolist())]
-    known = dict.fromkeys(heads)
-    for head in known:
-        video, time = head.split(b",")
-        known[head] = number_of(keys, video.decode(), float(time))
-    box = parse_numbers(block, data, words, stops[runs, 1:5].ravel(), stops[runs, 2:6].ravel())
-    box = box.reshape(-1, 4)
-    label = digits(words[stop], np.minimum(stop - comma - 1, 8))
-    score = np.ones(len(label)) if width == 7 else \
-        parse_numbers(block, data, words, stop, stops[:, 7].copy())
-    if (stop - comma).max() > 9 or label.min() < 1 or label.max() > top \
-            or not (np.isfinite(score).all() and np.isfinite(box).all()) \
-            or is_truth and (box[:, :2] > box[:, 2:]).any():
+    key = [number_of(keys, video.decode(), float(time))
+           for video, time in (head.split(b",") for head in heads)]
+    box = parse_numbers(block, stops[runs, 1:5].ravel(), stops[runs, 2:6].ravel()).reshape(-1, 4)
+    label = parse_numbers(block, stops[:, 5], stops[:, 6], int)
+    score = np.ones(len(label)) if width == 7 else parse_numbers(block, stops[:, 6], stops[:, 7])
+    if label.min() < 1 or label.max() > top or not np.isfinite(score).all() \
+            or not np.isfinite(box).all() or is_truth and (box[:, :2] > box[:, 2:]).any():
         raise ValueError
-    return [known[head] for head in heads], box, np.diff(np.append(runs, len(label))), \
-        label, score
+    return key, box, np.diff(np.append(runs, len(label))), label, score
 
 
-def digits(word: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Value of the last count (0 .. 8) characters of each word, -1 if they are not all digits."""
-    keep = np.array([2**64 - 2**(64 - 8 * n) for n in range(9)], np.uint64)[count]
-    word = word & keep | ~keep & 0x3030303030303030  # zeros in front
-    good = (word & 0xF0F0F0F0F0F0F0F0 | (word + 0x0606060606060606 & 0xF0F0F0F0F0F0F0F0) >> 4) \
-        == 0x3333333333333333
-    word = (word & 0x0F0F0F0F0F0F0F0F) * 2561 >> 8              # 10 a + b of neighbouring digits,
-    word = (word & 0x00FF00FF00FF00FF) * 6553601 >> 16          # 100 a + b of these pairs,
-    word = (word & 0x0000FFFF0000FFFF) * 42949672960001 >> 32   # 10000 a + b
-    return np.where(good, word.astype(np.int64), -1)
-
-
-def parse_numbers(block, data, words, comma, end) -> np.ndarray:
-    """float() of the texts between comma and end, to the last bit: "ddd" and "d.ddd" with up to 16
-    digits at the end are an integer below 2^53 over a power of ten that float64 holds exactly, and
-    such a quotient is rounded once, correctly (Clinger 1990). The rest goes to float()."""
-    dotted = data[np.minimum(comma + 2, end)] == 46
-    count = end - comma - 1 - 2 * dotted  # of the digits at the end
-    if (count == count[0]).all() and (dotted == dotted[0]).all():
-        count, dotted = count[:1], dotted[:1]  # as "%.6f" writes them: one that serves all
-    plain = (count >= 1) & (count <= 16)
-    count = np.clip(count, 0, 16)
-    value = digits(words[end], np.minimum(count, 8))
-    plain = plain & (value >= 0)
-    if count.max() > 8:
-        high = digits(words[end - 8], np.maximum(count, 8) - 8)
-        plain &= high >= 0
-        value += high * 10**8
-    first, power = (data[comma + 1] - 48) * dotted, 10 ** np.arange(17)
-    value += first * power[count]
-    number = value / power.astype(float)[count * dotted]
-    odd = np.flatnonzero(~(plain & (first <= 9) & (value < 2**53)))
-    number[odd] = [float(block[a + 1:b]) for a, b in zip(comma[odd].tolist(), end[odd].tolist())]
-    return number
+def parse_numbers(block, comma, end, kind=float) -> np.ndarray:
+    """kind() of the texts between comma and end, as float64, to the last bit: up to 15 digits are a
+    whole number that float64 holds, and its quotient by such a power of ten, for d.ddd, is rounded
+    once, correctly (Clinger 1990). Texts of one length are read together; the rest by kind()."""
+    data, value = np.frombuffer(block, np.uint8), np.empty(len(comma))
+    forms = 2 * (end - comma - 1) + (data[np.minimum(comma + 2, end)] == 46) * (kind is float)
+    for form in np.unique(forms).tolist():
+        rows, (size, dotted) = np.flatnonzero(forms == form), divmod(form, 2)
+        digits = data[comma[rows, None] + 1 + np.arange(min(size, 15 + dotted))] - np.uint8(48)
+        digits = np.delete(digits, 1, 1) if dotted else digits                        # (n, places)
+        power = 10.0 ** np.arange(digits.shape[1])[::-1]
+        value[rows] = digits @ power / (power[0] if dotted else 1)
+        rows = rows[(digits > 9).any(1) | (size > 15 + dotted) | (size == 0)]
+        value[rows] = [kind(block[a + 1:b]) for a, b in
+                       zip(comma[rows].tolist(), end[rows].tolist())]
+    return value
 
 
 # --------------------------------------------------------------------------------------------------
@@ -343,9 +316,9 @@ def parse_numbers(block, data, words, comma, end) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------
 
 
-def in_order(table: Table, a: int, b: int, rules: Protocol, cap: int = 0) -> np.ndarray:
+def in_order(table: Table, a: int, b: int, rules: Protocol, cap: int | None = None):
     """Rows a .. b, a keyframe, in the order in which the protocol's own code takes those of a
-    class. The official reader keeps the best cap (0 = all) of them in a heap."""
+    class. The official reader keeps the best cap (None: all) of them in a heap."""
     score, label = table.score[a:b], table.label[a:b]
     if rules.order == "stable":
         return a + np.argsort(-score, kind="stable")
@@ -366,27 +339,18 @@ def in_order(table: Table, a: int, b: int, rules: Protocol, cap: int = 0) -> np.
 def rank(det: Table, truth: Table, rules: Protocol, exact=()) -> tuple[Table, int]:
     """Detections by class, then keyframe, in matching order, without what the cap leaves out and
     boxes without area; and how many the cap left out. exact: frames where equal scores matter."""
-    every, tied, cap = det, set(exact), rules.cap
+    every, rows, cap = det, [], rules.cap or None
     less = np.less_equal if rules.mmaction2 else np.less
     legal = less(det.box[:, :2], det.box[:, 2:]).all(1)
     if not cap:
         det = det.take(legal[det.run])
-    bounds = np.searchsorted(det.key[det.run], np.arange(len(det.keys) + 1))
-    size = np.diff(bounds)
-    kept = np.minimum(size, cap or size)
-    first, rows = np.cumsum(kept) - kept, np.arange(kept.sum())
-    for n in np.unique(size[size > 0]).tolist() if rules.order != "file" else ():
-        same, k = np.flatnonzero(size == n), min(n, cap or n)  # sorted at once, as a matrix:
-        for some in np.array_split(same, 1 + n * len(same) // 2**18):
-            at = bounds[some, None] + np.arange(n)
-            by = np.argsort(-det.score[at], kind="stable" if rules.order == "stable" else None)
-            at = np.take_along_axis(at, by[:, :k + 1], 1)
-            rows[first[some, None] + np.arange(k)] = at[:, :k]
-            if k < n:
-                last, out = det.score[at[:, k - 1:]].T
-                tied |= set(some[last == out].tolist())
-    for frame in tied:
-        rows[first[frame]:][:kept[frame]] = in_order(det, *bounds[frame:frame + 2], rules, cap)
+    bounds = np.searchsorted(det.key[det.run], np.arange(len(det.keys) + 1)).tolist()
+    kind = "stable" if rules.order == "stable" else None
+    for frame, (a, b) in enumerate(zip(bounds, bounds[1:])) if rules.order != "file" else ():
+        by = a + np.argsort(-det.score[a:b], kind=kind)
+        tied = cap and b - a > cap and np.equal(*det.score[by[cap - 1:cap + 1]])
+        rows.append(in_order(det, a, b, rules, cap) if tied or frame in exact else by[:cap])
+    rows = np.concatenate(rows) if rows else np.arange(len(det.run))
     capped, rows = len(det.run) - len(rows), rows[legal[det.run[rows]]]
     det = det.take(rows[np.argsort(det.label[rows], kind="stable")])
     if rules.order in ("heap", "argsort") and not exact:
@@ -394,7 +358,7 @@ def rank(det: Table, truth: Table, rules: Protocol, exact=()) -> tuple[Table, in
         equal = code[~changes(code, det.score)]
         equal = equal[np.isin(equal, truth.code())]
         if len(equal):
-            return rank(every, truth, rules, (equal % len(det.keys)).tolist())
+            return rank(every, truth, rules, {*(equal % len(det.keys)).tolist()})
     return det, capped
 
 

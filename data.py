@@ -870,8 +870,8 @@ def _check_flips(task: Task, classes: list[str]) -> None:
 def _read_box_task(task: Task, split: str, paths: dict, videos: Videos, report: dict,
                    missing: dict) -> tuple[list[tuple], list[str]]:
     names = read_classes(paths["labels"])
-    if min(names) < 1:
-        raise ValueError(f"{paths['labels']}: the id {min(names)}, expected actions from 1 on")
+    if not 1 <= min(names) <= max(names) < 2**15:
+        raise ValueError(f"{paths['labels']}: ids {min(names)} to {max(names)}, expected 1..32767")
     classes = [names.get(number, f"class {number}") for number in range(1, max(names) + 1)]
     keyframes = read_boxes(paths["annotations"], len(classes), False, report)
     report["keyframes"] = len(keyframes)
@@ -937,7 +937,11 @@ def _read_clip_task(task: Task, split: str, paths: dict, videos: Videos, report:
         train = read_clips(paths["names"], videos, "train") if other else found
         listed = {label for _, label, _, _ in train}
         if all(label.isdecimal() for label in listed):
-            names = {n: str(n) for n in range(max(map(int, listed), default=-1) + 1)}
+            count = max(map(int, listed), default=-1) + 1
+            if count > 100_000:
+                raise ValueError(f"{paths['annotations']}: class number {count - 1}, expected "
+                                 "numbers from 0 on; `labels` can give them names")
+            names = {n: str(n) for n in range(count)}
         else:
             names = dict(enumerate(sorted(listed)))
     classes = [names[number] for number in sorted(names)]

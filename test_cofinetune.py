@@ -8,10 +8,13 @@ What needs the folder ../shared/data (real videos and annotations) is skipped wi
 """
 import argparse
 import ast
+import contextlib
 import csv
 import dataclasses
+import functools
 import gzip
 import heapq
+import io
 import json
 import math
 import os
@@ -19,6 +22,7 @@ import pickle
 import random
 import re
 import resource
+import runpy
 import shutil
 import signal
 import struct
@@ -29,11 +33,11 @@ import tomllib
 import zipfile
 import zlib
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import av
 import numpy as np
@@ -66,6 +70,21 @@ def run_python(*words, **options):
     options = dict(cwd=HERE, env=ENVIRONMENT, timeout=120) | options
     words = [sys.executable, *map(str, words)]
     return subprocess.run(words, capture_output=True, text=True, **options)
+
+
+def run_here(script, *words):
+    """The same in this process, since importing torch takes seconds. What the script does not
+    catch, `run_python` would show as a traceback, is raised."""
+    out, error, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+    words, code = [script, *map(str, words)], 0
+    with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(error),
+          contextlib.chdir(HERE), mock.patch.object(sys, "argv", words)):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+    torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), error.getvalue())
 
 
 def tiny_model(tasks=None, seed=0, **options):
@@ -1157,6 +1176,11 @@ def test_data_movies_and_kinetics_clips(tmp_path):
     assert found.missing.keys() == {"gone"}
     with pytest.raises(ValueError, match="several videos are movie"):
         data_open(tmp_path, "box", rows, labels="labels.pbtxt", touch="cuts/movie.mp4")
+    write_lines(tmp_path / "huge.pbtxt", 'item { name: "x" id: 32768 }')
+    for kind, lines, message in (("box", rows, "huge.pbtxt: ids 32768 to 32768, expected 1..32767"),
+                                 ("clip", ["a.mp4 99", "b.mp4 20261126"], "class number 20261126")):
+        with pytest.raises(ValueError, match=message):
+            data_open(tmp_path, kind, lines, labels="huge.pbtxt" * (kind == "box"))
 
 
 def test_data_detections(tmp_path):
@@ -1625,8 +1649,8 @@ def test_tools_import_of_own_csv_keeps_every_box_on_its_square(tools_world, tmp_
     assert "6 videos, 0 problems\n" in tools_run("check", recipe)
     small = "--steps 3 --threads 1 --workers 0 --model.arch tiny --task.{0}.size 64 "
     small += "--task.{0}.short_side [64,64]"
-    done = run_python("cofinetune.py", "--recipe", recipe, "--out", tmp_path / "run",
-                      *small.format(task.name).split())  # it trains at once
+    done = run_here("cofinetune.py", "--recipe", recipe, "--out", tmp_path / "run",
+                    *small.format(task.name).split())  # it trains at once
     assert done.returncode == 0 and "mAP" in done.stdout, done.stdout + done.stderr
 
 
@@ -1860,7 +1884,7 @@ def test_demo_refuses_what_it_would_spoil(demo_folder, tmp_path):
     with pytest.raises(ValueError, match="scenes_train 64, not 68"):
         demo.make_world(demo_folder, **DEMO_SIZES | {"scenes_train": 68})
     (tmp_path / "thesis.tex").write_text("...")
-    ran = run_python("demo.py", tmp_path)
+    ran = run_here("demo.py", tmp_path)
     assert ran.returncode == 2 and re.fullmatch("error: .*\n", ran.stderr)
     with pytest.raises(ValueError, match="unknown size 'scenes'"):
         demo.make_world(tmp_path / "new", scenes=3)
@@ -2074,19 +2098,26 @@ def test_ava_cap(tmp_path):
         assert [one["num_det"] for one in result["per_class"]] == kept.tolist()
 
 
-def test_ava_fast_reader_is_float_to_the_last_bit():
+def test_ava_reads_runs_as_it_reads_rows(tmp_path):
+    """A part of the file at once, or, since every field is quoted, row by row; to the last bit."""
     rng = random.Random(0)
     forms = ["{:.6f}", "{:.4f}", "{!r}", "{:.9g}", "{:.15f}", "{:.16f}", "{:.20f}"]
     texts = [rng.choice(forms).format(rng.random() ** rng.choice([1, 9])) for _ in range(4000)]
     texts += ["1", "0", "0.", ".5", "-0.25", "1e-5", "9.5", "12.5", "0.0000000000000001"]
-    for texts in (texts, [text for text in texts if len(text) == 8]):
-        block = "".join(f"video,0902,0.1{i // 70 % 10},0.2,0.3,0.{4 + i // 90 % 5},{i % 80 + 1},"
-                        f"{text}\n" for i, text in enumerate(texts)).encode()
-        fast = ava_eval.parse_block(block, {}, 80, False, (8,))
-        slow = ava_eval.parse_lines(block, 1, "", {}, 80, False, (8,), errors := [])
-        assert not errors and len(fast[0]) < len(slow[0])  # in runs
-        assert fast[4].tolist() == slow[4] == [float(text) for text in texts]
-        assert fast[3].tolist() == slow[3] and (np.repeat(fast[1], fast[2], 0) == slow[1]).all()
+    rows = [["video_0", "0902", f"0.1{i // 70 % 10}", "0.2", "0.3", f"0.{4 + i // 90 % 5}",
+             str(i % 80 + 1), text] for i, text in enumerate(texts)]
+    tables = []
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        with open(tmp_path / "d.csv", "w") as file:
+            csv.writer(file, quoting=quoting, lineterminator="\n").writerows(rows)
+        tables.append(ava_eval.load(tmp_path / "d.csv", "", 80, keys := {}))
+        assert keys == {("video_0", 902 * 10**6): 0}
+    fast, slow = tables
+    assert len(fast.key) < 110 and len(slow.key) == len(rows)
+    assert fast.score.tolist() == slow.score.tolist() == [float(text) for text in texts]
+    assert fast.label.tolist() == slow.label.tolist() == [int(row[6]) for row in rows]
+    boxes = [[*map(float, row[2:6])] for row in rows]
+    assert (fast.box[fast.run] == boxes).all() and (slow.box[slow.run] == boxes).all()
 
 
 AVA_GOOD = "v,902,0.1,0.2,0.3,0.4,1,0.5"
@@ -2290,12 +2321,17 @@ def run_train(root, out, *more, **kinds):
     return cofinetune.train(cofinetune.read_recipe("demo", overrides), cofinetune.World())
 
 
-def run_command(*words, ranks=0, code=0, script="cofinetune.py", **options):
+def run_command(*words, code=0, run=run_here, **options):
     """The command as a user types it; its exit code is `code`, and nothing ends in a traceback."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = run_python(*torchrun * bool(ranks), script, *words, **options)
+    done = run("cofinetune.py", *words, **options)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr[-2000:]
     return done
+
+
+def run_ranks(ranks):
+    """Like `run_python`, in several processes."""
+    return functools.partial(run_python, "-m", "torch.distributed.run", "--standalone",
+                             f"--nproc-per-node={ranks}")
 
 
 def run_start(*words):
@@ -2329,7 +2365,7 @@ def run_start_weights(state):
 def tiny_run(tiny_world, tmp_path_factory):
     """The whole demo at tiny size, through the command line: its folder, what it printed."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    return out, run_command(*run_options(tiny_world, out, "--preview", 2)).stdout
+    return out, run_command(*run_options(tiny_world, out, "--preview", 2), run=run_python).stdout
 
 
 def test_demo_from_the_command_line(tiny_world, tiny_run):
@@ -2453,7 +2489,7 @@ def test_sigterm_saves_and_a_full_disk_keeps_the_checkpoint(tiny_world, tmp_path
     assert 3 <= cofinetune.load(last)["step"] < 400
     whole = last.read_bytes()
     limit = [len(whole) // 2] * 2
-    full = run_command(*options, "--save-every", 1, code=2,
+    full = run_command(*options, "--save-every", 1, code=2, run=run_python,
                        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     assert "last.pt could not be written" in full.stderr and last.read_bytes() == whole
     assert not list(tmp_path.glob("*.tmp"))
@@ -2482,7 +2518,8 @@ def test_several_processes_equal_one(tiny_world, tmp_path, ranks):
     """Parameters after 20 steps to 1e-6, with uneven boxes, micro batches on the one process."""
     one, several = tmp_path / "one", tmp_path / "several"
     run_train(tiny_world, one, *SGD, "--micro-batches", 2, steps=20)
-    run_command(*run_options(tiny_world, several, *SGD, "--workers", 1, steps=20), ranks=ranks)
+    run_command(*run_options(tiny_world, several, *SGD, "--workers", 1, steps=20),
+                run=run_ranks(ranks))
     state = cofinetune.load(one / "last.pt")
     start = run_start_weights(state)
     assert run_apart(one, several) < 1e-6  # and it did train:
@@ -2515,8 +2552,7 @@ def dying(self, number, *rest):
 cofinetune.Log.step = dying
 cofinetune.main(sys.argv[1:])""")
     began = time.time()
-    died = run_python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script,
-                      *run_options(tiny_world, tmp_path / "run", steps=3000))
+    died = run_ranks(2)(script, *run_options(tiny_world, tmp_path / "run", steps=3000))
     assert died.returncode != 0 and time.time() - began < 60
     assert "rank one dies here" in died.stderr and "Traceback" in died.stderr
 
@@ -2763,10 +2799,9 @@ def test_readme_commands_exist():
         tool = words[:1] if file == "data.py" and not words[0].startswith("-") else []
         if file != "-m":
             programs.setdefault((file, *tool), []).extend(words)
-    with ThreadPoolExecutor(2) as pool:
-        helps = list(pool.map(lambda program: run_python(*program, "--help"), programs))
-    for words, done in zip(programs.values(), helps):
-        assert done.returncode == 0, done.args
+    for program, words in programs.items():
+        done = run_here(*program, "--help")
+        assert done.returncode == 0, program
         for option in (word.split("=")[0] for word in words if word.startswith("--")):
             assert option.startswith(("--task.", "--model.")) or option in done.stdout, option
 
@@ -3063,7 +3098,7 @@ def test_compare_for_real(tmp_path):
     world = toml_table(TINY | dict(scenes_train=24, scenes_val=24))
     methods = ["finetune", "cofinetune", "selfdistil", "finetune+spottune", "finetune+selfdistil"]
     run_command("compare", "--methods", ",".join(methods), "--world", world, "--out", tmp_path,
-                *"--seeds 2 --lrs 0.04 --steps 6 --warmup 2 --preview 0".split(), timeout=600)
+                *"--seeds 2 --lrs 0.04 --steps 6 --warmup 2 --preview 0".split())
     rows = list(csv.DictReader(open(tmp_path / "compare.csv")))
     assert [(row["method"], row["seed"]) for row in rows] == [(m, s) for s in "01" for m in methods]
     assert {(row["clips seen"], row["updates"]) for row in rows} == {("96.0", "6.0")}
