@@ -126,7 +126,8 @@ class Rows:
 
 
 def write_csv(path, rows: Rows) -> None:
-    """Writes rows such that reading them gives the same float64 again (shortest exact decimals)."""
+    """Writes rows such that reading them gives the same float64 again (shortest exact decimals),
+    times to the microsecond."""
     columns = [np.asarray(rows.video_id), np.float64(rows.time_sec), np.float64(rows.boxes),
                np.asarray(rows.label)] + [np.float64(rows.score)] * (rows.score is not None)
     with open(f"{path}.partial", "w", encoding="utf-8", newline="\n") as file:
@@ -338,7 +339,8 @@ def in_order(table: Table, a: int, b: int, rules: Protocol, cap: int | None = No
 
 def rank(det: Table, truth: Table, rules: Protocol, exact=()) -> tuple[Table, int]:
     """Detections by class, then keyframe, in matching order, without what the cap leaves out and
-    boxes without area; and how many the cap left out. exact: frames where equal scores matter."""
+    boxes without area; and how many the cap left out. Equal scores take their exact order only
+    where it can change the result: found first, then ranked again with these frames in `exact`."""
     every, rows, cap = det, [], rules.cap or None
     less = np.less_equal if rules.mmaction2 else np.less
     legal = less(det.box[:, :2], det.box[:, 2:]).all(1)
@@ -394,10 +396,8 @@ def match(det: Table, truth: Table, rules: Protocol) -> np.ndarray:
             a, b = np.searchsorted(frames, (frame, frame + 1))
             reader[a:b] = in_order(truth, a, b, rules)
     g = reader[np.minimum.reduceat(np.argsort(reader)[g], np.flatnonzero(new))]
-    owner = np.full(len(code), -1)
-    owner[g[::-1]] = seen[d[new]][::-1]  # the last to write stays: the best of those that chose it
     hit = np.zeros(len(want), bool)
-    hit[owner[owner >= 0]] = True
+    hit[seen[d[new]][np.unique(g, return_index=True)[1]]] = True  # the best of those that chose it
     return hit
 
 

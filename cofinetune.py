@@ -63,7 +63,7 @@ class Recipe:
     train_tasks: list = field(default_factory=list)         # names of the trained tasks; []: all
     seed: int = 0                   # of initialisation, batches and augmentation
     steps: int = 600                # updates, over all tasks
-    schedule: str = "round_robin"   # | weighted | uniform | accumulate (data.Stream)
+    schedule: str = "round_robin"   # | weighted | accumulate (data.Stream)
     micro_batches: int = 1          # pieces of a batch, to fit in memory; the gradient is the same
     # optimisation
     optimiser: str = "sgd"          # sgd (ViViT) | adamw (VideoMAE) | muon (blocks; AdamW the rest)
@@ -82,7 +82,7 @@ class Recipe:
     mean: list = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: list = field(default_factory=lambda: [0.5, 0.5, 0.5])
     # machine
-    precision: str = "float32"      # | bf16 (autocast; weights, losses and RoIAlign stay float32)
+    precision: str = "float32"      # (GPU: TF32) | bf16 (autocast, but for losses and RoIAlign)
     compile: bool = False           # torch.compile of the encoder; pays on a GPU
     device: str = "auto"            # | cpu | cuda
     workers: int = 2                # decoding processes per rank, for all tasks together
@@ -162,7 +162,7 @@ RECIPES = {
 }
 CHOICES = {"method": ("cofinetune", "finetune", "downstream", "selfdistil", "spottune",
                       "finetune+selfdistil", "finetune+spottune"),
-           "schedule": ("round_robin", "weighted", "uniform", "accumulate"),
+           "schedule": ("round_robin", "weighted", "accumulate"),
            "optimiser": ("sgd", "adamw", "muon"), "precision": ("float32", "bf16"),
            "device": ("auto", "cpu", "cuda"), "protocol": tuple(ava_eval.PROTOCOLS)}
 
@@ -188,30 +188,19 @@ def read_recipe(source: str, overrides: dict[str, str] | None = None) -> Recipe:
         raise ValueError(f"recipe {source}: task is no list of tables, expected [[task]]")
     problems = []
     for key, text in overrides.items():
-        *where, name = key.split(".") if not key.startswith("task.") else key.rsplit(".", 1)
-        target = {"": table, "model": table.setdefault("model", {})}.get("".join(where))
-        for task in table.get("task", ()):
-            target = task if where == [f"task.{task.get('name')}"] else target
+        where, _, name = key.rpartition(".")
+        target = {"": table, "model": table["model"]}.get(where)
+        for task in table["task"]:
+            target = task if where == f"task.{task.get('name')}" else target
         if target is None:
             problems.append(f"--{key}: the recipe has no such table")
         else:
             target[name] = _value(text, (Task if key.startswith("task.") else Recipe), name)
     if "root" in overrides:
         base = Path(".")    # what is typed is relative to where it is typed
-    defaults = Recipe()
-    for key in list(table):
-        if not hasattr(defaults, key):
-            near = difflib.get_close_matches(key, vars(defaults), 1)
-            problems.append(f"unknown key {key!r}"
-                            + "".join(f", did you mean {name!r}?" for name in near))
-            del table[key]
-            continue
-        wanted = type(getattr(defaults, key))
-        if wanted is float and type(table[key]) is int:
-            table[key] = float(table[key])
-        if type(table[key]) is not wanted:
-            problems.append(f"{key} = {table[key]!r} is not a {wanted.__name__}")
-            del table[key]
+    for key, problem in data.misfits(Recipe, table).items():
+        problems.append(problem)
+        del table[key]
     try:
         table["task"] = data.read_tasks(table.get("task", []), source)
     except ValueError as error:
@@ -401,7 +390,8 @@ def print0(*words) -> None:
 
 
 class Interrupt:
-    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once."""
+    """SIGINT and SIGTERM ask for a stop after the current step. A second Ctrl-C stops at once; a
+    second SIGTERM does not: torchrun sends one to the ranks that are still saving."""
 
     def __init__(self):
         self.received = 0
@@ -410,7 +400,7 @@ class Interrupt:
 
     def _receive(self, number: int, frame) -> None:
         self.received = number
-        self.restore()
+        signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
 
     def restore(self) -> None:
         for number, handler in self.previous.items():
@@ -500,8 +490,10 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for (rows, columns), params in by_shape.items():
-                buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p))
-                           for p in params]
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                buffers = [self.state[p]["momentum"] for p in params]
                 grads = torch.stack([p.grad for p in params])            # (P, rows, columns)
                 slow = torch.stack(buffers).lerp_(grads, 1 - group["momentum"])
                 torch._foreach_copy_(buffers, list(slow))
@@ -513,7 +505,8 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(x: torch.Tensor) -> torch.Tensor:
     """(P, rows, columns) -> matrices with the same singular vectors and values from 0.7 to 1.2."""
-    x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
+    fast = x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    x = x.to(torch.bfloat16 if fast else torch.float32)
     wide = x if x.shape[1] <= x.shape[2] else x.mT    # the smaller of the two Gram matrices
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
@@ -617,8 +610,9 @@ class Log:
             return
         kept = []
         for line in self.path.read_text().splitlines(True) if self.path.exists() else ():
-            # What came after the checkpoint will come again; a kill can leave half a line.
-            record = json.loads(line) if line.endswith("}\n") else {"final": True}
+            if not line.endswith("}\n"):    # a kill can leave half a line
+                continue
+            record = json.loads(line)    # what came after the checkpoint will come again
             if "final" not in record and record["step"] < start + ("metrics" in record):
                 kept.append(line)
         write_text(self.path, "".join(kept))
@@ -675,7 +669,7 @@ class Log:
 
     def suspects(self, step: int, batch: data.Batch, logits: torch.Tensor) -> None:
         """Name the clips whose logits are not finite; all of the batch if only the loss is not."""
-        bad = ~torch.isfinite(logits).all(1)
+        bad = ~torch.isfinite(logits).all(1).cpu()
         clips = batch.box_clip[bad] if batch.boxes is not None else bad.nonzero()[:, 0]
         keys = [batch.keys[i] for i in sorted(set(clips.tolist()))] or batch.keys
         print(f"\nstep {step}, task {batch.task}, rank {self.world.rank}: the loss is not finite; "
@@ -704,7 +698,7 @@ class Log:
 
 
 def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -781,18 +775,20 @@ def evaluate(
 def predictions(model: CoFinetuneModel, recipe: Recipe, world: World, dataset: data.Dataset):
     """(batch, logits (B, C) or (K, C)) of this rank's share of a dataset."""
     task, bf16 = dataset.task, recipe.precision == "bf16"
-    for batch in data.evaluation_batches(dataset, task.batch, world.rank, world.size,
-                                         recipe.workers):
+    for batch in data.evaluation_batches(dataset, max(1, task.batch // world.size), world.rank,
+                                         world.size, recipe.workers):
         batch = batch.to(world.device)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
             video = data.normalise(batch.video, model.mean, model.std)
-            yield batch, model(video, task.name, batch.boxes, batch.box_clip).float()
+            logits = model(video, task.name, batch.boxes, batch.box_clip)
+        yield batch, logits.float()
     for reason in dataset.damaged.values():
         print(f"task {task.name}, not evaluated: {reason}", file=sys.stderr, flush=True)
 
 
 def gather_by_key(dataset: data.Dataset, world: World, found: dict) -> dict | None:
-    """All ranks' results on rank 0, None elsewhere. A key twice or missing: a wrong number."""
+    """All ranks' results on rank 0, None elsewhere. A key twice or missing: a wrong number. So are
+    more than bad_share undecodable videos (value None), of which each rank has seen its own."""
     parts = world.gather(found)
     if world.rank:
         return None
@@ -801,6 +797,10 @@ def gather_by_key(dataset: data.Dataset, world: World, found: dict) -> dict | No
     if not len(merged) == count == len(dataset):
         raise RuntimeError(f"task {dataset.task.name}: {len(dataset)} items gave {count} results "
                            f"with {len(merged)} different keys")
+    bad = {key[0] for key, value in merged.items() if value is None}
+    if len(bad) > dataset.task.bad_share * dataset.videos:
+        raise ValueError(f"task {dataset.task.name} (val): {len(bad)} of {dataset.videos} videos "
+                         f"cannot be decoded, bad_share = {dataset.task.bad_share}")
     return merged
 
 
@@ -830,7 +830,7 @@ def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
     task, found = dataset.task, {}
     for batch, logits in predictions(model, recipe, world, dataset):
         scores = (logits.sigmoid() * batch.scores[:, None]).cpu().numpy()
-        owner = batch.box_clip.cpu().numpy()
+        owner = batch.box_clip.numpy()
         for i, (key, valid) in enumerate(zip(batch.keys, batch.valid)):
             mine = owner == i
             found[key] = (batch.boxes_source[mine], scores[mine]) if valid else None
@@ -861,7 +861,7 @@ def map_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
     settings = dict(groundtruth=root / task.val, protocol=recipe.protocol, train_counts=counts,
                     labelmap=data.read_classes(root / (task.eval_labels or task.labels)),
                     thresholds=(recipe.head_above, recipe.tail_below), top=len(dataset.classes))
-    if task.exclude_val and recipe.protocol != "official-2020":    # which ignores them anyway
+    if task.exclude_val and recipe.protocol != "official-2020":    # whose rows leave them out
         settings["exclusions"] = root / task.exclude_val
     return settings
 
@@ -889,7 +889,7 @@ def preview(recipe: Recipe, dataset: data.Dataset, found: dict, out: Path) -> No
     for item in items[::max(len(items) // recipe.preview, 1)][:recipe.preview]:
         boxes, scores = found[item.key]
         texts = [[dataset.classes[c - 1] for c in sorted(p.labels)] for p in truth[item.key]]
-        colours = [GREEN] * len(texts) + [AMBER] * len(boxes)
+        colours = [datatools.GREEN] * len(texts) + [datatools.AMBER] * len(boxes)
         texts += [best_labels(dataset.classes, s, 2) for s in scores]
         boxes = np.concatenate([np.array([p.box for p in truth[item.key]]).reshape(-1, 4), boxes])
         times = item.time_sec + (np.arange(task.frames) - task.frames // 2) * task.step_sec
@@ -905,9 +905,6 @@ def preview(recipe: Recipe, dataset: data.Dataset, found: dict, out: Path) -> No
 
 def best_labels(names: list[str], scores: np.ndarray, top: int) -> list[str]:
     return [f"{names[c]} {scores[c]:.2f}" for c in np.argsort(-scores)[:top]]
-
-
-GREEN, AMBER = (90, 220, 120), (255, 190, 60)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1015,8 +1012,8 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         different = differences(recipe, recipe_of(state))
         if state["stream"] != stream.state():
             different += ["the items of the datasets"]
-        different += [f"the classes of task {name}" for name in classes
-                      if classes[name] != state["classes"].get(name)]
+        different += [f"the classes of task {name}" for name in classes | state["classes"]
+                      if classes.get(name) != state["classes"].get(name)]
         if different:
             raise ValueError(f"{out / 'last.pt'} is of another recipe: {'; '.join(different)}. "
                              "Take another --out, or --fresh to start over")
@@ -1036,10 +1033,15 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
             method.load_state_dict(state["method"])
         ema = {key: value.to(world.device) for key, value in state["ema"].items()}
         start, best = state["step"], state["best"]
+    if world.sum([start]) != [start * world.size]:
+        raise ValueError(f"the processes start at different steps: {out} must lie on a disk that "
+                         "all machines share")
+    if state:
         print0(f"resumed {out / 'last.pt'} at step {start} of {recipe.steps}")
         if start == recipe.steps and (out / "metrics.json").exists():
             print0(f"{out} is done already; --fresh starts over")
             return json.loads((out / "metrics.json").read_text())
+    del state    # twice the model and more, in every process
     if world.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "recipe.toml", to_toml(recipe))
@@ -1059,6 +1061,9 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
 
     trunk = torch.compile(model.encoder) if recipe.compile else model.encoder
     if world.size > 1:
+        # Dynamo would cut the graph at DDP's buckets, so that they travel during the backward: with
+        # checkpointing and a second shape of clips that failed on a GPU (InductorError, submod_1).
+        torch._dynamo.config.optimize_ddp = False
         trunk = nn.parallel.DistributedDataParallel(trunk, gradient_as_bucket_view=True)
     batches = data.training_batches(stream, start, recipe.steps, world.rank, world.size,
                                     recipe.workers, recipe.micro_batches)
@@ -1075,8 +1080,8 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         losses = dict.fromkeys(clips, 0.0)
         for i, batch in enumerate(micro_batches):
             task, batch = tasks[batch.task], batch.to(world.device)
-            wait = world.size > 1 and i < len(micro_batches) - 1    # gradients travel once a step
-            with trunk.no_sync() if wait else contextlib.nullcontext():
+            more = world.size > 1 and i < len(micro_batches) - 1    # gradients travel once a step
+            with trunk.no_sync() if more else contextlib.nullcontext():
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
                     video = data.normalise(batch.video, model.mean, model.std)  # (B, 3, T, H, W)
                     features = trunk(video)                              # (B, D), (B, t, h, w, D)
@@ -1087,14 +1092,14 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
                 loss = task_loss(task, logits, batch, clips[task.name],
                                  boxes[task.name] / world.size)
                 loss = loss + extra * (len(batch.video) / clips[task.name])
-                (loss / len(clips)).backward()
+                (loss / len(clips)).backward()    # the mean over the tasks of this step
             losses[task.name] += loss.item()
             if not math.isfinite(losses[task.name]):
                 log.suspects(step, batch, logits)
         losses = mean_losses(losses, world, step)    # stops every rank, before a weight is touched
         average_heads(model, world)
         norm = clip_gradients(model, recipe.clip_norm, step)
-        rate = lr_at(step, recipe) * task.lr_scale
+        rate = lr_at(step, recipe) * task.lr_scale    # equal for all tasks with `accumulate`
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * rate
@@ -1117,12 +1122,12 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
             checkpoint(done, f"step-{done}.pt")
         if done % recipe.save_every == 0 or done == recipe.steps:
             checkpoint(done, "last.pt")
-    interrupt.restore()
     if stop:
         checkpoint(step, "last.pt")
         print0(f"\nstopped before step {step}; {out / 'last.pt'} is complete, and the same command "
                "resumes it")
         raise SystemExit(128 + (interrupt.received or signal.SIGTERM))
+    interrupt.restore()
     metrics = evaluate(model, recipe, world, validation, counts, ema, out)
     if metrics["score"] > best:
         best = metrics["score"]
@@ -1221,7 +1226,7 @@ def predict_command(
             owner, scores = torch.arange(len(logits)), logits.softmax(1)
             if kind == "box":
                 owner, scores = batch.box_clip, logits.sigmoid() * batch.scores[:, None]
-            owner, scores = owner.cpu().numpy(), scores.cpu().numpy()
+            owner, scores = owner.numpy(), scores.cpu().numpy()
             for i, key in enumerate(batch.keys):
                 mine, second = owner == i, key[1] / 1e6
                 if kind == "box":
@@ -1240,7 +1245,7 @@ def predict_command(
         for part in np.array_split(times, math.ceil(len(times) / 32)):    # a second or so in memory
             for at, frame in zip(part, data.decode_clip(video, part)):
                 nearest = keyframes[np.abs(keyframes - at).argmin()]
-                yield datatools.draw_boxes(frame, *shown[nearest], AMBER)
+                yield datatools.draw_boxes(frame, *shown[nearest], datatools.AMBER)
 
     datatools.write_video(out / "annotated.mp4", annotated(), len(times) / end_sec)
     print(contents(out))
@@ -1318,9 +1323,10 @@ def main(arguments: list[str]) -> None:
         world = setup(recipe)
         for stage in stages(recipe):
             train(stage, world, known.fresh)
-        if world.size > 1:
-            world.sum([0])    # gloo may abort when a rank leaves while another still speaks
-            dist.destroy_process_group()
+    if dist.is_initialized():
+        # Wait: gloo may abort when a rank leaves while another still speaks.
+        dist.all_reduce(torch.zeros(1))
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

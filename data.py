@@ -132,21 +132,26 @@ def read_recipe(path: str | Path) -> dict:
         raise ValueError(f"{path}: not TOML: {error}") from None
 
 
+def misfits(kind: type, table: dict) -> dict[str, str]:
+    """key -> what is wrong with it, where a table is to become a `kind`."""
+    types, found = {f.name: typing.get_origin(f.type) or f.type for f in fields(kind)}, {}
+    for key, value in table.items():
+        if key not in types:
+            near = difflib.get_close_matches(key, types, 1)
+            found[key] = f"unknown key {key!r}" + "".join(f", did you mean {n!r}?" for n in near)
+        elif type(value) is not types[key] and (types[key], type(value)) != (float, int):
+            found[key] = f"{key} = {value!r} is not a {types[key].__name__}"
+    return found
+
+
 def read_tasks(tables: list[dict], where: str | Path = "recipe") -> list[Task]:
     """`[[task]]` tables -> Tasks; all that is wrong with them in one ValueError."""
     if type(tables) is not list or any(type(table) is not dict for table in tables):
         raise ValueError(f"{where}: task is no list of tables, expected [[task]] for each dataset")
-    types = {f.name: f.type for f in fields(Task)}
     tasks, problems = [], [] if tables else ["no [[task]] table"]
     for number, table in enumerate(tables, 1):
         found = [f"`{key}` is missing" for key in ("name", "kind") if key not in table]
-        for key, value in table.items():
-            kind = typing.get_origin(types.get(key)) or types.get(key)
-            if kind is None:
-                near = difflib.get_close_matches(key, types, 1)
-                found.append(f"unknown key `{key}`" + f" (did you mean `{near[0]}`?)" * len(near))
-            elif type(value) is not kind and (kind, type(value)) != (float, int):
-                found.append(f"{key} = {value!r} is not of type {kind.__name__}")
+        found += misfits(Task, table).values()
         if not found:
             task = Task(**table)
             found = [*_impossible(task)]
@@ -982,7 +987,9 @@ class Batch:
                                 if isinstance(value, torch.Tensor)})
 
     def to(self, device: torch.device | str) -> "Batch":
-        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        """All but the boxes, with which the model computes on the CPU (model.TaskHead.persons)."""
+        moved = self.each(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, boxes=self.boxes, box_clip=self.box_clip)
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader, so that copies to the GPU run beside its computing."""
@@ -1030,7 +1037,6 @@ class Stream:
     twice, small datasets go round as often as they must, and no rank runs out of data. Schedules:
     round_robin  the tasks in turn
     weighted     in a random order with exactly weight / sum(weights) of all steps each (PolyViT's)
-    uniform      one drawn at each step
     accumulate   all of them at each step, for one update: the joint objective exactly
     """
 
@@ -1046,13 +1052,11 @@ class Stream:
             times = share.astype(int)
             times[np.argsort(times - share, kind="stable")[:steps - times.sum()]] += 1
             self.order = rng.permutation(np.repeat(np.arange(count), times))
-        elif schedule == "uniform":
-            self.order = rng.integers(count, size=steps)  # a longer run begins like a shorter one
         elif schedule in ("round_robin", "accumulate"):
             self.order = np.arange(steps) % (1 if schedule == "accumulate" else count)
         else:
             raise ValueError(f"schedule = {schedule!r} is not one of round_robin, weighted, "
-                             "uniform, accumulate")
+                             "accumulate")
         self.turn = np.zeros(steps, int)  # how often the task of a step came before
         for number in range(count):
             self.turn[self.order == number] = np.arange((self.order == number).sum())
@@ -1186,12 +1190,13 @@ def _load(source, requests: Iterator, workers: int) -> Iterator:
     """source[request] of each request, in order, made ahead by a pool of processes."""
     return iter(torch.utils.data.DataLoader(
         source, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_as_it_is,
-        worker_init_fn=_start_worker, pin_memory=torch.cuda.is_available()))
+        worker_init_fn=_start_worker, pin_memory=torch.cuda.is_initialized()))
 
 
 def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's affair
+    for number in (signal.SIGINT, signal.SIGTERM):  # both are the training process's affair
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(value):

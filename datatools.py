@@ -44,7 +44,7 @@ from data import (DecodeError, Task, Videos, _duration_sec, _lines, _number, _op
 # Pictures: boxes on frames, curves, png and mp4
 # ------------------------------------------------------------------------------------------------
 
-GREEN = (90, 220, 120)
+GREEN, AMBER = (90, 220, 120), (255, 190, 60)
 CURVES = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14))
 FONT = (  # ASCII 32-126, 5 x 8 pixels: five bytes a character, one per column, lowest bit on top
     "AAAAAAAAAF8AAAAHAAcAFH8UfxQkKn8qEiMTCGRiNklWIFAAAAcAAAAcIkEAAEEiHAAqHH8cKggIPggIAKBgAAAICAgI"

@@ -341,13 +341,14 @@ def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor)
     One product per clip: its features are read by all its boxes, never copied for each of them, and
     no gradient is scattered, so backward is deterministic.
     """
-    weights = torch.einsum("kph,kqw->kpqhw", down, across)
-    weights = weights.flatten(3).flatten(1, 2)  # (K, pq, hw)
     order = box_clip.argsort(stable=True)
     counts = torch.bincount(box_clip, minlength=len(features)).tolist()  # boxes per clip
-    clips = zip(weights[order].split(counts), features.flatten(1, 2), strict=True)
+    down, across = (x[order].to(features, non_blocking=True) for x in (down, across))
+    weights = torch.einsum("kph,kqw->kpqhw", down, across)
+    weights = weights.flatten(3).flatten(1, 2)  # (K, pq, hw)
+    clips = zip(weights.split(counts), features.flatten(1, 2), strict=True)
     pooled = torch.cat([of_clip @ cells for of_clip, cells in clips])
-    return pooled[order.argsort()]
+    return pooled[order.argsort().to(features.device, non_blocking=True)]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -372,7 +373,9 @@ class TaskHead(nn.Module):
 
     def persons(self, pooled: Tensor, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
         """-> (K, D), with context (K, 2D). The keyframe's box stands for the whole clip: mean over
-        time, then the tokens under the box, clipped to the frame."""
+        time, then the tokens under the box, clipped to the frame. Boxes are best left on the CPU:
+        their few numbers decide on sizes and counts, for which a GPU would have to be waited for.
+        """
         features = tokens.mean(1)  # (B, h, w, D)
         h, w = features.shape[1:3]
         x1, y1, x2, y2 = boxes.float().clamp(0, 1).unbind(1)
@@ -383,7 +386,7 @@ class TaskHead(nn.Module):
             down, across = overlap_weights(y1 * h, y2 * h, h), overlap_weights(x1 * w, x2 * w, w)
         x = pool_boxes(features, down, across, box_clip).amax(1)  # (K, D)
         if self.head.context:  # a product, because the backward of pooled[box_clip] scatters
-            x = torch.cat([x, F.one_hot(box_clip, len(pooled)).to(x.dtype) @ pooled], 1)
+            x = torch.cat([x, F.one_hot(box_clip, len(pooled)).to(x, non_blocking=True) @ pooled], 1)
         return x
 
 

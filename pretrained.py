@@ -326,26 +326,6 @@ def family_of(patch: str, video: bool, cls: bool) -> str:
     return "VideoMAE" if video else "timm ViT"
 
 
-def shapes_of(config: ModelConfig, heads: dict[str, Head]) -> dict[str, tuple[int, ...]]:
-    """The state dict of CoFinetuneModel(config, heads) as shapes, without allocating what a hostile
-    file claims. The strict load_state_dict of `build` notices if model.py ever differs."""
-    width, hidden = config.width, int(config.width * config.mlp_ratio)
-    block = {
-        "norm1": (width,), "qkv": (3 * width, width), "proj": (width, width),
-        "norm2": (width,), "fc1": (hidden, width), "fc2": (width, hidden),
-    }  # fmt: skip
-    weights = {"encoder.patch": (width, 3, *config.tubelet), "encoder.norm": (width,)}
-    for i in range(config.depth):
-        weights |= {f"encoder.blocks.{i}.{name}": shape for name, shape in block.items()}
-    for name, head in heads.items():
-        weights[f"heads.{name}.{LINEAR}"] = (head.classes, width * (1 + head.context))
-    shapes = {f"{name}.weight": shape for name, shape in weights.items()}
-    shapes |= {f"{name}.bias": shape[:1] for name, shape in weights.items()}
-    shapes |= {"encoder.cls": (1, 1, width)} if config.cls else {}
-    tokens = math.prod(config.grid) + config.cls
-    return shapes | ({"encoder.pos": (1, tokens, width)} if config.pos != "sincos" else {})
-
-
 def made(path: Path, blank: ModelConfig | Head, values: dict) -> ModelConfig | Head:
     """A ModelConfig or Head with the values of a file, each of the type it has in `blank`."""
     try:
@@ -364,7 +344,12 @@ def finish(path: Path, found: Pretrained, unexpected: list[str]) -> Pretrained:
         raise ValueError(f"{path}: {depth} blocks for {tokens} tokens cannot be right")
     state = {f"encoder.{name}": tensor for name, tensor in found.encoder.items()}
     state |= {f"heads.{name}": tensor for name, tensor in found.head_state.items()}
-    wanted = shapes_of(found.config, found.heads)
+    try:
+        with torch.device("meta"):  # allocates nothing of what a hostile file claims
+            model = CoFinetuneModel(found.config, found.heads)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no model has these sizes: {one_line(error)}") from None
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shared = {name: state[name] for name in wanted if name in state}
     problems = {
         "missing": [name for name in wanted if name not in state],
