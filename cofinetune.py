@@ -1059,11 +1059,13 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
                 method=method.state_dict() if method else {}, recipe=dataclasses.asdict(recipe),
                 torch=str(torch.__version__)))
 
-    trunk = torch.compile(model.encoder) if recipe.compile else model.encoder
-    if world.size > 1:
-        # Dynamo would cut the graph at DDP's buckets, so that they travel during the backward: with
+    trunk = model.encoder
+    if recipe.compile:
+        # Else Dynamo cuts the graph at DDP's buckets, to exchange them during the backward: with
         # checkpointing and a second shape of clips that failed on a GPU (InductorError, submod_1).
         torch._dynamo.config.optimize_ddp = False
+        trunk = torch.compile(trunk)
+    if world.size > 1:
         trunk = nn.parallel.DistributedDataParallel(trunk, gradient_as_bucket_view=True)
     batches = data.training_batches(stream, start, recipe.steps, world.rank, world.size,
                                     recipe.workers, recipe.micro_batches)

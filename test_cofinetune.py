@@ -1299,7 +1299,7 @@ def test_data_tasks_report_everything_at_once(tmp_path):
                          {"kind": "clip", "train": "x"}, clip, clip,
                          {"name": "b", "kind": "box", "train": "x", "mixup": 0.2, "flip": 2.0,
                           "short_side": [100, 320]}], "r.toml")
-    for text in ("r.toml: task 'a'", "`framse` (did you mean `frames`?)", "size = 'big'",
+    for text in ("r.toml: task 'a'", "'framse', did you mean 'frames'?", "size = 'big'",
                  "task 2: `name` is missing", "needs `labels`", "mixup is for", "flip = 2.0",
                  "[100, 320] is less than", "task 'c': a second"):
         assert text in str(error.value)
