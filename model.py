@@ -386,7 +386,8 @@ class TaskHead(nn.Module):
             down, across = overlap_weights(y1 * h, y2 * h, h), overlap_weights(x1 * w, x2 * w, w)
         x = pool_boxes(features, down, across, box_clip).amax(1)  # (K, D)
         if self.head.context:  # a product, because the backward of pooled[box_clip] scatters
-            x = torch.cat([x, F.one_hot(box_clip, len(pooled)).to(x, non_blocking=True) @ pooled], 1)
+            one_hot = F.one_hot(box_clip, len(pooled)).to(x, non_blocking=True)  # (K, B)
+            x = torch.cat([x, one_hot @ pooled], 1)
         return x
 
 
