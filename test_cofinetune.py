@@ -2598,6 +2598,19 @@ def test_a_diverged_model_is_never_right(tiny_world, tmp_path):
     assert found["top1"] == found["top5"] == 0
 
 
+def test_evaluation_is_complete_or_an_error(tiny_world):
+    recipe = cofinetune.read_recipe("demo", {"root": str(tiny_world)})
+    dataset, one = data.open_task(recipe.task[0], tiny_world, "val"), cofinetune.World()
+    found = {item.key: 0 for item in dataset.items}
+    assert cofinetune.gather_by_key(dataset, one, found) == found
+    with pytest.raises(RuntimeError, match="24 items gave 23 results"):
+        cofinetune.gather_by_key(dataset, one, dict([*found.items()][1:]))
+    for n, key in enumerate(found):
+        found[key] = None if n < 2 else 0    # of 24, bad_share 0.05
+    with pytest.raises(ValueError, match="2 of 24 videos cannot be decoded, bad_share = 0.05"):
+        cofinetune.gather_by_key(dataset, one, found)
+
+
 def test_what_a_run_still_needs_is_not_deleted_or_needed(tiny_world, tmp_path):
     """--fresh and `init`; `evaluate` without the file of `init`; names beyond ASCII."""
     out = tmp_path / "run \N{CLAPPER BOARD}"
@@ -2686,6 +2699,10 @@ def test_recipes_are_refused_with_every_problem_at_once(tiny_world, tmp_path):
     run_train(tiny_world, last.parent, steps=2)
     with pytest.raises(ValueError, match=r"seed = 5 \(checkpoint: 0\)"):
         run_train(tiny_world, last.parent, "--seed", "5", steps=2)
+    recipe = cofinetune.recipe_of(cofinetune.load(last))
+    recipe.task = recipe.task[:2]
+    with pytest.raises(ValueError, match="the classes of task ava"):
+        cofinetune.train(recipe, cofinetune.World())
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         cofinetune.load(last)
