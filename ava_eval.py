@@ -104,8 +104,10 @@ def read_labelmap(path) -> dict[int, str]:
             raise ValueError(f"{path}: item {number}: expected a name and a new id in 1..32767, "
                              f"found {' '.join(item.split())!r}")
         classes[int(found[1])] = name[1]
-    if not classes:
-        raise ValueError(f'{path}: no item {{ name: "..." id: N }} in this label map')
+    begun = len(re.findall(r"\b(?:item|label)\s*\{", re.sub('"[^"]*"', "", text)))
+    if not classes or len(classes) < begun:
+        raise ValueError(f'{path}: {begun} items begin, {len(classes)} are whole: '
+                         'item { name: "..." id: N }')
     return classes
 
 
@@ -521,8 +523,9 @@ def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: 
     if exclusions is not None and protocol == "official-2020":
         raise ValueError("official-2020 has no exclusions, its ground truth marks empty keyframes "
                          "by rows of 2 columns; official-2019 has")
-    if curves is not None and Path(curves).suffix not in (".csv", ".npz"):
-        raise ValueError(f"{curves}: expected a name that ends in .csv or .npz")
+    if curves is not None and not (Path(curves).suffix in (".csv", ".npz")
+                                   and Path(curves).parent.is_dir()):
+        raise ValueError(f"{curves}: expected a file .csv or .npz in a folder that exists")
     names = AVA_CLASSES if labelmap is None else labelmap
     names = names if isinstance(names, dict) else read_labelmap(names)
     labels, top, keys = sorted(names), max(top, *names), {}

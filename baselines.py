@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -360,6 +361,9 @@ def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
     total, trainer = len(waiting), str(Path(__file__).with_name("cofinetune.py"))
     print(f"{runs[0].out.parent}: {len(runs)} runs, {len(runs) - total} done, {jobs} at a time",
           flush=True)
+    # SIGTERM and SIGHUP, like Ctrl-C, must not leave runs behind in sessions of their own.
+    signals = {number: signal.signal(number, signal.default_int_handler)
+               for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         while waiting or running:
             while len(running) < jobs:
@@ -393,6 +397,8 @@ def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
             process.terminate()
         for process in running:
             process.wait()
+        for number, handler in signals.items():
+            signal.signal(number, handler)
 
 
 def first_stage(run: Run) -> object:

@@ -1150,6 +1150,9 @@ def evaluate_command(checkpoint: str, source: str | None, overrides: dict[str, s
     """`evaluate CHECKPOINT`: its metrics, with the recipe it was trained by or another one."""
     state = load(checkpoint)
     out = Path(overrides.pop("out", Path(checkpoint).parent / "evaluation"))
+    if (out / "last.pt").exists():
+        raise ValueError(f"--out {out} is the folder of a run, whose recipe.toml and metrics.json "
+                         "would be overwritten; take another one")
     out.mkdir(parents=True, exist_ok=True)
     saved = dataclasses.replace(recipe_of(state), init="", method="cofinetune")    # trained by now
     write_text(out / "recipe.toml", to_toml(saved))
@@ -1184,11 +1187,17 @@ def predict_command(
     if unused := overrides.keys() - set(free):
         raise ValueError(f"predict takes --{', --'.join(free)} of the recipe's keys, not "
                          f"--{', --'.join(sorted(unused))}")
+    values = {key: _value(text, Recipe, key) for key, text in overrides.items()}
+    bad = [*data.misfits(Recipe, values).values()]
+    bad += [f"{key} = {value!r} is not one of {', '.join(CHOICES[key])}"
+            for key, value in values.items() if key in CHOICES and value not in CHOICES[key]]
+    if bad or min(values.get("workers", 0), values.get("threads", 0)) < 0:
+        raise ValueError("predict: " + "; ".join(bad or ["--workers and --threads are 0 or more"]))
     if not every_sec > 0 or top < 1:
         raise ValueError(f"--every-sec {every_sec}, --top {top}: expected more than 0")
     out = Path(overrides.pop("out", f"predictions/{video.stem}"))
-    recipe = dataclasses.replace(recipe_of(state), **{
-        key: _value(text, Recipe, key) for key, text in overrides.items()})
+    values.pop("out", None)
+    recipe = dataclasses.replace(recipe_of(state), **values)
     world = setup(recipe)
     model = model_of(state).eval().to(world.device)
     kind = "box" if boxes_path else "clip"
@@ -1337,3 +1346,6 @@ if __name__ == "__main__":
     except (ValueError, OSError, FloatingPointError, data.DecodeError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on or starts again", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT)

@@ -275,7 +275,9 @@ def _duration_sec(container, stream) -> float:
     if stream.duration:
         return float(stream.duration * stream.time_base)
     if container.duration:
-        return container.duration / av.time_base
+        late = float((stream.start_time or 0) * stream.time_base)  # Matroska counts from 0
+        late *= "matroska" in container.format.name
+        return container.duration / av.time_base - late
     ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
     return float((max(ends) - (stream.start_time or 0)) * stream.time_base) if ends else 0.0
 
@@ -416,7 +418,7 @@ def read_classes(path: str | Path) -> dict[int, str]:
     """id -> name from an action list (.pbtxt), a .json (name -> id) or a text list of classes."""
     text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     if Path(path).suffix == ".pbtxt":
-        found = re.findall(r"(?:label|item)\s*\{(.*?)\}", text, re.DOTALL)
+        found = re.findall(r"(?:label|item)\s*\{((?:[^{}\"]|\"[^\"]*\")*)\}", text)
         names = [re.search(r'name:\s*"(.*?)"', block) for block in found]
         ids = [re.search(r"\b(?:label_)?id:\s*(\d+)", block) for block in found]
         pairs = [(int(number[1]), name[1]) for number, name in zip(ids, names) if number and name]

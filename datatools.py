@@ -17,6 +17,7 @@ import math
 import os
 import random
 import re
+import signal
 import struct
 import sys
 import time
@@ -479,7 +480,11 @@ def _cvat_tracks(path: Path) -> Iterator[tuple]:
         for box in boxes:
             try:
                 box["frame"] = int(box["frame"])
-                box["corners"] = np.array([_number(box[x]) for x in ("xtl", "ytl", "xbr", "ybr")])
+                x1, y1, x2, y2 = (_number(box[x]) for x in ("xtl", "ytl", "xbr", "ybr"))
+                turn = math.radians(_number(box.get("rotation", "0")))  # about its centre
+                turn = np.abs([[math.cos(turn), math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+                centre, half = np.array([x1 + x2, y1 + y2]) / 2, turn @ [x2 - x1, y2 - y1] / 2
+                box["corners"] = np.concatenate([centre - half, centre + half])
             except (KeyError, ValueError) as error:
                 raise ValueError(f"{box['where']}: {error} in a <box>, expected frame, xtl, ytl, "
                                  "xbr and ybr") from None
@@ -502,7 +507,7 @@ def _cvat_rows(path: Path, every_sec: float, attributes: Sequence[str],
             times = found[0]
             if every_sec:
                 ticks = np.arange(0, times[-1], every_sec) + 1e-6
-                grid = np.searchsorted(times, ticks, "right") - 1
+                grid = np.unique(np.searchsorted(times, ticks, "right") - 1)
         for frame in grid:
             i = bisect_right(frames, frame) - 1
             if not frames or i < 0 or frame > frames[-1] or boxes[i].get("outside") == "1":
@@ -514,7 +519,7 @@ def _cvat_rows(path: Path, every_sec: float, attributes: Sequence[str],
             actions = [name if value == "true" else value for name, value in boxes[i]["actions"]
                        if name in (attributes or [name])
                        and value.casefold() not in ("", "false", "none", "__undefined__")]
-            time_sec = times[frame] if frame < len(times) else math.inf
+            time_sec = times[frame] if 0 <= frame < len(times) else math.inf
             for action in actions or ["" if boxes[i]["actions"] else label]:
                 yield Mark(boxes[i]["where"], video, action, time_sec, corners, size, str(number))
         if boxes and not used:
@@ -818,9 +823,12 @@ def main(arguments: list[str] | None = None) -> int:
             if options.get(key, 1) < 1:
                 raise ValueError(f"--{key.replace('_', '-')} {options[key]}, expected 1 or more")
         return 1 if command[options.pop("command")](**options) is False else 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, csv.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on or starts again", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -907,6 +907,14 @@ def read_movie(path):
     return [time for time, _ in frames], np.stack([image for _, image in frames])
 
 
+def test_data_duration_is_counted_from_the_first_frame(tmp_path):
+    for name in ("late.mkv", "late.mp4", "late.ts", "late.webm", "late.mov"):
+        codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
+        path, found = write_movie(tmp_path / name, frames=50, start=50, codec=codec), []
+        data.decode_clip(path, lambda duration_sec: found.append(duration_sec) or [0.0])
+        assert found == [pytest.approx(2.0, abs=0.05)]
+
+
 def write_lines(path, *lines):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines))
@@ -1131,6 +1139,7 @@ def test_data_box_rows(tmp_path):
     ("c.json", '{"Holding something": "0", "Left": "1"}', {0: "Holding something", 1: "Left"}),
     ("mit.txt", "adult+male,0\nair drumming,1\n", {0: "adult+male", 1: "air drumming"}),
     ("ucf.txt", "1 Archery\n2 Biking\n", {1: "Archery", 2: "Biking"}),
+    ("d.pbtxt", 'item { name: "a } b" id: 1 }', {1: "a } b"}),
     ("plain.txt", "b b\na\n", {0: "b b", 1: "a"}), ("twice.txt", "run\nrun\n", "1 names"),
     ("d.json", "[1, 2]", "expected a JSON dict"), ("d.json", '{"a": 0,', "not JSON"),
     ("d.json", '{"a": "x"}', "0 numbers")])
@@ -1675,6 +1684,11 @@ def test_tools_import_of_cvat_interpolates_and_names_lines(tools_world, tmp_path
     assert marks[5].where == f"{path}:11" and "smaller --every-sec" in problems[5]
     every = datatools._cvat_rows(path, 0, ["hand"], videos)
     assert [mark.label for mark in every] == ["waving", "", "dog", "dog"]
+    assert len(list(datatools._cvat_rows(path, 0.001, [], videos))) < 200  # a frame once at most
+    turned = box(0, 40).replace("<box", '<box rotation="90"').replace('ybr="88"', 'ybr="60"')
+    path.write_text(f"<annotations><track>{turned}</track></annotations>")
+    ((*_, (found,)),) = datatools._cvat_tracks(path)
+    assert np.allclose(found["corners"], [54, 26, 74, 74])  # 48 x 20 px about 64, 50
 
 
 @pytest.mark.parametrize("text, unit, message", [
@@ -2166,8 +2180,10 @@ def test_ava_files_in_other_clothes(tmp_path):
     for text in ('item {\n  name: "a"\n  id: 1\n}\nitem {\n  name: "b {"\n  id: 2\n}',
                  'label { name: "a" label_id: 1 type: X } label { label_id: 2 name: "b {" }'):
         assert ava_eval.read_labelmap(ava_file(tmp_path / "map", [text])) == {1: "a", 2: "b {"}
-    with pytest.raises(ValueError, match="map: item 1"):
-        ava_eval.read_labelmap(ava_file(tmp_path / "map", ["item { id: 1 }"]))
+    for text, message in (("item { id: 1 }", "map: item 1"),
+                          ('item { name: "a" id: 1\nitem { name: "b" id: 2 }', "2 items begin, 1")):
+        with pytest.raises(ValueError, match=message):
+            ava_eval.read_labelmap(ava_file(tmp_path / "map", [text]))
 
 
 def test_ava_arrays_and_files_agree(tmp_path):
@@ -2421,9 +2437,13 @@ def test_evaluate_and_predict(tiny_world, tiny_run, tmp_path):
     truth = write_lines(tmp_path / "truth.csv", "val_00000,0.5,0.1,0.1,0.5,0.6,3,13")
     for words, problem in ((["--boxes", truth], r"score 13 is not in \[0, 1\]"),
                            (["--every-sec", 0], "expected more than 0"),
+                           (["--precision", "fp16"], "'fp16' is not one of"),
+                           (["--workers", "x"], "workers = 'x' is not a int"),
                            (["--task.ava.batch", 3], "not --task.ava.batch")):
         with pytest.raises(ValueError, match=problem):
             cofinetune.main([*map(str, ["predict", last, video, *words])])
+    with pytest.raises(ValueError, match="is the folder of a run"):
+        cofinetune.main(["evaluate", str(last), "--out", str(last.parent)])
     with pytest.raises(SystemExit):    # a forgotten --recipe; not the demo instead
         cofinetune.main(["train", "my.toml"])
     assert "error" in run_command("predict", last, tmp_path / "none.mp4", code=2).stderr

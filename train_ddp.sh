@@ -22,5 +22,7 @@ else
 fi
 # Without this every process takes a thread per core, and they wait for one another.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# Without this a restarted process dials the port of its dead predecessor (RESTARTS; torch 2.13).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec $python -m torch.distributed.run "${where[@]}" --nproc-per-node="$processes" --max-restarts="${RESTARTS:-0}" \
     cofinetune.py ${recipe[@]+"${recipe[@]}"} "$@"
