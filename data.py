@@ -140,7 +140,7 @@ def misfits(kind: type, table: dict) -> dict[str, str]:
             near = difflib.get_close_matches(key, types, 1)
             found[key] = f"unknown key {key!r}" + "".join(f", did you mean {n!r}?" for n in near)
         elif type(value) is not types[key] and (types[key], type(value)) != (float, int):
-            found[key] = f"{key} = {value!r} is not a {types[key].__name__}"
+            found[key] = f"{key} = {value!r} is not of type {types[key].__name__}"
     return found
 
 

@@ -2438,7 +2438,7 @@ def test_evaluate_and_predict(tiny_world, tiny_run, tmp_path):
     for words, problem in ((["--boxes", truth], r"score 13 is not in \[0, 1\]"),
                            (["--every-sec", 0], "expected more than 0"),
                            (["--precision", "fp16"], "'fp16' is not one of"),
-                           (["--workers", "x"], "workers = 'x' is not a int"),
+                           (["--workers", "x"], "workers = 'x' is not of type int"),
                            (["--task.ava.batch", 3], "not --task.ava.batch")):
         with pytest.raises(ValueError, match=problem):
             cofinetune.main([*map(str, ["predict", last, video, *words])])
