@@ -229,7 +229,8 @@ def check(recipe: Recipe) -> list[str]:
              for key, allowed in CHOICES.items() if (value := getattr(recipe, key)) not in allowed]
     for least, keys in {1: ("steps", "micro_batches", "log_every", "save_every"),
                         0: ("seed", "workers", "threads", "lr", "weight_decay", "clip_norm", "ema",
-                            "momentum", "warmup", "eval_every", "keep_every", "preview")}.items():
+                            "momentum", "warmup", "eval_every", "keep_every", "preview",
+                            "layer_decay", "final_lr", "adam_scale")}.items():
         found += [f"{key} = {value} must be at least {least}"
                   for key in keys if (value := getattr(recipe, key)) < least]
     found += [f"{key} = {value} must be below 1"
@@ -848,10 +849,11 @@ def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
         groups = {group: g["mAP"] for group, g in chance["groups"].items()}
         result["chance"] = {"mAP": chance["mAP"]} | groups
         rows.score = scores
-        one = sum(t.kind == "box" for t in recipe.task) == 1
-        ava_eval.write_csv(out / ("detections.csv" if one else f"detections-{task.name}.csv"), rows)
+        several = sum(t.kind == "box" for t in recipe.task) > 1
+        end = f"-{task.name}" * several
+        ava_eval.write_csv(out / f"detections{end}.csv", rows)
         if recipe.preview:
-            preview(recipe, dataset, found, out)
+            preview(recipe, dataset, found, out / f"preview{end}")
     return result
 
 
@@ -879,8 +881,8 @@ def detection_rows(found: dict, classes: int) -> ava_eval.Rows:
         score=np.concatenate([np.zeros(0), *(scores.ravel() for _, scores in found.values())]))
 
 
-def preview(recipe: Recipe, dataset: data.Dataset, found: dict, out: Path) -> None:
-    """Some keyframes (preview.png) and their clips (preview.mp4), with annotated boxes in green and
+def preview(recipe: Recipe, dataset: data.Dataset, found: dict, path: Path) -> None:
+    """Some keyframes (path.png) and their clips (path.mp4), with annotated boxes in green and
     detected ones, with the two best labels, in amber."""
     task = dataset.task
     truth = data.read_boxes(os.path.join(recipe.root, task.val), len(dataset.classes), False, {})
@@ -898,9 +900,9 @@ def preview(recipe: Recipe, dataset: data.Dataset, found: dict, out: Path) -> No
         stills.append(drawn[task.frames // 2])
         film += [drawn] if not film or drawn[0].shape == film[0][0].shape else []
     if stills:
-        datatools.write_png(out / "preview.png", datatools.grid(stills))
+        datatools.write_png(path.with_suffix(".png"), datatools.grid(stills))
         frames = [frame for clip in film for frame in clip]
-        datatools.write_video(out / "preview.mp4", frames, 1 / task.step_sec)
+        datatools.write_video(path.with_suffix(".mp4"), frames, 1 / task.step_sec)
 
 
 def best_labels(names: list[str], scores: np.ndarray, top: int) -> list[str]:

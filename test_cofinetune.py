@@ -2692,6 +2692,7 @@ def test_finetuning_is_two_stages_of_the_same_loop(tiny_world, tmp_path):
     ("--task.ava.name a.b", "letters"), ("--task.ava.batch=3 --micro-batches=2", "multiple"),
     ("--xyz 3", "unknown option --xyz$"), ("evaluate nowhere.pt", "nowhere.pt"),
     ("--micro-batches 0", "at least 1"), ("--clip-norm -1", "at least 0"), ("--ema 1.5", "below 1"),
+    ("--layer-decay -1", "layer_decay = -1 must be at least 0"),
     ("--betas [0.9]", "betas"), ("--model.heads 0", "model"), ("--model 3", "model = 3"),
     ("--model.tubelet [4,6,6] --task.ava.val_fit full", "multiples of 16"),
     ("--task.ava.flip_swap [4,5]", "pairs of labels"), ("compare --jobs -1", "--jobs -1"),
