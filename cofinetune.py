@@ -223,8 +223,8 @@ def _value(text: str, owner: type, name: str):
         return text
 
 
-def check(recipe: Recipe) -> list[str]:
-    """What would stop the run later on, found before the first video is opened."""
+def out_of_range(recipe: Recipe) -> list[str]:
+    """The values that are wrong by themselves, whatever the data."""
     found = [f"{key} = {value!r} is not one of {', '.join(allowed)}"
              for key, allowed in CHOICES.items() if (value := getattr(recipe, key)) not in allowed]
     for least, keys in {1: ("steps", "micro_batches", "log_every", "save_every"),
@@ -238,6 +238,12 @@ def check(recipe: Recipe) -> list[str]:
     if len(recipe.betas) != 2 or not all(
             type(b) in (int, float) and 0 <= b < 1 for b in recipe.betas):
         found.append(f"betas = {recipe.betas} are not two numbers from 0 to below 1")
+    return found
+
+
+def check(recipe: Recipe) -> list[str]:
+    """What would stop the run later on, found before the first video is opened."""
+    found = out_of_range(recipe)
     if recipe.schedule == "weighted" and not any(task.weight for task in recipe.task):
         found.append("schedule weighted: all weights are 0")
     if len(recipe.mean) != len(recipe.std) or len(recipe.mean) not in (0, 3):
@@ -1190,16 +1196,12 @@ def predict_command(
         raise ValueError(f"predict takes --{', --'.join(free)} of the recipe's keys, not "
                          f"--{', --'.join(sorted(unused))}")
     values = {key: _value(text, Recipe, key) for key, text in overrides.items()}
-    bad = [*data.misfits(Recipe, values).values()]
-    bad += [f"{key} = {value!r} is not one of {', '.join(CHOICES[key])}"
-            for key, value in values.items() if key in CHOICES and value not in CHOICES[key]]
-    if bad or min(values.get("workers", 0), values.get("threads", 0)) < 0:
-        raise ValueError("predict: " + "; ".join(bad or ["--workers and --threads are 0 or more"]))
+    recipe = dataclasses.replace(recipe_of(state), **values)
+    if bad := [*data.misfits(Recipe, values).values()] or out_of_range(recipe):
+        raise ValueError("predict: " + "; ".join(bad))
     if not every_sec > 0 or top < 1:
         raise ValueError(f"--every-sec {every_sec}, --top {top}: expected more than 0")
-    out = Path(overrides.pop("out", f"predictions/{video.stem}"))
-    values.pop("out", None)
-    recipe = dataclasses.replace(recipe_of(state), **values)
+    out = Path(values.get("out", f"predictions/{video.stem}"))
     world = setup(recipe)
     model = model_of(state).eval().to(world.device)
     kind = "box" if boxes_path else "clip"
