@@ -52,10 +52,10 @@ import numpy as np
 
 
 class Protocol(NamedTuple):
-    cap: int                 # rows kept per keyframe, the best; 0 = all
-    order: str               # of matching: "file", or by score, equal ones by "heap|argsort|stable"
-    ignore_unknown: bool     # detections on keyframes the ground truth lacks; else false positives
-    whole_seconds: bool      # fractions of a second and keyframes without boxes cannot be expressed
+    cap: int  # rows kept per keyframe, the best; 0 = all
+    order: str  # of matching: "file", or by score, equal ones by "heap|argsort|stable"
+    ignore_unknown: bool  # detections on keyframes the ground truth lacks; else false positives
+    whole_seconds: bool  # fractions of a second and keyframes without boxes cannot be expressed
     mmaction2: bool = False  # its four other differences (above)
 
 
@@ -101,13 +101,16 @@ def read_labelmap(path) -> dict[int, str]:
         name = re.search(r'\bname:\s*"([^"]*)"', item)
         found = re.search(r"\b(?:label_)?id:\s*(\d+)", item)
         if not name or not found or not 1 <= int(found[1]) < 2**15 or int(found[1]) in classes:
-            raise ValueError(f"{path}: item {number}: expected a name and a new id in 1..32767, "
-                             f"found {' '.join(item.split())!r}")
+            raise ValueError(
+                f"{path}: item {number}: expected a name and a new id in 1..32767, "
+                f"found {' '.join(item.split())!r}"
+            )
         classes[int(found[1])] = name[1]
     begun = len(re.findall(r"\b(?:item|label)\s*\{", re.sub('"[^"]*"', "", text)))
     if not classes or len(classes) < begun:
-        raise ValueError(f'{path}: {begun} items begin, {len(classes)} are whole: '
-                         'item { name: "..." id: N }')
+        raise ValueError(
+            f'{path}: {begun} items begin, {len(classes)} are whole: item {{ name: "..." id: N }}'
+        )
     return classes
 
 
@@ -120,18 +123,22 @@ def read_labelmap(path) -> dict[int, str]:
 class Rows:
     """Boxes with one label each. A row with label 0 says "keyframe annotated, nothing there"."""
 
-    video_id: np.ndarray               # (n,) str
-    time_sec: np.ndarray               # (n,) float64
-    boxes: np.ndarray                  # (n, 4) float64 x1, y1, x2, y2
-    label: np.ndarray                  # (n,) int, as in the label map
-    score: np.ndarray | None = None    # (n,) float64; ground truth needs none
+    video_id: np.ndarray  # (n,) str
+    time_sec: np.ndarray  # (n,) float64
+    boxes: np.ndarray  # (n, 4) float64 x1, y1, x2, y2
+    label: np.ndarray  # (n,) int, as in the label map
+    score: np.ndarray | None = None  # (n,) float64; ground truth needs none
 
 
 def write_csv(path, rows: Rows) -> None:
     """Writes rows such that reading them gives the same float64 again (shortest exact decimals),
     times to the microsecond."""
-    columns = [np.asarray(rows.video_id), np.float64(rows.time_sec), np.float64(rows.boxes),
-               np.asarray(rows.label)] + [np.float64(rows.score)] * (rows.score is not None)
+    columns = [
+        np.asarray(rows.video_id),
+        np.float64(rows.time_sec),
+        np.float64(rows.boxes),
+        np.asarray(rows.label),
+    ] + [np.float64(rows.score)] * (rows.score is not None)
     with open(f"{path}.partial", "w", encoding="utf-8", newline="\n") as file:
         for video, time, box, label, *score in zip(*(column.tolist() for column in columns)):
             stamp = f"{time:04.0f}" if time == int(time) else f"{time:.6f}"
@@ -145,12 +152,12 @@ class Table(NamedTuple):
     person's box carries up to 80 rows, so runs save most of the parsing and half of the memory."""
 
     name: str
-    keys: dict           # (video_id, time in microseconds) -> number; shared by all tables
-    key: np.ndarray      # (R,) int32 number of each run's keyframe; when selected: in evaluation
-    box: np.ndarray      # (R, 4)
-    run: np.ndarray      # (n,) int32 run of each row; none belongs to a keyframe without boxes
-    label: np.ndarray    # (n,) int16; when selected: column of the class, 0 .. C-1
-    score: np.ndarray    # (n,) float64; of ground truth: the person id, or 1
+    keys: dict  # (video_id, time in microseconds) -> number; shared by all tables
+    key: np.ndarray  # (R,) int32 number of each run's keyframe; when selected: in evaluation
+    box: np.ndarray  # (R, 4)
+    run: np.ndarray  # (n,) int32 run of each row; none belongs to a keyframe without boxes
+    label: np.ndarray  # (n,) int16; when selected: column of the class, 0 .. C-1
+    score: np.ndarray  # (n,) float64; of ground truth: the person id, or 1
 
     def take(self, rows) -> "Table":
         return self._replace(run=self.run[rows], label=self.label[rows], score=self.score[rows])
@@ -163,11 +170,22 @@ class Table(NamedTuple):
 def load(source, name: str, top: int, keys: dict, is_truth=False, widths=(2, 7, 8)) -> Table:
     """Path or Rows, or a list of them, as one Table. top: the largest label that is allowed."""
     sources = source if isinstance(source, (list, tuple)) else [source]
-    columns = [[np.empty(shape, kind)] for shape, kind in
-               ((0, np.int32), ((0, 4), float), (0, np.int32), (0, np.int16), (0, float))]
+    columns = [
+        [np.empty(shape, kind)]
+        for shape, kind in (
+            (0, np.int32),
+            ((0, 4), float),
+            (0, np.int32),
+            (0, np.int16),
+            (0, float),
+        )
+    ]
     for one in sources:
-        for part in ([parse_rows(one, name, keys, top, is_truth)] if isinstance(one, Rows)
-                     else parse_csv(one, keys, top, is_truth, widths)):
+        for part in (
+            [parse_rows(one, name, keys, top, is_truth)]
+            if isinstance(one, Rows)
+            else parse_csv(one, keys, top, is_truth, widths)
+        ):
             for column, values in zip(columns, part):
                 column.append(np.asarray(values, column[0].dtype))
     name = " + ".join(name if isinstance(one, Rows) else str(one) for one in sources)
@@ -200,16 +218,22 @@ def parse_rows(rows: Rows, name: str, keys: dict, top: int, is_truth: bool) -> t
     lone = label == 0
     moved = changes(time, video)
     other = np.not_equal(box[1:], box[:-1], order="C").view(np.uint32)[:, 0]  # 4 bools as one, fast
-    runs = np.flatnonzero(moved | lone | changes(lone) | np.append(True, other > 0)[:len(box)])
+    runs = np.flatnonzero(moved | lone | changes(lone) | np.append(True, other > 0)[: len(box)])
     a, b = box[runs, :2], box[runs, 2:]
     legal = lone[runs] | np.isfinite(a + b).all(1) & ((a <= b).all(1) | (not is_truth))
-    bad = np.union1d(runs[~(legal & (np.abs(time[runs]) < 1e9))],
-                     np.flatnonzero((label < 0) | (label > top) | ~np.isfinite(score)))
+    bad = np.union1d(
+        runs[~(legal & (np.abs(time[runs]) < 1e9))],
+        np.flatnonzero((label < 0) | (label > top) | ~np.isfinite(score)),
+    )
     if len(bad):
-        raise ValueError(f"{name}: {len(bad)} bad rows, expected finite numbers, label 0..{top}"
-                         + is_truth * ", x1 <= x2, y1 <= y2" + "".join(
-                             f"\n{i}: {video[i]},{time[i]},{box[i].tolist()},{label[i]},{score[i]}"
-                             for i in bad[:5]))
+        raise ValueError(
+            f"{name}: {len(bad)} bad rows, expected finite numbers, label 0..{top}"
+            + is_truth * ", x1 <= x2, y1 <= y2"
+            + "".join(
+                f"\n{i}: {video[i]},{time[i]},{box[i].tolist()},{label[i]},{score[i]}"
+                for i in bad[:5]
+            )
+        )
     key = [number_of(keys, v, t) for v, t in zip(video[moved].tolist(), time[moved].tolist())]
     size = np.diff(np.append(runs, len(label))) * ~lone[runs]
     some = ~lone if lone.any() else slice(None)
@@ -268,7 +292,7 @@ def parse_lines(block, line, path, keys, top, is_truth, widths, errors) -> tuple
 def parse_block(block, keys, top, is_truth, widths) -> tuple:
     """The fast reader, for a block whose rows all have 7 or all 8 plain columns: the same as
     parse_lines or ValueError."""
-    width = block[:block.index(b"\n")].count(b",") + 1
+    width = block[: block.index(b"\n")].count(b",") + 1
     data = np.frombuffer(block, np.uint8)
     stops = np.flatnonzero(data < 45)  # commas, line ends; a blank, quote or "+" spoils the pattern
     if width not in widths or width < 7 or len(stops) % width or block.startswith(b"\xef\xbb\xbf"):
@@ -285,13 +309,21 @@ def parse_block(block, keys, top, is_truth, widths) -> tuple:
         same &= word[1:] == word[:-1]
     runs = np.append(0, np.flatnonzero(~same) + 1)
     heads = [block[a:b] for a, b in zip(start[runs].tolist(), stops[runs, 1].tolist())]
-    key = [number_of(keys, video.decode(), float(time))
-           for video, time in (head.split(b",") for head in heads)]
+    key = [
+        number_of(keys, video.decode(), float(time))
+        for video, time in (head.split(b",") for head in heads)
+    ]
     box = parse_numbers(block, stops[runs, 1:5].ravel(), stops[runs, 2:6].ravel()).reshape(-1, 4)
     label = parse_numbers(block, stops[:, 5], stops[:, 6], int)
     score = np.ones(len(label)) if width == 7 else parse_numbers(block, stops[:, 6], stops[:, 7])
-    if label.min() < 1 or label.max() > top or not np.isfinite(score).all() \
-            or not np.isfinite(box).all() or is_truth and (box[:, :2] > box[:, 2:]).any():
+    if (
+        label.min() < 1
+        or label.max() > top
+        or not np.isfinite(score).all()
+        or not np.isfinite(box).all()
+        or is_truth
+        and (box[:, :2] > box[:, 2:]).any()
+    ):
         raise ValueError
     return key, box, np.diff(np.append(runs, len(label))), label, score
 
@@ -305,12 +337,13 @@ def parse_numbers(block, comma, end, kind=float) -> np.ndarray:
     for form in np.unique(forms).tolist():
         rows, (size, dotted) = np.flatnonzero(forms == form), divmod(form, 2)
         digits = data[comma[rows, None] + 1 + np.arange(min(size, 15 + dotted))] - np.uint8(48)
-        digits = np.delete(digits, 1, 1) if dotted else digits                        # (n, places)
+        digits = np.delete(digits, 1, 1) if dotted else digits  # (n, places)
         power = 10.0 ** np.arange(digits.shape[1])[::-1]
         value[rows] = digits @ power / (power[0] if dotted else 1)
         rows = rows[(digits > 9).any(1) | (size > 15 + dotted) | (size == 0)]
-        value[rows] = [kind(block[a + 1:b]) for a, b in
-                       zip(comma[rows].tolist(), end[rows].tolist())]
+        value[rows] = [
+            kind(block[a + 1 : b]) for a, b in zip(comma[rows].tolist(), end[rows].tolist())
+        ]
     return value
 
 
@@ -352,7 +385,7 @@ def rank(det: Table, truth: Table, rules: Protocol, exact=()) -> tuple[Table, in
     kind = "stable" if rules.order == "stable" else None
     for frame, (a, b) in enumerate(zip(bounds, bounds[1:])) if rules.order != "file" else ():
         by = a + np.argsort(-det.score[a:b], kind=kind)
-        tied = cap and b - a > cap and np.equal(*det.score[by[cap - 1:cap + 1]])
+        tied = cap and b - a > cap and np.equal(*det.score[by[cap - 1 : cap + 1]])
         rows.append(in_order(det, a, b, rules, cap) if tied or frame in exact else by[:cap])
     rows = np.concatenate(rows) if rows else np.arange(len(det.run))
     capped, rows = len(det.run) - len(rows), rows[legal[det.run[rows]]]
@@ -385,14 +418,14 @@ def match(det: Table, truth: Table, rules: Protocol) -> np.ndarray:
     seen = np.flatnonzero(last > first)
     first, count = first[seen], (last - first)[seen]
     begin = np.cumsum(count) - count
-    d = np.repeat(np.arange(len(seen)), count)                   # (P,) pairs of a detection ...
+    d = np.repeat(np.arange(len(seen)), count)  # (P,) pairs of a detection ...
     g = by[np.arange(len(d)) + np.repeat(first - begin, count)]  # ... with each box of its class
     real = np.float32 if rules.mmaction2 else np.float64
     overlap = iou(det.box.astype(real)[det.run[seen[d]]], truth.box.astype(real)[truth.run[g]])
     best = np.flatnonzero((overlap == np.maximum.reduceat(overlap, begin)[d]) & (overlap >= 0.5))
-    d, g = d[best], g[best]                                      # one pair a detection, but for ...
+    d, g = d[best], g[best]  # one pair a detection, but for ...
     new, reader = changes(d), np.arange(len(code))
-    if rules.order in ("heap", "stable"):                        # ... ties: the reader's first
+    if rules.order in ("heap", "stable"):  # ... ties: the reader's first
         frames = truth.key[truth.run]
         for frame in np.unique(frames[g[~new]]).tolist():
             a, b = np.searchsorted(frames, (frame, frame + 1))
@@ -417,10 +450,10 @@ def mean(ap) -> float | None:
 class Scored(NamedTuple):
     """One table of detections scored against one ground truth."""
 
-    ap: np.ndarray          # (C,) nan = not in the mean
-    positives: np.ndarray   # (C,) ground-truth boxes
-    classes: list           # C times: score (falling), hit, keyframe; of its boxes the keyframe
-    counts: dict            # person, keyframes, rows: as in the result
+    ap: np.ndarray  # (C,) nan = not in the mean
+    positives: np.ndarray  # (C,) ground-truth boxes
+    classes: list  # C times: score (falling), hit, keyframe; of its boxes the keyframe
+    counts: dict  # person, keyframes, rows: as in the result
 
 
 def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, excluded) -> Scored:
@@ -430,8 +463,10 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
         odd = [keys[k] for k in table.key.tolist() if keys[k][1] % 10**6][:1]
         if odd or changes(table.run).sum() < len(table.key):
             what = f"{odd[0][0]},{odd[0][1] / 1e6:.6f}" if odd else "a row of 2 columns"
-            raise ValueError(f"{table.name}: this protocol knows only whole seconds and rows with "
-                             f"boxes, found {what}; official-2020 takes both")
+            raise ValueError(
+                f"{table.name}: this protocol knows only whole seconds and rows with "
+                f"boxes, found {what}; official-2020 takes both"
+            )
     column = np.full(2**15, -1, np.int16)
     column[labels] = np.arange(len(labels))
 
@@ -441,8 +476,9 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
     first = np.full(frames, 2**31)
     first[lead.key[runs]] = runs  # the last to write stays
     order = np.argsort(first, kind="stable")
-    in_truth, in_det, out = (np.bincount(key, minlength=frames) > 0
-                             for key in (truth.key, det.key, excluded))
+    in_truth, in_det, out = (
+        np.bincount(key, minlength=frames) > 0 for key in (truth.key, det.key, excluded)
+    )
     known = first < 2**31 if rules.mmaction2 else in_truth  # foreign labels alone do not count
     evaluated = ~out & (known | (not rules.ignore_unknown))
 
@@ -464,30 +500,49 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
         score = ranked.score[a:b].astype(np.float32 if rules.mmaction2 else float)
         by = np.argsort(score)[::-1]  # unstable: equal scores as in the official script
         hit = hits[a:b][by]
-        classes.append((score[by], hit, order[ranked.key[ranked.run[a:b][by]]],
-                        order[answer.key[answer.run[answer.label == c]]]))
+        classes.append(
+            (
+                score[by],
+                hit,
+                order[ranked.key[ranked.run[a:b][by]]],
+                order[answer.key[answer.run[answer.label == c]]],
+            )
+        )
         if positives[c] and (b > a or not rules.mmaction2):
             ap[c] = average_precision(hit, positives[c])
     lone = len(det.key) - int(changes(det.run).sum())
     listed = int(np.sum(column[det.label] >= 0))
-    keyframes = {"ground_truth": in_truth & ~out, "detected": in_det,
-                 "matched": in_truth & in_det & ~out,
-                 "ignored": in_det & ~known & ~out & rules.ignore_unknown,
-                 "excluded": out & (in_truth | in_det)}
-    return Scored(ap, positives, classes, {
-        "person": score_persons(boxes, answer),
-        "keyframes": {what: int(some.sum()) for what, some in keyframes.items()},
-        "rows": {"read": len(det.label) + lone, "without_box": lone,
-                 "dropped_by_whitelist": len(det.label) - listed,
-                 "on_ignored_or_excluded_keyframes": listed - len(boxes.run),
-                 "dropped_by_cap": capped,
-                 "dropped_invalid_box": len(boxes.run) - capped - len(hits),
-                 "evaluated": len(hits)}})
+    keyframes = {
+        "ground_truth": in_truth & ~out,
+        "detected": in_det,
+        "matched": in_truth & in_det & ~out,
+        "ignored": in_det & ~known & ~out & rules.ignore_unknown,
+        "excluded": out & (in_truth | in_det),
+    }
+    return Scored(
+        ap,
+        positives,
+        classes,
+        {
+            "person": score_persons(boxes, answer),
+            "keyframes": {what: int(some.sum()) for what, some in keyframes.items()},
+            "rows": {
+                "read": len(det.label) + lone,
+                "without_box": lone,
+                "dropped_by_whitelist": len(det.label) - listed,
+                "on_ignored_or_excluded_keyframes": listed - len(boxes.run),
+                "dropped_by_cap": capped,
+                "dropped_invalid_box": len(boxes.run) - capped - len(hits),
+                "evaluated": len(hits),
+            },
+        },
+    )
 
 
 def score_persons(det: Table, truth: Table) -> dict:
     """The boxes without their labels, each once with its best score. Where few persons are found,
     the person detector or the clock is at fault, and no better classifier helps."""
+
     def distinct(table: Table) -> Table:
         first = np.flatnonzero(changes(table.run))
         best = np.maximum.reduceat(table.score, first)
@@ -503,9 +558,19 @@ def score_persons(det: Table, truth: Table) -> dict:
     return {"ap": ap, "recall": int(hit.sum()) / max(1, n), "num_gt": n, "num_det": len(hit)}
 
 
-def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: str | None = None,
-             train_counts=None, thresholds: tuple = (10000, 1000), versus=None, curves=None,
-             compare: bool = False, top: int = 0) -> dict:
+def evaluate(
+    groundtruth,
+    detections,
+    labelmap=None,
+    exclusions=None,
+    protocol: str | None = None,
+    train_counts=None,
+    thresholds: tuple = (10000, 1000),
+    versus=None,
+    curves=None,
+    compare: bool = False,
+    top: int = 0,
+) -> dict:
     """AVA mAP of detections (path or Rows) against groundtruth (path or Rows, or a list of them:
     they are pooled, and "parts" has the mAP on each: AVA-Kinetics). Returns what --json prints.
 
@@ -521,10 +586,13 @@ def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: 
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     if exclusions is not None and protocol == "official-2020":
-        raise ValueError("official-2020 has no exclusions, its ground truth marks empty keyframes "
-                         "by rows of 2 columns; official-2019 has")
-    if curves is not None and not (Path(curves).suffix in (".csv", ".npz")
-                                   and Path(curves).parent.is_dir()):
+        raise ValueError(
+            "official-2020 has no exclusions, its ground truth marks empty keyframes "
+            "by rows of 2 columns; official-2019 has"
+        )
+    if curves is not None and not (
+        Path(curves).suffix in (".csv", ".npz") and Path(curves).parent.is_dir()
+    ):
         raise ValueError(f"{curves}: expected a file .csv or .npz in a folder that exists")
     names = AVA_CLASSES if labelmap is None else labelmap
     names = names if isinstance(names, dict) else read_labelmap(names)
@@ -542,24 +610,46 @@ def evaluate(groundtruth, detections, labelmap=None, exclusions=None, protocol: 
     groups = groups_of(names, train_counts, thresholds)
     some = ~np.isnan(scored.ap)
     result = {
-        "protocol": protocol, "mAP": mean(scored.ap), "classes": int(some.sum()),
-        "groups": {group: {"mAP": mean(scored.ap[c]), "classes": int(some[c].sum())}
-                   for group, c in groups.items()},
-        "thresholds": list(thresholds), **scored.counts, "per_class": [
-            {"id": i, "name": names[i], "ap": mean(ap), "num_gt": int(n), "num_det": len(hit),
-             "recall": float(hit.sum() / max(1, n))}
-            for i, ap, n, (_, hit, *_) in zip(labels, scored.ap, scored.positives, scored.classes)],
-        "notes": notes_on(truth, det, scored, names)}
+        "protocol": protocol,
+        "mAP": mean(scored.ap),
+        "classes": int(some.sum()),
+        "groups": {
+            group: {"mAP": mean(scored.ap[c]), "classes": int(some[c].sum())}
+            for group, c in groups.items()
+        },
+        "thresholds": list(thresholds),
+        **scored.counts,
+        "per_class": [
+            {
+                "id": i,
+                "name": names[i],
+                "ap": mean(ap),
+                "num_gt": int(n),
+                "num_det": len(hit),
+                "recall": float(hit.sum() / max(1, n)),
+            }
+            for i, ap, n, (_, hit, *_) in zip(labels, scored.ap, scored.positives, scored.classes)
+        ],
+        "notes": notes_on(truth, det, scored, names),
+    }
     several = isinstance(groundtruth, (list, tuple)) and len(groundtruth) > 1
     if several and PROTOCOLS[protocol].ignore_unknown:  # else the others' keyframes would count
         parts = [load(part, f"part {n}", top, keys, True) for n, part in enumerate(groundtruth, 1)]
         result["parts"] = {part.name: mean(score(part, det).ap) for part in parts}
     if versus is not None:
         second = load(versus, "second detections", top, keys)
-        result["versus"] = {"other": second.name, "differences": differences(
-            [score(truth, det), score(truth, second)], keys, {
-                "all": range(len(labels)), **groups,
-                **{f"{i} {names[i]}": [c] for c, i in enumerate(labels)}})}
+        result["versus"] = {
+            "other": second.name,
+            "differences": differences(
+                [score(truth, det), score(truth, second)],
+                keys,
+                {
+                    "all": range(len(labels)),
+                    **groups,
+                    **{f"{i} {names[i]}": [c] for c, i in enumerate(labels)},
+                },
+            ),
+        }
     if compare:
         result["compare"] = {}
         for name, rules in PROTOCOLS.items():
@@ -589,18 +679,18 @@ def bootstrap(runs: list[Scored], keys: dict, replicates: int = 1000, seed: int 
     for run, result in zip(runs, ap):
         for c in np.flatnonzero(~np.isnan(run.ap)).tolist():
             _, hit, key, box_key = run.classes[c]
-            at, unit = np.flatnonzero(hit), unit_of[key]          # (P,) the true positives
+            at, unit = np.flatnonzero(hit), unit_of[key]  # (P,) the true positives
             seen = np.zeros((len(at) + 1, units))
             np.add.at(seen, (np.searchsorted(at, np.arange(len(hit))), unit), 1)
-            seen = np.cumsum(seen[:-1], axis=0)                   # (P, units) detections down to it
+            seen = np.cumsum(seen[:-1], axis=0)  # (P, units) detections down to it
             boxes = np.bincount(unit_of[box_key], minlength=units)
             for k in range(0, replicates, 100):
-                times = drawn[:, k:k + 100]                       # (units, 100) how often drawn
+                times = drawn[:, k : k + 100]  # (units, 100) how often drawn
                 true = times[unit[at]]
                 precision = np.cumsum(true, axis=0) / np.maximum(1, seen @ times)
                 precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-                with np.errstate(invalid="ignore"):               # 0 / 0: no box of the class drawn
-                    result[c, k:k + 100] = (true * precision).sum(0) / (boxes @ times)
+                with np.errstate(invalid="ignore"):  # 0 / 0: no box of the class drawn
+                    result[c, k : k + 100] = (true * precision).sum(0) / (boxes @ times)
     return ap
 
 
@@ -611,11 +701,15 @@ def differences(runs: list[Scored], keys: dict, groups: dict) -> dict:
     for group, members in groups.items():
         members = [c for c in members if not np.isnan(runs[0].ap[c] + runs[1].ap[c])]
         if members:
-            count = (~np.isnan(drawn[0, members])).sum(0)         # a draw can lack a rare class
+            count = (~np.isnan(drawn[0, members])).sum(0)  # a draw can lack a rare class
             means = np.nansum(drawn[:, members], 1) / np.where(count, count, np.nan)
             a, b = (float(run.ap[members].mean()) for run in runs)
-            result[group] = {"ap": a, "other": b, "difference": a - b, "interval": np.nanpercentile(
-                means[0] - means[1], (2.5, 97.5)).tolist()}
+            result[group] = {
+                "ap": a,
+                "other": b,
+                "difference": a - b,
+                "interval": np.nanpercentile(means[0] - means[1], (2.5, 97.5)).tolist(),
+            }
     return result
 
 
@@ -639,32 +733,54 @@ def notes_on(truth: Table, det: Table, scored: Scored, names: dict) -> list[str]
     frames, person = scored.counts["keyframes"], scored.counts["person"]
     keys, notes = list(det.keys), []
     if frames["matched"] <= 0.5 * max(frames["detected"], frames["ground_truth"]):
-        d, t = (f"{keys[x.key[0]][0]},{keys[x.key[0]][1] / 1e6:.9g}" if len(x.key) else "none"
-                for x in (det, truth))
-        notes.append(f"{frames['matched']} of {frames['detected']} detected keyframes occur in the "
-                     f"ground truth: first detected {d}, first in the ground truth {t}, which has "
-                     f"{frames['ground_truth']}; persons without detections count as missed")
+        d, t = (
+            f"{keys[x.key[0]][0]},{keys[x.key[0]][1] / 1e6:.9g}" if len(x.key) else "none"
+            for x in (det, truth)
+        )
+        notes.append(
+            f"{frames['matched']} of {frames['detected']} detected keyframes occur in the "
+            f"ground truth: first detected {d}, first in the ground truth {t}, which has "
+            f"{frames['ground_truth']}; persons without detections count as missed"
+        )
     if frames["matched"] and person["recall"] < 0.1 and len(det.label):
         d, t = (f"{x.box[x.run].min():g} .. {x.box[x.run].max():g}" for x in (det, truth))
-        notes.append(f"{person['recall']:.1%} of the persons are found: detected coordinates span "
-                     f"{d}, those of the ground truth {t}")
+        notes.append(
+            f"{person['recall']:.1%} of the persons are found: detected coordinates span "
+            f"{d}, those of the ground truth {t}"
+        )
     if none := [f"{i} {names[i]}" for i, n in zip(sorted(names), scored.positives) if not n]:
-        notes.append(f"{len(none)} classes have no ground truth and are not in the mean: "
-                     + ", ".join(none[:5]) + ", ..." * (len(none) > 5))
+        notes.append(
+            f"{len(none)} classes have no ground truth and are not in the mean: "
+            + ", ".join(none[:5])
+            + ", ..." * (len(none) > 5)
+        )
     return notes
 
 
 def write_curves(path, labels: list, scored: Scored) -> None:
     """Columns id, score, precision, recall, a row per detection: csv with a header, or npz."""
-    parts = [(np.full(len(hit), i), score, np.cumsum(hit) / np.arange(1, len(hit) + 1),
-              np.cumsum(hit) / n) for i, n, (score, hit, *_) in
-             zip(labels, scored.positives, scored.classes) if n]
+    parts = [
+        (
+            np.full(len(hit), i),
+            score,
+            np.cumsum(hit) / np.arange(1, len(hit) + 1),
+            np.cumsum(hit) / n,
+        )
+        for i, n, (score, hit, *_) in zip(labels, scored.positives, scored.classes)
+        if n
+    ]
     columns = dict(zip(("id", "score", "precision", "recall"), map(np.concatenate, zip(*parts))))
     if Path(path).suffix == ".npz":
         np.savez_compressed(path, **columns)
     else:
-        np.savetxt(path, np.column_stack(list(columns.values())), ["%d"] + ["%.9g"] * 3, ",",
-                   header=",".join(columns), comments="")
+        np.savetxt(
+            path,
+            np.column_stack(list(columns.values())),
+            ["%d"] + ["%.9g"] * 3,
+            ",",
+            header=",".join(columns),
+            comments="",
+        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -681,30 +797,49 @@ def report(result: dict) -> str:
     protocol, person = result["protocol"], result["person"]
     lines = [f"{'AP':>6} {'recall':>7} {'boxes':>7} {'detections':>11}   class ({protocol})"]
     for one in sorted(result["per_class"], key=lambda one: 1 if one["ap"] is None else -one["ap"]):
-        lines.append(f"{points(one['ap']):>6} {points(one['recall']):>7} {one['num_gt']:>7} "
-                     f"{one['num_det']:>11}   {one['id']} {one['name']}")
+        lines.append(
+            f"{points(one['ap']):>6} {points(one['recall']):>7} {one['num_gt']:>7} "
+            f"{one['num_det']:>11}   {one['id']} {one['name']}"
+        )
     means = {f"mAP ({protocol})": result} | result["groups"]
-    lines += ["", *(f"{points(one['mAP']):>6} {name}, {one['classes']} classes"
-                    for name, one in means.items())]
+    lines += [
+        "",
+        *(
+            f"{points(one['mAP']):>6} {name}, {one['classes']} classes"
+            for name, one in means.items()
+        ),
+    ]
     if "head" in result["groups"]:
-        lines.append("       (head: over {} training boxes, tail: under {})".format(
-            *result["thresholds"]))
+        lines.append(
+            "       (head: over {} training boxes, tail: under {})".format(*result["thresholds"])
+        )
     lines += [f"{points(value):>6} {name}" for name, value in result.get("parts", {}).items()]
-    lines.append(f"{points(person['ap']):>6} boxes without their labels: {points(person['recall'])}"
-                 f" % of {person['num_gt']} persons found by {person['num_det']} boxes")
-    lines += [f"{what}: " + ", ".join(f"{n} {name.replace('_', ' ')}"
-                                      for name, n in result[what].items())
-              for what in ("keyframes", "rows")]
-    lines += [f"{value if isinstance(value, str) else points(value):>6} mAP ({name})"
-              for name, value in result.get("compare", {}).items()]
+    lines.append(
+        f"{points(person['ap']):>6} boxes without their labels: {points(person['recall'])}"
+        f" % of {person['num_gt']} persons found by {person['num_det']} boxes"
+    )
+    lines += [
+        f"{what}: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in result[what].items())
+        for what in ("keyframes", "rows")
+    ]
+    lines += [
+        f"{value if isinstance(value, str) else points(value):>6} mAP ({name})"
+        for name, value in result.get("compare", {}).items()
+    ]
     if "versus" in result:
-        lines.append(f"\nagainst {result['versus']['other']} ({protocol}), with the middle 95 % of "
-                     "1000 draws of videos")
-        for name, one in sorted(result["versus"]["differences"].items(),
-                                key=lambda item: (item[0][0].isdigit(), -item[1]["difference"])):
+        lines.append(
+            f"\nagainst {result['versus']['other']} ({protocol}), with the middle 95 % of "
+            "1000 draws of videos"
+        )
+        for name, one in sorted(
+            result["versus"]["differences"].items(),
+            key=lambda item: (item[0][0].isdigit(), -item[1]["difference"]),
+        ):
             low, high = (points(x, "+") for x in one["interval"])
-            lines.append(f"{points(one['ap']):>6} - {points(one['other']):>6} = "
-                         f"{points(one['difference'], '+'):>6}  [{low:>6}, {high:>6}]  {name}")
+            lines.append(
+                f"{points(one['ap']):>6} - {points(one['other']):>6} = "
+                f"{points(one['difference'], '+'):>6}  [{low:>6}, {high:>6}]  {name}"
+            )
     return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
 
 

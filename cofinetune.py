@@ -15,6 +15,7 @@ what stands around it sees to it that nothing is lost and that nothing goes wron
 A run's folder holds recipe.toml (everything resolved: starts the run again), log.jsonl (an object
 per step), last.pt and best.pt, detections.csv, metrics.json, and pictures: curves, keyframes.
 """
+
 import argparse
 import contextlib
 import dataclasses
@@ -41,130 +42,272 @@ from torch import nn
 
 import ava_eval
 import data
-import datatools
 from data import Task
+from extras import pictures, videos
 from model import SIZES, CoFinetuneModel, Head, ModelConfig, box_loss, clip_loss
-
 
 # ------------------------------------------------------------------------------------------------
 # Recipes
 # ------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Recipe:
     """Everything that decides a run: the keys of a TOML file, with its [model] and [[task]]."""
+
     name: str = "own"
-    out: str = "runs/own"           # the run's folder
-    root: str = "."                 # data paths start here; itself relative to the recipe's file
-    world: dict = field(default_factory=dict)       # sizes of demo.make_world; {}: the videos exist
-    init: str = ""                  # checkpoint of any family of pretrained.py; "": from scratch
-    method: str = "cofinetune"      # | finetune | downstream | [finetune+](selfdistil | spottune)
-    method_options: dict = field(default_factory=dict)      # of the class in baselines.py
-    train_tasks: list = field(default_factory=list)         # names of the trained tasks; []: all
-    seed: int = 0                   # of initialisation, batches and augmentation
-    steps: int = 600                # updates, over all tasks
-    schedule: str = "round_robin"   # | weighted | accumulate (data.Stream)
-    micro_batches: int = 1          # pieces of a batch, to fit in memory; the gradient is the same
+    out: str = "runs/own"  # the run's folder
+    root: str = "."  # data paths start here; itself relative to the recipe's file
+    world: dict = field(default_factory=dict)  # sizes of world.make_world; {}: the videos exist
+    init: str = ""  # checkpoint of any family of pretrained.py; "": from scratch
+    method: str = "cofinetune"  # | finetune | downstream | [finetune+](selfdistil | spottune)
+    method_options: dict = field(default_factory=dict)  # of the class in baselines.py
+    train_tasks: list = field(default_factory=list)  # names of the trained tasks; []: all
+    seed: int = 0  # of initialisation, batches and augmentation
+    steps: int = 600  # updates, over all tasks
+    schedule: str = "round_robin"  # | weighted | accumulate (data.Stream)
+    micro_batches: int = 1  # pieces of a batch, to fit in memory; the gradient is the same
     # optimisation
-    optimiser: str = "sgd"          # sgd (ViViT) | adamw (VideoMAE) | muon (blocks; AdamW the rest)
-    lr: float = 0.1                 # peak, at the stated batch sizes; muon: of the blocks' matrices
-    adam_scale: float = 0.075       # muon: rate of everything else (by AdamW), as a share of lr
-    momentum: float = 0.9           # sgd, muon
-    betas: list = field(default_factory=lambda: [0.9, 0.999])   # adamw
-    weight_decay: float = 0.0       # never on 1-D parameters, the class token and positions
-    layer_decay: float = 1.0        # block i learns at lr * layer_decay ** (depth - i); 1: equally
-    warmup: int = 50                # steps of linear warm-up
-    final_lr: float = 0.0           # end of the cosine, as a share of the peak
-    clip_norm: float = 1.0          # of the gradient, after the exchange; 0: off
-    ema: float = 0.0                # decay of averaged weights, evaluated beside the raw; 0: off
+    optimiser: str = "sgd"  # sgd (ViViT) | adamw (VideoMAE) | muon (blocks; AdamW the rest)
+    lr: float = 0.1  # peak, at the stated batch sizes; muon: of the blocks' matrices
+    adam_scale: float = 0.075  # muon: rate of everything else (by AdamW), as a share of lr
+    momentum: float = 0.9  # sgd, muon
+    betas: list = field(default_factory=lambda: [0.9, 0.999])  # adamw
+    weight_decay: float = 0.0  # never on 1-D parameters, the class token and positions
+    layer_decay: float = 1.0  # block i learns at lr * layer_decay ** (depth - i); 1: equally
+    warmup: int = 50  # steps of linear warm-up
+    final_lr: float = 0.0  # end of the cosine, as a share of the peak
+    clip_norm: float = 1.0  # of the gradient, after the exchange; 0: off
+    ema: float = 0.0  # decay of averaged weights, evaluated beside the raw; 0: off
     # input scale of the encoder, one for all tasks; an `init` checkpoint brings its own;
     # both []: each clip by its own mean and deviation
     mean: list = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: list = field(default_factory=lambda: [0.5, 0.5, 0.5])
     # machine
-    precision: str = "float32"      # (GPU: TF32) | bf16 (autocast, but for losses and RoIAlign)
-    compile: bool = False           # torch.compile of the encoder; pays on a GPU
-    device: str = "auto"            # | cpu | cuda
-    workers: int = 2                # decoding processes per rank, for all tasks together
-    threads: int = 0                # of torch per rank; 0: torch's choice
+    precision: str = "float32"  # (GPU: TF32) | bf16 (autocast, but for losses and RoIAlign)
+    compile: bool = False  # torch.compile of the encoder; pays on a GPU
+    device: str = "auto"  # | cpu | cuda
+    workers: int = 2  # decoding processes per rank, for all tasks together
+    threads: int = 0  # of torch per rank; 0: torch's choice
     # evaluation and records
     protocol: str = "official-2020"  # of the AVA mAP (ava_eval.py)
-    head_above: int = 10_000        # frequency groups by training boxes per class: parameters, for
-    tail_below: int = 1_000         # the paper's own thresholds could not be consulted
-    log_every: int = 20             # steps per printed line; log.jsonl has every step
-    eval_every: int = 0             # steps; 0: only at the end
-    save_every: int = 200           # steps between writes of last.pt
-    keep_every: int = 0             # steps between checkpoints kept for good; 0: none
-    preview: int = 12               # keyframes in preview.png and preview.mp4; 0: none
-    model: dict = field(default_factory=dict)   # arch: a size of model.py; or fields of ModelConfig
-    task: list = field(default_factory=list)    # data.Task, one per dataset
+    head_above: int = 10_000  # frequency groups by training boxes per class: parameters, for
+    tail_below: int = 1_000  # the paper's own thresholds could not be consulted
+    log_every: int = 20  # steps per printed line; log.jsonl has every step
+    eval_every: int = 0  # steps; 0: only at the end
+    save_every: int = 200  # steps between writes of last.pt
+    keep_every: int = 0  # steps between checkpoints kept for good; 0: none
+    preview: int = 12  # keyframes in preview.png and preview.mp4; 0: none
+    model: dict = field(default_factory=dict)  # arch: a size of model.py; or fields of ModelConfig
+    task: list = field(default_factory=list)  # data.Task, one per dataset
 
 
 # Runs that differ only in these train the same weights, up to rounding: they may resume each other.
-FREE = {"name", "out", "root", "micro_batches", "compile", "device", "workers", "threads",
-        "precision", "protocol", "head_above", "tail_below", "log_every", "eval_every",
-        "save_every", "keep_every", "preview", "task"}
-FREE_IN_TASK = {"val", "val_videos", "val_boxes", "val_box_score", "val_fit", "views", "videos",
-                "exclude_val", "eval_labels", "bad_share"}
+FREE = {
+    "name",
+    "out",
+    "root",
+    "micro_batches",
+    "compile",
+    "device",
+    "workers",
+    "threads",
+    "precision",
+    "protocol",
+    "head_above",
+    "tail_below",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_every",
+    "preview",
+    "task",
+}
+FREE_IN_TASK = {
+    "val",
+    "val_videos",
+    "val_boxes",
+    "val_box_score",
+    "val_fit",
+    "views",
+    "videos",
+    "exclude_val",
+    "eval_labels",
+    "bad_share",
+}
 
 # Optimiser, clip length, augmentation and views follow the public ViViT recipe (Scenic); which ones
 # the co-finetuning paper used is unknown. Not run by us: these datasets were not at hand.
 _AVA = dict(
-    name="ava", kind="box", train="ava/annotations/ava_train_v2.2.csv", videos="ava/videos",
-    val="ava/annotations/ava_val_v2.2.csv", labels="ava/annotations/ava_action_list_v2.2.pbtxt",
+    name="ava",
+    kind="box",
+    train="ava/annotations/ava_train_v2.2.csv",
+    videos="ava/videos",
+    val="ava/annotations/ava_val_v2.2.csv",
+    labels="ava/annotations/ava_action_list_v2.2.pbtxt",
     eval_labels="ava/annotations/ava_action_list_v2.2_for_activitynet_2019.pbtxt",
     exclude_train="ava/annotations/ava_train_excluded_timestamps_v2.2.csv",
     exclude_val="ava/annotations/ava_val_excluded_timestamps_v2.2.csv",
-    val_boxes="ava/annotations/ava_val_predicted_boxes.csv", batch=64, weight=2.0, dropout=0.5,
-    colour=0.4)
+    val_boxes="ava/annotations/ava_val_predicted_boxes.csv",
+    batch=64,
+    weight=2.0,
+    dropout=0.5,
+    colour=0.4,
+)
 _CLIP = dict(kind="clip", batch=64, views=[4, 3], colour=0.4)
 _VIVIT = dict(
-    root="data", steps=300_000, schedule="weighted", lr=0.1, warmup=15_000, precision="bf16",
-    compile=True, workers=12, log_every=50, save_every=1_000, eval_every=20_000,
-    task=[_AVA,
-          dict(_CLIP, name="kinetics400", train="kinetics400/train.csv", val="kinetics400/val.csv",
-               videos="kinetics400/train", val_videos="kinetics400/val", weight=8.0),
-          dict(_CLIP, name="moments", train="moments/trainingSet.csv", weight=8.0,
-               val="moments/validationSet.csv", labels="moments/moments_categories.txt",
-               videos="moments/training", val_videos="moments/validation"),
-          dict(_CLIP, name="ssv2", train="ssv2/something-something-v2-train.json", stride=1,
-               val="ssv2/something-something-v2-validation.json", videos="ssv2/videos", flip=0.0,
-               labels="ssv2/something-something-v2-labels.json", weight=4.0)])
+    root="data",
+    steps=300_000,
+    schedule="weighted",
+    lr=0.1,
+    warmup=15_000,
+    precision="bf16",
+    compile=True,
+    workers=12,
+    log_every=50,
+    save_every=1_000,
+    eval_every=20_000,
+    task=[
+        _AVA,
+        dict(
+            _CLIP,
+            name="kinetics400",
+            train="kinetics400/train.csv",
+            val="kinetics400/val.csv",
+            videos="kinetics400/train",
+            val_videos="kinetics400/val",
+            weight=8.0,
+        ),
+        dict(
+            _CLIP,
+            name="moments",
+            train="moments/trainingSet.csv",
+            weight=8.0,
+            val="moments/validationSet.csv",
+            labels="moments/moments_categories.txt",
+            videos="moments/training",
+            val_videos="moments/validation",
+        ),
+        dict(
+            _CLIP,
+            name="ssv2",
+            train="ssv2/something-something-v2-train.json",
+            stride=1,
+            val="ssv2/something-something-v2-validation.json",
+            videos="ssv2/videos",
+            flip=0.0,
+            labels="ssv2/something-something-v2-labels.json",
+            weight=4.0,
+        ),
+    ],
+)
 _LARGE = dict(arch="L", drop_path=0.1, checkpointing=True)
 _SMALL = dict(frames=8, stride=2, fps=16.0, size=48, short_side=[56, 56], batch=16)
 _DEMO = dict(
-    root="data/demo", world={"seed": 0}, steps=900, optimiser="muon", lr=0.04, betas=[0.9, 0.98],
-    weight_decay=0.05, warmup=70, final_lr=0.01, mean=[], std=[], workers=1, threads=1,
-    head_above=100, tail_below=25, log_every=50,
-    model=dict(arch="tiny", frames=8, size=[48, 48], tubelet=[4, 8, 8], pos="learned-axes",
-               qk_init="mimetic"),
-    task=[dict(_SMALL, name="actions", kind="clip", videos="actions", labels="actions/classes.txt",
-               train="actions/train.txt", val="actions/val.txt", flip_swap=[[1, 2]]),
-          dict(_SMALL, name="templates", kind="clip", videos="templates/videos",
-               labels="templates/labels.json", train="templates/train.json",
-               val="templates/validation.json"),
-          dict(_SMALL, name="ava", kind="box", videos="ava/videos", offset_sec=901.5,
-               labels="ava/action_list.pbtxt", train="ava/train.csv", val="ava/val.csv",
-               val_boxes="ava/val_boxes.csv", val_fit="crop", flip_swap=[[4, 5]], prior=0.07,
-               roi_size=3)])
+    root="data/demo",
+    world={"seed": 0},
+    steps=900,
+    optimiser="muon",
+    lr=0.04,
+    betas=[0.9, 0.98],
+    weight_decay=0.05,
+    warmup=70,
+    final_lr=0.01,
+    mean=[],
+    std=[],
+    workers=1,
+    threads=1,
+    head_above=100,
+    tail_below=25,
+    log_every=50,
+    model=dict(
+        arch="tiny",
+        frames=8,
+        size=[48, 48],
+        tubelet=[4, 8, 8],
+        pos="learned-axes",
+        qk_init="mimetic",
+    ),
+    task=[
+        dict(
+            _SMALL,
+            name="actions",
+            kind="clip",
+            videos="actions",
+            labels="actions/classes.txt",
+            train="actions/train.txt",
+            val="actions/val.txt",
+            flip_swap=[[1, 2]],
+        ),
+        dict(
+            _SMALL,
+            name="templates",
+            kind="clip",
+            videos="templates/videos",
+            labels="templates/labels.json",
+            train="templates/train.json",
+            val="templates/validation.json",
+        ),
+        dict(
+            _SMALL,
+            name="ava",
+            kind="box",
+            videos="ava/videos",
+            offset_sec=901.5,
+            labels="ava/action_list.pbtxt",
+            train="ava/train.csv",
+            val="ava/val.csv",
+            val_boxes="ava/val_boxes.csv",
+            val_fit="crop",
+            flip_swap=[[4, 5]],
+            prior=0.07,
+            roi_size=3,
+        ),
+    ],
+)
 RECIPES = {
     "demo": _DEMO,
     # For `compare`: 64 downstream keyframes against 4000 upstream clips, so that downstream data,
     # not compute, is the bottleneck. Seeds from 10, each a world of its own; tuning from 1010.
-    "evidence": _DEMO | dict(
-        root="data/evidence", seed=10, steps=1200, warmup=96, head_above=20, tail_below=8,
-        preview=0, world=dict(seed=10, scenes_train=64, min_positives=3, scenes_val=400,
-                              actions_train=2400, templates_train=1600)),
+    "evidence": _DEMO
+    | dict(
+        root="data/evidence",
+        seed=10,
+        steps=1200,
+        warmup=96,
+        head_above=20,
+        tail_below=8,
+        preview=0,
+        world=dict(
+            seed=10,
+            scenes_train=64,
+            min_positives=3,
+            scenes_val=400,
+            actions_train=2400,
+            templates_train=1600,
+        ),
+    ),
     "vivit-b": dict(_VIVIT, model=dict(arch="B")),
     "vivit-l": dict(_VIVIT, model=_LARGE),
     "vivit-b-finetune": dict(_VIVIT, method="finetune", model=dict(arch="B")),
     "vivit-l-finetune": dict(_VIVIT, method="finetune", model=_LARGE),
 }
-CHOICES = {"method": ("cofinetune", "finetune", "downstream", "selfdistil", "spottune",
-                      "finetune+selfdistil", "finetune+spottune"),
-           "schedule": ("round_robin", "weighted", "accumulate"),
-           "optimiser": ("sgd", "adamw", "muon"), "precision": ("float32", "bf16"),
-           "device": ("auto", "cpu", "cuda"), "protocol": tuple(ava_eval.PROTOCOLS)}
+CHOICES = {
+    "method": (
+        "cofinetune",
+        "finetune",
+        "downstream",
+        "selfdistil",
+        "spottune",
+        "finetune+selfdistil",
+        "finetune+spottune",
+    ),
+    "schedule": ("round_robin", "weighted", "accumulate"),
+    "optimiser": ("sgd", "adamw", "muon"),
+    "precision": ("float32", "bf16"),
+    "device": ("auto", "cpu", "cuda"),
+    "protocol": tuple(ava_eval.PROTOCOLS),
+}
 
 
 def read_recipe(source: str, overrides: dict[str, str] | None = None) -> Recipe:
@@ -197,7 +340,7 @@ def read_recipe(source: str, overrides: dict[str, str] | None = None) -> Recipe:
         else:
             target[name] = _value(text, (Task if key.startswith("task.") else Recipe), name)
     if "root" in overrides:
-        base = Path(".")    # what is typed is relative to where it is typed
+        base = Path(".")  # what is typed is relative to where it is typed
     for key, problem in data.misfits(Recipe, table).items():
         problems.append(problem)
         del table[key]
@@ -225,18 +368,44 @@ def _value(text: str, owner: type, name: str):
 
 def out_of_range(recipe: Recipe) -> list[str]:
     """The values that are wrong by themselves, whatever the data."""
-    found = [f"{key} = {value!r} is not one of {', '.join(allowed)}"
-             for key, allowed in CHOICES.items() if (value := getattr(recipe, key)) not in allowed]
-    for least, keys in {1: ("steps", "micro_batches", "log_every", "save_every"),
-                        0: ("seed", "workers", "threads", "lr", "weight_decay", "clip_norm", "ema",
-                            "momentum", "warmup", "eval_every", "keep_every", "preview",
-                            "layer_decay", "final_lr", "adam_scale")}.items():
-        found += [f"{key} = {value} must be at least {least}"
-                  for key in keys if (value := getattr(recipe, key)) < least]
-    found += [f"{key} = {value} must be below 1"
-              for key in ("ema", "momentum") if (value := getattr(recipe, key)) >= 1]
+    found = [
+        f"{key} = {value!r} is not one of {', '.join(allowed)}"
+        for key, allowed in CHOICES.items()
+        if (value := getattr(recipe, key)) not in allowed
+    ]
+    for least, keys in {
+        1: ("steps", "micro_batches", "log_every", "save_every"),
+        0: (
+            "seed",
+            "workers",
+            "threads",
+            "lr",
+            "weight_decay",
+            "clip_norm",
+            "ema",
+            "momentum",
+            "warmup",
+            "eval_every",
+            "keep_every",
+            "preview",
+            "layer_decay",
+            "final_lr",
+            "adam_scale",
+        ),
+    }.items():
+        found += [
+            f"{key} = {value} must be at least {least}"
+            for key in keys
+            if (value := getattr(recipe, key)) < least
+        ]
+    found += [
+        f"{key} = {value} must be below 1"
+        for key in ("ema", "momentum")
+        if (value := getattr(recipe, key)) >= 1
+    ]
     if len(recipe.betas) != 2 or not all(
-            type(b) in (int, float) and 0 <= b < 1 for b in recipe.betas):
+        type(b) in (int, float) and 0 <= b < 1 for b in recipe.betas
+    ):
         found.append(f"betas = {recipe.betas} are not two numbers from 0 to below 1")
     return found
 
@@ -254,36 +423,61 @@ def check(recipe: Recipe) -> list[str]:
     except (ValueError, TypeError, ArithmeticError) as error:
         found.append(f"[model]: {error}")
     names = [task.name for task in recipe.task]
-    found += [f"task name {name!r}: letters, digits, - and _ only" for name in names
-              if not re.fullmatch(r"[\w-]+", name)]
+    found += [
+        f"task name {name!r}: letters, digits, - and _ only"
+        for name in names
+        if not re.fullmatch(r"[\w-]+", name)
+    ]
     if not names:
         found.append("no [[task]] table: at least one dataset is needed")
-    found += [f"train_tasks: no task is called {name!r}"
-              for name in recipe.train_tasks if name not in names]
+    found += [
+        f"train_tasks: no task is called {name!r}"
+        for name in recipe.train_tasks
+        if name not in names
+    ]
     if recipe.method == "spottune" and not recipe.init:
-        found.append("method spottune chooses between pretrained and finetuned blocks: it needs "
-                     "init, or take finetune+spottune")
+        found.append(
+            "method spottune chooses between pretrained and finetuned blocks: it needs "
+            "init, or take finetune+spottune"
+        )
     staged = recipe.method.startswith(("finetune", "downstream"))
     if staged and {task.kind for task in recipe.task} != {"clip", "box"}:
         found.append(f"method {recipe.method} needs upstream (clip) and downstream (box) tasks")
     if recipe.schedule == "accumulate" and len({task.lr_scale for task in recipe.task}) > 1:
-        found.append("accumulate makes one update for all tasks: lr_scale must be equal; use "
-                     "loss_weight")
+        found.append(
+            "accumulate makes one update for all tasks: lr_scale must be equal; use loss_weight"
+        )
     if recipe.init and not any(map(os.path.exists, (recipe.init, f"{recipe.out}/last.pt"))):
         found.append(f"init = {recipe.init} does not exist")
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     for task in recipe.task:
         if task.batch % (ranks * max(recipe.micro_batches, 1)):
-            found.append(f"task {task.name}: batch = {task.batch} is not a multiple of {ranks} "
-                         f"processes x {recipe.micro_batches} micro batches")
+            found.append(
+                f"task {task.name}: batch = {task.batch} is not a multiple of {ranks} "
+                f"processes x {recipe.micro_batches} micro batches"
+            )
         if config and (task.frames % config.tubelet[0] or task.size % config.tubelet[1]):
-            found.append(f"task {task.name}: {task.frames} frames of {task.size} px are not a "
-                         f"whole number of tubelets {tuple(config.tubelet)}")
+            found.append(
+                f"task {task.name}: {task.frames} frames of {task.size} px are not a "
+                f"whole number of tubelets {tuple(config.tubelet)}"
+            )
         if config and task.val_fit == "full" and any(16 % side for side in config.tubelet[1:]):
-            found.append(f"task {task.name}: val_fit full makes sides multiples of 16, not of the "
-                         f"tubelet {tuple(config.tubelet)}; take crop or squash")
-        for key in ("train", "val", "videos", "val_videos", "labels", "eval_labels",
-                    "exclude_train", "exclude_val", "train_boxes", "val_boxes"):
+            found.append(
+                f"task {task.name}: val_fit full makes sides multiples of 16, not of the "
+                f"tubelet {tuple(config.tubelet)}; take crop or squash"
+            )
+        for key in (
+            "train",
+            "val",
+            "videos",
+            "val_videos",
+            "labels",
+            "eval_labels",
+            "exclude_train",
+            "exclude_val",
+            "train_boxes",
+            "val_boxes",
+        ):
             path = os.path.join(recipe.root, getattr(task, key))
             expected = getattr(task, key) and not recipe.world and "*" not in path
             if expected and not os.path.exists(path):
@@ -302,6 +496,7 @@ def model_config(table: dict) -> ModelConfig:
 
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML; `read_recipe` makes the same recipe of it."""
+
     def value(v) -> str:
         if isinstance(v, dict):
             return "{" + ", ".join(f"{k} = {value(x)}" for k, x in v.items()) + "}"
@@ -310,10 +505,15 @@ def to_toml(recipe: Recipe) -> str:
         return json.dumps(v, ensure_ascii=False) if isinstance(v, (str, bool)) else repr(v)
 
     table = dataclasses.asdict(recipe)
-    tables = [("", table), ("\n[model]\n", table.pop("model")),
-              *(("\n[[task]]\n", task) for task in table.pop("task"))]
-    return "".join(head + "".join(f"{key} = {value(v)}\n" for key, v in table.items())
-                   for head, table in tables)
+    tables = [
+        ("", table),
+        ("\n[model]\n", table.pop("model")),
+        *(("\n[[task]]\n", task) for task in table.pop("task")),
+    ]
+    return "".join(
+        head + "".join(f"{key} = {value(v)}\n" for key, v in table.items())
+        for head, table in tables
+    )
 
 
 def stages(recipe: Recipe) -> list[Recipe]:
@@ -332,15 +532,23 @@ def stages(recipe: Recipe) -> list[Recipe]:
     first = round(recipe.steps * sum(share[n] for n in kinds["clip"]) / sum(share.values()))
     steps = {"clip": first, "box": recipe.steps - first}
     upstream, downstream = (
-        dataclasses.replace(recipe, method="cofinetune", steps=steps[kind], train_tasks=kinds[kind],
-                            warmup=min(recipe.warmup, steps[kind] // 2))
-        for kind in ("clip", "box"))
+        dataclasses.replace(
+            recipe,
+            method="cofinetune",
+            steps=steps[kind],
+            train_tasks=kinds[kind],
+            warmup=min(recipe.warmup, steps[kind] // 2),
+        )
+        for kind in ("clip", "box")
+    )
     if method == "downstream":
         return [downstream]
-    upstream = dataclasses.replace(upstream, method_options={}, preview=0,
-                                   out=f"{recipe.out}/upstream")
-    downstream = dataclasses.replace(downstream, method=wrapper or "cofinetune",
-                                     init=f"{upstream.out}/last.pt")
+    upstream = dataclasses.replace(
+        upstream, method_options={}, preview=0, out=f"{recipe.out}/upstream"
+    )
+    downstream = dataclasses.replace(
+        downstream, method=wrapper or "cofinetune", init=f"{upstream.out}/last.pt"
+    )
     return [upstream, downstream]
 
 
@@ -348,9 +556,11 @@ def stages(recipe: Recipe) -> list[Recipe]:
 # Processes
 # ------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class World:
     """This process among those of the job. One process takes the same path, without exchange."""
+
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
@@ -380,12 +590,13 @@ def setup(recipe: Recipe) -> World:
     cuda = recipe.device == "cuda" or recipe.device == "auto" and torch.cuda.is_available()
     if cuda and not torch.cuda.is_available():
         raise ValueError("device = cuda, but torch finds no GPU here; --device cpu works anywhere")
-    rank, local, size = (int(os.environ.get(k, d)) for k, d in
-                         (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    rank, local, size = (
+        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+    )
     if cuda:
         torch.cuda.set_device(local)
         torch.set_float32_matmul_precision("high")
-    if size > 1:    # counts, losses and results travel over gloo, a GPU's gradients over NCCL
+    if size > 1:  # counts, losses and results travel over gloo, a GPU's gradients over NCCL
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
@@ -402,8 +613,10 @@ class Interrupt:
 
     def __init__(self):
         self.received = 0
-        self.previous = {number: signal.signal(number, self._receive)
-                         for number in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
 
     def _receive(self, number: int, frame) -> None:
         self.received = number
@@ -418,6 +631,7 @@ class Interrupt:
 # Model, optimisers, checkpoints
 # ------------------------------------------------------------------------------------------------
 
+
 def build_model(
     recipe: Recipe, classes: dict[str, list[str]], state: dict | None = None
 ) -> CoFinetuneModel:
@@ -426,14 +640,17 @@ def build_model(
     Its attributes mean and std are the input scale that its weights expect.
     """
     torch.manual_seed(recipe.seed)
-    heads = {t.name: Head(t.kind, len(classes[t.name]), t.dropout, t.roi, t.roi_size, t.context,
-                          t.prior) for t in recipe.task}
+    heads = {
+        t.name: Head(t.kind, len(classes[t.name]), t.dropout, t.roi, t.roi_size, t.context, t.prior)
+        for t in recipe.task
+    }
     scale = (recipe.mean, recipe.std)
     if state:
         model = CoFinetuneModel(ModelConfig(**state["model_config"]), heads)
         scale = (state["mean"], state["std"])
     elif recipe.init:
-        import pretrained
+        from extras import pretrained
+
         found = pretrained.load(recipe.init)
         # The checkpoint decides on the architecture; of [model] count the keys that leave it.
         free = {"frames", "size", "drop_path", "checkpointing"} & recipe.model.keys()
@@ -474,8 +691,11 @@ def make_optimisers(model: CoFinetuneModel, recipe: Recipe) -> list[torch.optim.
         # Not fused: that fails (torch 2.13) when a head gets its first gradient after step 0.
         return [torch.optim.SGD(tables[False], momentum=recipe.momentum)]
     adamw = torch.optim.AdamW(tables[False], betas=tuple(recipe.betas), fused=True)
-    return [adamw] if recipe.optimiser == "adamw" else [
-        Muon(tables[True], momentum=recipe.momentum), adamw]
+    return (
+        [adamw]
+        if recipe.optimiser == "adamw"
+        else [Muon(tables[True], momentum=recipe.momentum), adamw]
+    )
 
 
 class Muon(torch.optim.Optimizer):
@@ -501,25 +721,29 @@ class Muon(torch.optim.Optimizer):
                     if not self.state[p]:
                         self.state[p]["momentum"] = torch.zeros_like(p)
                 buffers = [self.state[p]["momentum"] for p in params]
-                grads = torch.stack([p.grad for p in params])            # (P, rows, columns)
+                grads = torch.stack([p.grad for p in params])  # (P, rows, columns)
                 slow = torch.stack(buffers).lerp_(grads, 1 - group["momentum"])
                 torch._foreach_copy_(buffers, list(slow))
                 change = orthogonal(grads.lerp_(slow, group["momentum"]))
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, list(change.to(params[0].dtype)),
-                                    alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+                torch._foreach_add_(
+                    params,
+                    list(change.to(params[0].dtype)),
+                    alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5,
+                )
 
 
 def orthogonal(x: torch.Tensor) -> torch.Tensor:
     """(P, rows, columns) -> matrices with the same singular vectors and values from 0.7 to 1.2."""
     fast = x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     x = x.to(torch.bfloat16 if fast else torch.float32)
-    wide = x if x.shape[1] <= x.shape[2] else x.mT    # the smaller of the two Gram matrices
+    wide = x if x.shape[1] <= x.shape[2] else x.mT  # the smaller of the two Gram matrices
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         gram = wide @ wide.mT
-        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315),
-                             wide, beta=3.4445)
+        wide = torch.baddbmm(
+            wide, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), wide, beta=3.4445
+        )
     return wide if x.shape[1] <= x.shape[2] else wide.mT
 
 
@@ -543,10 +767,11 @@ def save(path: Path, state: dict) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
-    except (OSError, RuntimeError) as error:    # the latter: a full disk, by torch's zip writer
+    except (OSError, RuntimeError) as error:  # the latter: a full disk, by torch's zip writer
         temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({error}); the one before it is "
-                      "intact") from error
+        raise OSError(
+            f"{path} could not be written ({error}); the one before it is intact"
+        ) from error
 
 
 def load(path: str | Path) -> dict:
@@ -555,8 +780,14 @@ def load(path: str | Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint") from None
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError,
-            pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        pickle.UnpicklingError,
+    ) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
     if not isinstance(state, dict) or "model_config" not in state or "recipe" not in state:
@@ -577,13 +808,15 @@ def model_of(state: dict) -> CoFinetuneModel:
     recipe = recipe_of(state)
     model = build_model(recipe, state["classes"], state)
     if recipe.method == "spottune":
-        import baselines
-        baselines.attach("spottune", model, recipe.method_options)
+        from extras import methods
+
+        methods.attach("spottune", model, recipe.method_options)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        raise ValueError("the checkpoint's weights do not fit its recipe: "
-                         + " ".join(str(error).split())) from None
+        raise ValueError(
+            "the checkpoint's weights do not fit its recipe: " + " ".join(str(error).split())
+        ) from None
     return model
 
 
@@ -591,16 +824,22 @@ def differences(recipe: Recipe, saved: Recipe) -> list[str]:
     """The values in which a recipe contradicts the one of the checkpoint that it would resume."""
     pairs = [("", dataclasses.asdict(recipe), dataclasses.asdict(saved), FREE)]
     tasks = {task.name: vars(task) for task in saved.task}
-    pairs += [(f"task.{task.name}.", vars(task), tasks.get(task.name, {}), FREE_IN_TASK)
-              for task in recipe.task]
-    return [f"{where}{key} = {new[key]!r} (checkpoint: {old.get(key)!r})"
-            for where, new, old, free in pairs
-            for key in new if key not in free and new[key] != old.get(key)]
+    pairs += [
+        (f"task.{task.name}.", vars(task), tasks.get(task.name, {}), FREE_IN_TASK)
+        for task in recipe.task
+    ]
+    return [
+        f"{where}{key} = {new[key]!r} (checkpoint: {old.get(key)!r})"
+        for where, new, old, free in pairs
+        for key in new
+        if key not in free and new[key] != old.get(key)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------
 # Records
 # ------------------------------------------------------------------------------------------------
+
 
 class Log:
     """log.jsonl (every step), the progress line, TensorBoard where it is installed. Rank 0 writes.
@@ -617,15 +856,16 @@ class Log:
             return
         kept = []
         for line in self.path.read_text().splitlines(True) if self.path.exists() else ():
-            if not line.endswith("}\n"):    # a kill can leave half a line
+            if not line.endswith("}\n"):  # a kill can leave half a line
                 continue
-            record = json.loads(line)    # what came after the checkpoint will come again
+            record = json.loads(line)  # what came after the checkpoint will come again
             if "final" not in record and record["step"] < start + ("metrics" in record):
                 kept.append(line)
         write_text(self.path, "".join(kept))
         self.file = open(self.path, "a")
         with contextlib.suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
+
             self.board = SummaryWriter(str(out), purge_step=start)
 
     def next(self, batches):
@@ -635,16 +875,30 @@ class Log:
         self.waited = time.time() - began
         return batch
 
-    def step(self, step: int, losses: dict, lr: float, norm: float, clips: int, damaged: dict,
-             extra: dict) -> None:
-        for path in damaged.keys() - self.damaged:    # on the rank that met it
+    def step(
+        self,
+        step: int,
+        losses: dict,
+        lr: float,
+        norm: float,
+        clips: int,
+        damaged: dict,
+        extra: dict,
+    ) -> None:
+        for path in damaged.keys() - self.damaged:  # on the rank that met it
             self.damaged.add(path)
             self.show(f"{path} cannot be decoded: another clip of its task is trained instead")
         if self.world.rank:
             return
         now = time.time()
-        record = dict(step=step, loss=losses, lr=lr, grad_norm=norm, **extra,
-                      time=dict(unix=round(now, 3), waited_sec=round(self.waited, 4)))
+        record = dict(
+            step=step,
+            loss=losses,
+            lr=lr,
+            grad_norm=norm,
+            **extra,
+            time=dict(unix=round(now, 3), waited_sec=round(self.waited, 4)),
+        )
         self.file.write(json.dumps(record) + "\n")
         if self.board:
             for key, value in (losses | dict(lr=lr, grad_norm=norm)).items():
@@ -658,20 +912,27 @@ class Log:
         for losses in history:
             for task, loss in losses.items():
                 by_task.setdefault(task, []).append(loss)
-        memory = (torch.cuda.max_memory_allocated() / 2 ** 30 if self.world.device.type == "cuda"
-                  else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
+        memory = (
+            torch.cuda.max_memory_allocated() / 2**30
+            if self.world.device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        )
         left = round((self.steps - step - 1) * seconds / len(history))
-        words = [f"step {step + 1}/{self.steps}",
-                 *(f"{task} {np.mean(values):.3f}" for task, values in by_task.items()),
-                 f"lr {lr:.2g}", f"{sum(seen) / seconds:.0f} clips/s",
-                 f"data wait {sum(waits) / seconds:.0%}", f"{memory:.1f} GiB",
-                 f"left {datetime.timedelta(seconds=left)}"]
+        words = [
+            f"step {step + 1}/{self.steps}",
+            *(f"{task} {np.mean(values):.3f}" for task, values in by_task.items()),
+            f"lr {lr:.2g}",
+            f"{sum(seen) / seconds:.0f} clips/s",
+            f"data wait {sum(waits) / seconds:.0%}",
+            f"{memory:.1f} GiB",
+            f"left {datetime.timedelta(seconds=left)}",
+        ]
         words += [f"damaged videos {len(damaged)}"] if damaged else []
         self.show("  ".join(words), end="" if self.tty and step + 1 < self.steps else "\n")
         self.window, self.since = [], now
 
     def show(self, text: str, end: str = "\n") -> None:
-        over = "\r\x1b[K" if self.tty else ""    # the progress line
+        over = "\r\x1b[K" if self.tty else ""  # the progress line
         print(over + text, end=end, flush=True)
 
     def suspects(self, step: int, batch: data.Batch, logits: torch.Tensor) -> None:
@@ -679,8 +940,12 @@ class Log:
         bad = ~torch.isfinite(logits).all(1).cpu()
         clips = batch.box_clip[bad] if batch.boxes is not None else bad.nonzero()[:, 0]
         keys = [batch.keys[i] for i in sorted(set(clips.tolist()))] or batch.keys
-        print(f"\nstep {step}, task {batch.task}, rank {self.world.rank}: the loss is not finite; "
-              f"clips: {', '.join(map(str, keys))}", file=sys.stderr, flush=True)
+        print(
+            f"\nstep {step}, task {batch.task}, rank {self.world.rank}: the loss is not finite; "
+            f"clips: {', '.join(map(str, keys))}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def evaluation(self, step: int, metrics: dict, **more) -> None:
         if self.world.rank:
@@ -714,21 +979,29 @@ def summary(metrics: dict) -> str:
     """The printed form of a metrics.json: every number with its protocol, counts and chance."""
     lines = []
     for name, m in metrics["task"].items():
+
         def chance(key: str) -> str:
             value = m["chance"].get(key)
             return "" if value is None else f" (chance {value:.4f})"
 
         if m["kind"] == "clip":
-            lines.append(f"{name}: top-1 {m['top1']:.4f}{chance('top1')}, "
-                         f"top-5 {m['top5']:.4f}{chance('top5')}; {m['clips']} clips, "
-                         f"{m['views']} views each, {m['undecodable']} undecodable")
+            lines.append(
+                f"{name}: top-1 {m['top1']:.4f}{chance('top1')}, "
+                f"top-5 {m['top5']:.4f}{chance('top5')}; {m['clips']} clips, "
+                f"{m['views']} views each, {m['undecodable']} undecodable"
+            )
             continue
         frames = m["keyframes"]
-        lines.append(f"{name}: mAP {m['mAP']!r}{chance('mAP')} by {m['protocol']}; {m['boxes']} "
-                     f"boxes, {frames['matched']} of {frames['ground_truth']} keyframes, "
-                     f"{m['undecodable']} undecodable")
-        lines += [f"  {group}: mAP {g['mAP']:.4f}{chance(group)}, {g['classes']} classes"
-                  for group, g in m["groups"].items() if g["mAP"] is not None]
+        lines.append(
+            f"{name}: mAP {m['mAP']!r}{chance('mAP')} by {m['protocol']}; {m['boxes']} "
+            f"boxes, {frames['matched']} of {frames['ground_truth']} keyframes, "
+            f"{m['undecodable']} undecodable"
+        )
+        lines += [
+            f"  {group}: mAP {g['mAP']:.4f}{chance(group)}, {g['classes']} classes"
+            for group, g in m["groups"].items()
+            if g["mAP"] is not None
+        ]
     if "ema" in metrics:
         lines += ["with averaged weights", textwrap.indent(summary(metrics["ema"]), "  ")]
     return "\n".join(lines)
@@ -745,17 +1018,23 @@ def draw_log(path: Path) -> None:
             losses.append(loss)
     for steps, losses in series.values():
         losses[:] = np.convolve(np.pad(losses, 4, "edge"), np.ones(9) / 9, "valid")
-    datatools.write_png(path.with_name("curves.png"), datatools.draw_curves(series))
+    pictures.write_png(path.with_name("curves.png"), pictures.draw_curves(series))
 
 
 # ------------------------------------------------------------------------------------------------
 # Evaluation: rank r takes items r, r + W, ...; results are gathered by key, every key exactly once
 # ------------------------------------------------------------------------------------------------
 
+
 @torch.no_grad()
 def evaluate(
-    model: CoFinetuneModel, recipe: Recipe, world: World, datasets: dict[str, data.Dataset],
-    counts: dict[str, dict], ema: dict | None = None, out: Path | None = None,
+    model: CoFinetuneModel,
+    recipe: Recipe,
+    world: World,
+    datasets: dict[str, data.Dataset],
+    counts: dict[str, dict],
+    ema: dict | None = None,
+    out: Path | None = None,
 ) -> dict:
     """The metrics of every task on its validation data: collective, complete on rank 0.
 
@@ -770,7 +1049,7 @@ def evaluate(
     measured = [m for m in result["task"].values() if m]
     boxes = [m["mAP"] or 0.0 for m in measured if m["kind"] == "box"]
     scores = boxes or [m["top1"] for m in measured] or [0.0]
-    result["score"] = float(np.mean(scores))    # decides on best.pt
+    result["score"] = float(np.mean(scores))  # decides on best.pt
     if ema:
         raw = {key: value.clone() for key, value in model.state_dict().items()}
         model.load_state_dict(ema)
@@ -782,8 +1061,9 @@ def evaluate(
 def predictions(model: CoFinetuneModel, recipe: Recipe, world: World, dataset: data.Dataset):
     """(batch, logits (B, C) or (K, C)) of this rank's share of a dataset."""
     task, bf16 = dataset.task, recipe.precision == "bf16"
-    for batch in data.evaluation_batches(dataset, max(1, task.batch // world.size), world.rank,
-                                         world.size, recipe.workers):
+    for batch in data.evaluation_batches(
+        dataset, max(1, task.batch // world.size), world.rank, world.size, recipe.workers
+    ):
         batch = batch.to(world.device)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
             video = data.normalise(batch.video, model.mean, model.std)
@@ -802,12 +1082,16 @@ def gather_by_key(dataset: data.Dataset, world: World, found: dict) -> dict | No
     merged = {key: value for part in parts for key, value in part.items()}
     count = sum(map(len, parts))
     if not len(merged) == count == len(dataset):
-        raise RuntimeError(f"task {dataset.task.name}: {len(dataset)} items gave {count} results "
-                           f"with {len(merged)} different keys")
+        raise RuntimeError(
+            f"task {dataset.task.name}: {len(dataset)} items gave {count} results "
+            f"with {len(merged)} different keys"
+        )
     bad = {key[0] for key, value in merged.items() if value is None}
     if len(bad) > dataset.task.bad_share * dataset.videos:
-        raise ValueError(f"task {dataset.task.name} (val): {len(bad)} of {dataset.videos} videos "
-                         f"cannot be decoded, bad_share = {dataset.task.bad_share}")
+        raise ValueError(
+            f"task {dataset.task.name} (val): {len(bad)} of {dataset.videos} videos "
+            f"cannot be decoded, bad_share = {dataset.task.bad_share}"
+        )
     return merged
 
 
@@ -820,16 +1104,23 @@ def evaluate_clips(model, recipe, world, dataset, counts, out) -> dict:
             sums[key] = sums.get(key, 0) + p if batch.valid[i] else None
     # A class that ties with the true one ranks before it: an untrained head is never right.
     # So is one whose weights diverged: nan ranks last.
-    ranks = {key: None if p is None else int((~(p < p[labels[key]])).sum()) - 1
-             for key, p in sums.items()}
+    ranks = {
+        key: None if p is None else int((~(p < p[labels[key]])).sum()) - 1
+        for key, p in sums.items()
+    }
     ranks = gather_by_key(dataset, world, ranks)
     if ranks is None:
         return {}
     seen, classes = [rank for rank in ranks.values() if rank is not None], len(dataset.classes)
-    return dict(kind="clip", top1=float(np.mean([r < 1 for r in seen])),
-                top5=float(np.mean([r < 5 for r in seen])), clips=len(seen),
-                chance=dict(top1=1 / classes, top5=min(5 / classes, 1.0)) if out else {},
-                views=math.prod(dataset.task.views), undecodable=len(ranks) - len(seen))
+    return dict(
+        kind="clip",
+        top1=float(np.mean([r < 1 for r in seen])),
+        top5=float(np.mean([r < 5 for r in seen])),
+        clips=len(seen),
+        chance=dict(top1=1 / classes, top5=min(5 / classes, 1.0)) if out else {},
+        views=math.prod(dataset.task.views),
+        undecodable=len(ranks) - len(seen),
+    )
 
 
 def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
@@ -847,8 +1138,12 @@ def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
     rows = detection_rows(found, len(dataset.classes))
     settings = map_settings(recipe, dataset, counts)
     result = ava_eval.evaluate(detections=rows, **settings)
-    result |= dict(kind="box", boxes="detected" if task.val_boxes else "annotated", chance={},
-                   undecodable=sum(value is None for value in found.values()))
+    result |= dict(
+        kind="box",
+        boxes="detected" if task.val_boxes else "annotated",
+        chance={},
+        undecodable=sum(value is None for value in found.values()),
+    )
     if out:
         rows.score, scores = np.random.default_rng(0).random(len(rows.score)), rows.score
         chance = ava_eval.evaluate(detections=rows, **settings)
@@ -866,10 +1161,15 @@ def evaluate_boxes(model, recipe, world, dataset, counts, out) -> dict:
 def map_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
     """What ava_eval.evaluate takes beside the detections."""
     task, root = dataset.task, Path(recipe.root)
-    settings = dict(groundtruth=root / task.val, protocol=recipe.protocol, train_counts=counts,
-                    labelmap=data.read_classes(root / (task.eval_labels or task.labels)),
-                    thresholds=(recipe.head_above, recipe.tail_below), top=len(dataset.classes))
-    if task.exclude_val and recipe.protocol != "official-2020":    # whose rows leave them out
+    settings = dict(
+        groundtruth=root / task.val,
+        protocol=recipe.protocol,
+        train_counts=counts,
+        labelmap=data.read_classes(root / (task.eval_labels or task.labels)),
+        thresholds=(recipe.head_above, recipe.tail_below),
+        top=len(dataset.classes),
+    )
+    if task.exclude_val and recipe.protocol != "official-2020":  # whose rows leave them out
         settings["exclusions"] = root / task.exclude_val
     return settings
 
@@ -878,13 +1178,14 @@ def detection_rows(found: dict, classes: int) -> ava_eval.Rows:
     """{(video_id, microseconds): (boxes (k, 4), scores (k, C)) | None}: a row per box and class."""
     found = {key: value for key, value in found.items() if value is not None}
     rows = np.array([len(boxes) * classes for boxes, _ in found.values()], int)
-    boxes = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _ in found.values())])     # (K, 4)
+    boxes = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _ in found.values())])  # (K, 4)
     return ava_eval.Rows(
         video_id=np.repeat([video for video, _ in found], rows),
         time_sec=np.repeat(np.array([stamp / 1e6 for _, stamp in found]), rows),
         boxes=np.repeat(boxes, classes, axis=0),
         label=np.tile(np.arange(1, classes + 1), len(boxes)),
-        score=np.concatenate([np.zeros(0), *(scores.ravel() for _, scores in found.values())]))
+        score=np.concatenate([np.zeros(0), *(scores.ravel() for _, scores in found.values())]),
+    )
 
 
 def preview(recipe: Recipe, dataset: data.Dataset, found: dict, path: Path) -> None:
@@ -894,21 +1195,23 @@ def preview(recipe: Recipe, dataset: data.Dataset, found: dict, path: Path) -> N
     truth = data.read_boxes(os.path.join(recipe.root, task.val), len(dataset.classes), False, {})
     items = [item for item in dataset.items if item.key in truth and found[item.key] is not None]
     stills, film = [], []
-    for item in items[::max(len(items) // recipe.preview, 1)][:recipe.preview]:
+    for item in items[:: max(len(items) // recipe.preview, 1)][: recipe.preview]:
         boxes, scores = found[item.key]
         texts = [[dataset.classes[c - 1] for c in sorted(p.labels)] for p in truth[item.key]]
-        colours = [datatools.GREEN] * len(texts) + [datatools.AMBER] * len(boxes)
+        colours = [pictures.GREEN] * len(texts) + [pictures.AMBER] * len(boxes)
         texts += [best_labels(dataset.classes, s, 2) for s in scores]
         boxes = np.concatenate([np.array([p.box for p in truth[item.key]]).reshape(-1, 4), boxes])
         times = item.time_sec + (np.arange(task.frames) - task.frames // 2) * task.step_sec
-        drawn = [datatools.draw_boxes(frame, boxes, texts, colours)
-                 for frame in data.decode_clip(item.path, times)]
+        drawn = [
+            pictures.draw_boxes(frame, boxes, texts, colours)
+            for frame in data.decode_clip(item.path, times)
+        ]
         stills.append(drawn[task.frames // 2])
         film += [drawn] if not film or drawn[0].shape == film[0][0].shape else []
     if stills:
-        datatools.write_png(path.with_suffix(".png"), datatools.grid(stills))
+        pictures.write_png(path.with_suffix(".png"), pictures.grid(stills))
         frames = [frame for clip in film for frame in clip]
-        datatools.write_video(path.with_suffix(".mp4"), frames, 1 / task.step_sec)
+        pictures.write_video(path.with_suffix(".mp4"), frames, 1 / task.step_sec)
 
 
 def best_labels(names: list[str], scores: np.ndarray, top: int) -> list[str]:
@@ -918,6 +1221,7 @@ def best_labels(names: list[str], scores: np.ndarray, top: int) -> list[str]:
 # ------------------------------------------------------------------------------------------------
 # Training
 # ------------------------------------------------------------------------------------------------
+
 
 def agree(
     micro_batches: list[data.Batch], world: World, interrupt: Interrupt
@@ -952,8 +1256,10 @@ def mean_losses(losses: dict[str, float], world: World, step: int) -> dict[str, 
     sums = world.sum(list(losses.values()))
     means = {task: total / world.size for task, total in zip(losses, sums)}
     if not all(map(math.isfinite, means.values())):
-        raise FloatingPointError(f"non-finite loss at step {step}: {means}; no weight was changed "
-                                 "in this step, and the last checkpoint is intact")
+        raise FloatingPointError(
+            f"non-finite loss at step {step}: {means}; no weight was changed "
+            "in this step, and the last checkpoint is intact"
+        )
     return means
 
 
@@ -962,8 +1268,10 @@ def clip_gradients(model: CoFinetuneModel, most: float, step: int) -> float:
     FloatingPointError if it is not finite, which a finite loss does not exclude."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), most or math.inf).item()
     if not math.isfinite(norm):
-        raise FloatingPointError(f"non-finite gradient at step {step}; no weight was changed in "
-                                 "this step, and the last checkpoint is intact")
+        raise FloatingPointError(
+            f"non-finite gradient at step {step}; no weight was changed in "
+            "this step, and the last checkpoint is intact"
+        )
     return norm
 
 
@@ -990,12 +1298,14 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
     """
     out, tasks = Path(recipe.out), {task.name: task for task in recipe.task}
     if recipe.world and world.rank == 0:
-        import demo
-        demo.make_world(recipe.root, **recipe.world)
+        from extras.world import make_world
+
+        make_world(recipe.root, **recipe.world)
     world.sum([0])
     datasets = {name: data.open_task(task, recipe.root, "train") for name, task in tasks.items()}
-    validation = {name: data.open_task(task, recipe.root, "val")
-                  for name, task in tasks.items() if task.val}
+    validation = {
+        name: data.open_task(task, recipe.root, "val") for name, task in tasks.items() if task.val
+    }
     for name, dataset in datasets.items():
         counted = [f"{count} {what}" for what, count in dataset.report.items() if count]
         print0(f"{name}: {len(dataset.classes)} classes, {', '.join(counted)}")
@@ -1003,7 +1313,7 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
     stream = data.Stream(trained, recipe.schedule, recipe.seed, recipe.steps)
     classes = {name: dataset.classes for name, dataset in datasets.items()}
     counts = {name: dataset.class_counts() for name, dataset in datasets.items()}
-    for name, dataset in validation.items():    # what would stop the evaluation, now
+    for name, dataset in validation.items():  # what would stop the evaluation, now
         if dataset.task.kind == "box":
             nothing = detection_rows({}, len(dataset.classes))
             ava_eval.evaluate(detections=nothing, **map_settings(recipe, dataset, counts[name]))
@@ -1020,16 +1330,22 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         different = differences(recipe, recipe_of(state))
         if state["stream"] != stream.state():
             different += ["the items of the datasets"]
-        different += [f"the classes of task {name}" for name in classes | state["classes"]
-                      if classes.get(name) != state["classes"].get(name)]
+        different += [
+            f"the classes of task {name}"
+            for name in classes | state["classes"]
+            if classes.get(name) != state["classes"].get(name)
+        ]
         if different:
-            raise ValueError(f"{out / 'last.pt'} is of another recipe: {'; '.join(different)}. "
-                             "Take another --out, or --fresh to start over")
+            raise ValueError(
+                f"{out / 'last.pt'} is of another recipe: {'; '.join(different)}. "
+                "Take another --out, or --fresh to start over"
+            )
     model = build_model(recipe, classes, state).to(world.device)
     method = None
     if recipe.method in ("selfdistil", "spottune"):
-        import baselines
-        method = baselines.attach(recipe.method, model, recipe.method_options)
+        from extras import methods
+
+        method = methods.attach(recipe.method, model, recipe.method_options)
     optimisers = make_optimisers(model, recipe)
     ema = {key: value.clone() for key, value in model.state_dict().items()} if recipe.ema else {}
     start, best = 0, -1.0
@@ -1042,14 +1358,16 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         ema = {key: value.to(world.device) for key, value in state["ema"].items()}
         start, best = state["step"], state["best"]
     if world.sum([start]) != [start * world.size]:
-        raise ValueError(f"the processes start at different steps: {out} must lie on a disk that "
-                         "all machines share")
+        raise ValueError(
+            f"the processes start at different steps: {out} must lie on a disk that "
+            "all machines share"
+        )
     if state:
         print0(f"resumed {out / 'last.pt'} at step {start} of {recipe.steps}")
         if start == recipe.steps and (out / "metrics.json").exists():
             print0(f"{out} is done already; --fresh starts over")
             return json.loads((out / "metrics.json").read_text())
-    del state    # twice the model and more, in every process
+    del state  # twice the model and more, in every process
     if world.rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "recipe.toml", to_toml(recipe))
@@ -1058,14 +1376,28 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
     def checkpoint(step: int, name: str) -> None:
         if world.rank == 0:
             log.sync()
-            save(out / name, dict(
-                model=model.state_dict(), model_config=dataclasses.asdict(model.encoder.config),
-                heads={name: dataclasses.asdict(head.head) for name, head in model.heads.items()},
-                mean=model.mean, std=model.std, classes=classes, class_counts=counts, step=step,
-                best=best, ema=ema, stream=stream.state(),
-                optimisers=[optimiser.state_dict() for optimiser in optimisers],
-                method=method.state_dict() if method else {}, recipe=dataclasses.asdict(recipe),
-                torch=str(torch.__version__)))
+            save(
+                out / name,
+                dict(
+                    model=model.state_dict(),
+                    model_config=dataclasses.asdict(model.encoder.config),
+                    heads={
+                        name: dataclasses.asdict(head.head) for name, head in model.heads.items()
+                    },
+                    mean=model.mean,
+                    std=model.std,
+                    classes=classes,
+                    class_counts=counts,
+                    step=step,
+                    best=best,
+                    ema=ema,
+                    stream=stream.state(),
+                    optimisers=[optimiser.state_dict() for optimiser in optimisers],
+                    method=method.state_dict() if method else {},
+                    recipe=dataclasses.asdict(recipe),
+                    torch=str(torch.__version__),
+                ),
+            )
 
     trunk = model.encoder
     if recipe.compile:
@@ -1075,52 +1407,61 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
         trunk = torch.compile(trunk)
     if world.size > 1:
         trunk = nn.parallel.DistributedDataParallel(trunk, gradient_as_bucket_view=True)
-    batches = data.training_batches(stream, start, recipe.steps, world.rank, world.size,
-                                    recipe.workers, recipe.micro_batches)
+    batches = data.training_batches(
+        stream, start, recipe.steps, world.rank, world.size, recipe.workers, recipe.micro_batches
+    )
     bf16, interrupt, stop = recipe.precision == "bf16", Interrupt(), False
     model.train()
     # --------------------- the method: one task a step, one shared encoder ---------------------
     for step in range(start, recipe.steps):
-        micro_batches = log.next(batches)    # of one task; with `accumulate` of every task
+        micro_batches = log.next(batches)  # of one task; with `accumulate` of every task
         clips, boxes, stop = agree(micro_batches, world, interrupt)
         if stop:
             break
         # Dropout and stochastic depth, like the data, follow from (seed, step): resuming is exact.
-        torch.manual_seed(hash((recipe.seed, step, world.rank)) % 2 ** 63)
+        torch.manual_seed(hash((recipe.seed, step, world.rank)) % 2**63)
         losses = dict.fromkeys(clips, 0.0)
         for i, batch in enumerate(micro_batches):
             task, batch = tasks[batch.task], batch.to(world.device)
-            more = world.size > 1 and i < len(micro_batches) - 1    # gradients travel once a step
+            more = world.size > 1 and i < len(micro_batches) - 1  # gradients travel once a step
             with trunk.no_sync() if more else contextlib.nullcontext():
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
                     video = data.normalise(batch.video, model.mean, model.std)  # (B, 3, T, H, W)
-                    features = trunk(video)                              # (B, D), (B, t, h, w, D)
+                    features = trunk(video)  # (B, D), (B, t, h, w, D)
                     logits = model.classify(features, task.name, batch.boxes, batch.box_clip)
                     extra = 0.0
                     if method:
                         extra = method.loss(model, video, features, logits, batch, step)
-                loss = task_loss(task, logits, batch, clips[task.name],
-                                 boxes[task.name] / world.size)
+                loss = task_loss(
+                    task, logits, batch, clips[task.name], boxes[task.name] / world.size
+                )
                 loss = loss + extra * (len(batch.video) / clips[task.name])
-                (loss / len(clips)).backward()    # the mean over the tasks of this step
+                (loss / len(clips)).backward()  # the mean over the tasks of this step
             losses[task.name] += loss.item()
             if not math.isfinite(losses[task.name]):
                 log.suspects(step, batch, logits)
-        losses = mean_losses(losses, world, step)    # stops every rank, before a weight is touched
+        losses = mean_losses(losses, world, step)  # stops every rank, before a weight is touched
         average_heads(model, world)
         norm = clip_gradients(model, recipe.clip_norm, step)
-        rate = lr_at(step, recipe) * task.lr_scale    # equal for all tasks with `accumulate`
+        rate = lr_at(step, recipe) * task.lr_scale  # equal for all tasks with `accumulate`
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * rate
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)    # None: zeros would still move idle heads
+            optimiser.zero_grad(set_to_none=True)  # None: zeros would still move idle heads
         # --------------------- what follows is averaging, records and safety ---------------------
         for key, value in (model.state_dict() if ema else {}).items():
             ema[key].lerp_(value, 1 - recipe.ema)
         done = step + 1
-        log.step(step, losses, recipe.lr * rate, norm, sum(clips.values()) * world.size,
-                 stream.damaged, method.report() if method else {})
+        log.step(
+            step,
+            losses,
+            recipe.lr * rate,
+            norm,
+            sum(clips.values()) * world.size,
+            stream.damaged,
+            method.report() if method else {},
+        )
         if recipe.eval_every and done % recipe.eval_every == 0 and done < recipe.steps:
             metrics = evaluate(model, recipe, world, validation, counts, ema)
             log.evaluation(done, metrics)
@@ -1134,8 +1475,10 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
             checkpoint(done, "last.pt")
     if stop:
         checkpoint(step, "last.pt")
-        print0(f"\nstopped before step {step}; {out / 'last.pt'} is complete, and the same command "
-               "resumes it")
+        print0(
+            f"\nstopped before step {step}; {out / 'last.pt'} is complete, and the same command "
+            "resumes it"
+        )
         raise SystemExit(128 + (interrupt.received or signal.SIGTERM))
     interrupt.restore()
     metrics = evaluate(model, recipe, world, validation, counts, ema, out)
@@ -1154,15 +1497,18 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
 # Using a model
 # ------------------------------------------------------------------------------------------------
 
+
 def evaluate_command(checkpoint: str, source: str | None, overrides: dict[str, str]) -> None:
     """`evaluate CHECKPOINT`: its metrics, with the recipe it was trained by or another one."""
     state = load(checkpoint)
     out = Path(overrides.pop("out", Path(checkpoint).parent / "evaluation"))
     if (out / "last.pt").exists():
-        raise ValueError(f"--out {out} is the folder of a run, whose recipe.toml and metrics.json "
-                         "would be overwritten; take another one")
+        raise ValueError(
+            f"--out {out} is the folder of a run, whose recipe.toml and metrics.json "
+            "would be overwritten; take another one"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    saved = dataclasses.replace(recipe_of(state), init="", method="cofinetune")    # trained by now
+    saved = dataclasses.replace(recipe_of(state), init="", method="cofinetune")  # trained by now
     write_text(out / "recipe.toml", to_toml(saved))
     recipe = read_recipe(source or str(out / "recipe.toml"), overrides)
     world = setup(recipe)
@@ -1171,8 +1517,10 @@ def evaluate_command(checkpoint: str, source: str | None, overrides: dict[str, s
     for name, dataset in datasets.items():
         if dataset.classes != state["classes"].get(name):
             heads = {name: len(names) for name, names in state["classes"].items()}
-            raise ValueError(f"task {name} with {len(dataset.classes)} classes has no head in "
-                             f"{checkpoint}, whose heads and numbers of classes are {heads}")
+            raise ValueError(
+                f"task {name} with {len(dataset.classes)} classes has no head in "
+                f"{checkpoint}, whose heads and numbers of classes are {heads}"
+            )
     metrics = evaluate(model, recipe, world, datasets, state["class_counts"], state["ema"], out)
     if world.rank == 0:
         write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
@@ -1185,7 +1533,11 @@ def contents(folder: Path) -> str:
 
 @torch.no_grad()
 def predict_command(
-    checkpoint: str, path: str, boxes_path: str | None, every_sec: float, top: int,
+    checkpoint: str,
+    path: str,
+    boxes_path: str | None,
+    every_sec: float,
+    top: int,
     overrides: dict[str, str],
 ) -> None:
     """`predict CHECKPOINT VIDEO`: with person boxes, their labels (detections.csv); without, the
@@ -1193,8 +1545,10 @@ def predict_command(
     state, video = load(checkpoint), Path(path)
     free = ("out", "device", "precision", "workers", "threads")
     if unused := overrides.keys() - set(free):
-        raise ValueError(f"predict takes --{', --'.join(free)} of the recipe's keys, not "
-                         f"--{', --'.join(sorted(unused))}")
+        raise ValueError(
+            f"predict takes --{', --'.join(free)} of the recipe's keys, not "
+            f"--{', --'.join(sorted(unused))}"
+        )
     values = {key: _value(text, Recipe, key) for key, text in overrides.items()}
     recipe = dataclasses.replace(recipe_of(state), **values)
     if bad := [*data.misfits(Recipe, values).values()] or out_of_range(recipe):
@@ -1207,34 +1561,43 @@ def predict_command(
     kind = "box" if boxes_path else "clip"
     tasks = [dataclasses.replace(task, views=[1, 1]) for task in recipe.task if task.kind == kind]
     if not tasks:
-        raise ValueError(f"{checkpoint} has no {kind} task, its tasks are "
-                         + ", ".join(f"{task.name} ({task.kind})" for task in recipe.task)
-                         + "; with --boxes box tasks are predicted, without clip tasks")
-    times, end_sec, *_ = datatools.frame_times(video)
+        raise ValueError(
+            f"{checkpoint} has no {kind} task, its tasks are "
+            + ", ".join(f"{task.name} ({task.kind})" for task in recipe.task)
+            + "; with --boxes box tasks are predicted, without clip tasks"
+        )
+    times, end_sec, *_ = videos.frame_times(video)
     if boxes_path:
         scored = any(line.count(",") == 7 for _, line in data._lines(boxes_path))
         found = data.read_boxes(boxes_path, 1 << 30, scored, {})
         if scored and any(person.labels for people in found.values() for person in people):
-            raise ValueError(f"{boxes_path}: actions in column 7, expected none: then column 8 is "
-                             "a person's number, not a score")
+            raise ValueError(
+                f"{boxes_path}: actions in column 7, expected none: then column 8 is "
+                "a person's number, not a score"
+            )
         for person in (person for people in found.values() for person in people):
             person.labels = set()
-        persons = {stamp: people for (name, stamp), people in sorted(found.items())
-                   if name == video.stem and people}
+        persons = {
+            stamp: people
+            for (name, stamp), people in sorted(found.items())
+            if name == video.stem and people
+        }
         if not persons:
             raise ValueError(f"{boxes_path}: no box of a video called {video.stem!r}")
     else:
         centres = np.arange(min(every_sec, end_sec) / 2, end_sec, every_sec)
         persons = {round(second * 1e6): [] for second in centres}
     out.mkdir(parents=True, exist_ok=True)
-    shown = {}    # by second: boxes and the labels drawn at them; without boxes, the whole frame
+    shown = {}  # by second: boxes and the labels drawn at them; without boxes, the whole frame
     for stamp, people in persons.items():
         boxes = np.array([person.box for person in people] or [[0, 0, 1, 1]])
         shown[stamp / 1e6] = boxes, [[] for _ in boxes]
     for task in tasks:
         names, detections = state["classes"][task.name], {}
-        rows = [((video.stem, stamp), video.name, stamp / 1e6, 0, people)
-                for stamp, people in persons.items()]
+        rows = [
+            ((video.stem, stamp), video.name, stamp / 1e6, 0, people)
+            for stamp, people in persons.items()
+        ]
         items = data.Items(str(video.parent), rows, len(names))
         dataset = data.Dataset(task, "val", names, items, {})
         for batch, logits in predictions(model, recipe, world, dataset):
@@ -1257,12 +1620,12 @@ def predict_command(
 
     def annotated():
         keyframes = np.array(list(shown))
-        for part in np.array_split(times, math.ceil(len(times) / 32)):    # a second or so in memory
+        for part in np.array_split(times, math.ceil(len(times) / 32)):  # a second or so in memory
             for at, frame in zip(part, data.decode_clip(video, part)):
                 nearest = keyframes[np.abs(keyframes - at).argmin()]
-                yield datatools.draw_boxes(frame, *shown[nearest], datatools.AMBER)
+                yield pictures.draw_boxes(frame, *shown[nearest], pictures.AMBER)
 
-    datatools.write_video(out / "annotated.mp4", annotated(), len(times) / end_sec)
+    pictures.write_video(out / "annotated.mp4", annotated(), len(times) / end_sec)
     print(contents(out))
 
 
@@ -1285,18 +1648,26 @@ def split_overrides(
         else:
             names = [*known, *(name.removeprefix("--") for name in options)]
             near = difflib.get_close_matches(key, names, 1)
-            raise ValueError(f"unknown option {option}" + "".join(
-                f", did you mean --{name.replace('_', '-')}?" for name in near))
+            raise ValueError(
+                f"unknown option {option}"
+                + "".join(f", did you mean --{name.replace('_', '-')}?" for name in near)
+            )
     return rest, overrides
 
 
 def main(arguments: list[str]) -> None:
-    keys = ", ".join(f"--{key.replace('_', '-')} ({value!r})"
-                     for key, value in vars(Recipe()).items() if key not in ("model", "task"))
+    keys = ", ".join(
+        f"--{key.replace('_', '-')} ({value!r})"
+        for key, value in vars(Recipe()).items()
+        if key not in ("model", "task")
+    )
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False, epilog=f"every key of the recipe is an option too: {keys}; and "
-                                   "--model.KEY, --task.NAME.KEY")
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog=f"every key of the recipe is an option too: {keys}; and "
+        "--model.KEY, --task.NAME.KEY",
+    )
     add = parser.add_argument
     add("command", nargs="?", default="train", choices=["train", "evaluate", "predict", "compare"])
     add("checkpoint", nargs="?", help="evaluate, predict")
@@ -1308,8 +1679,11 @@ def main(arguments: list[str]) -> None:
     add("--top", type=int, default=3, help="predict: labels shown per box or clip")
     add("--methods", default="finetune,cofinetune", help="compare: comma-separated")
     add("--seeds", type=int, default=5, help="compare: final runs per method")
-    add("--lrs", default="",
-        help="compare: learning rates, comma-separated (default: half, once, twice the recipe's)")
+    add(
+        "--lrs",
+        default="",
+        help="compare: learning rates, comma-separated (default: half, once, twice the recipe's)",
+    )
     add("--tuning-seeds", type=int, default=2, help="compare: runs per learning rate of the grid")
     add("--jobs", type=int, default=0, help="compare: runs at a time (default: one per core)")
     options = {"--help", *re.findall(r"--[a-z-]+", parser.format_usage())}
@@ -1325,14 +1699,23 @@ def main(arguments: list[str]) -> None:
     if known.command == "evaluate":
         evaluate_command(known.checkpoint, known.recipe, overrides)
     elif known.command == "predict":
-        predict_command(known.checkpoint, known.video, known.boxes, known.every_sec, known.top,
-                        overrides)
+        predict_command(
+            known.checkpoint, known.video, known.boxes, known.every_sec, known.top, overrides
+        )
     elif known.command == "compare":
-        import baselines
+        from extras import compare
+
         source, lrs = known.recipe or "demo", [float(lr) for lr in known.lrs.split(",") if lr]
-        baselines.compare(read_recipe(source, overrides), source, overrides,
-                          re.split(r",(?![^\[]*\])", known.methods), known.seeds, lrs, known.jobs,
-                          known.tuning_seeds)
+        compare.compare(
+            read_recipe(source, overrides),
+            source,
+            overrides,
+            re.split(r",(?![^\[]*\])", known.methods),
+            known.seeds,
+            lrs,
+            known.jobs,
+            known.tuning_seeds,
+        )
     else:
         recipe = read_recipe(known.recipe or "demo", overrides)
         world = setup(recipe)

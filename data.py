@@ -58,13 +58,14 @@ from av.video.reformatter import VideoReformatter
 
 VIDEO_SUFFIXES = set(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp".split())
 MIN_VISIBLE = 0.2  # a box less visible than this in the training crop is no supervision: dropped
-CROP_DRAWS = 10    # crops drawn to see a box, before one is centred on a box
-IN_A_ROW = 20      # undecodable items in a row before training stops
+CROP_DRAWS = 10  # crops drawn to see a box, before one is centred on a box
+IN_A_ROW = 20  # undecodable items in a row before training stops
 
 
 # ------------------------------------------------------------------------------------------------
 # Tasks: the [[task]] tables of a recipe
 # ------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Task:
@@ -72,48 +73,49 @@ class Task:
 
     Paths are relative to the recipe's `root`.
     """
+
     name: str
-    kind: str                     # "clip" (a class per clip) | "box" (labels per person, multi-hot)
-    train: str = ""               # annotations, in a format above
+    kind: str  # "clip" (a class per clip) | "box" (labels per person, multi-hot)
+    train: str = ""  # annotations, in a format above
     val: str = ""
-    videos: str = ""              # folder
-    val_videos: str = ""          # "": the same folder
-    labels: str = ""              # action or class list; "" (clips): the names in `train`, sorted
-    eval_labels: str = ""         # action list of what the mAP counts, AVA: 60 of 80; "": `labels`
-    exclude_train: str = ""       # keyframes to leave out
+    videos: str = ""  # folder
+    val_videos: str = ""  # "": the same folder
+    labels: str = ""  # action or class list; "" (clips): the names in `train`, sorted
+    eval_labels: str = ""  # action list of what the mAP counts, AVA: 60 of 80; "": `labels`
+    exclude_train: str = ""  # keyframes to leave out
     exclude_val: str = ""
-    train_boxes: str = ""         # detected persons, beside the annotated ones
-    val_boxes: str = ""           # detected persons to evaluate; "": the annotated boxes (easier)
+    train_boxes: str = ""  # detected persons, beside the annotated ones
+    val_boxes: str = ""  # detected persons to evaluate; "": the annotated boxes (easier)
     train_box_score: float = 0.9  # least score of a detection
-    val_box_score: float = 0.8    # a keyframe where none has it keeps its best detection
-    transfer_iou: float = 0.0     # detections take the labels of the person they overlap so much
-                                  # (AVA: 0.9), others go; 0: labels of their file, '' = negative
-    offset_sec: float = 0.0       # annotation time minus file time; AVA's 15-minute cuts: 900
-    frames: int = 32              # T
-    stride: int = 2               # in frames of the clock
-    fps: float = 25.0             # of the clock, not of the files
-    size: int = 224               # px, side of the square clip
+    val_box_score: float = 0.8  # a keyframe where none has it keeps its best detection
+    transfer_iou: float = 0.0  # detections take the labels of the person they overlap so much
+    # (AVA: 0.9), others go; 0: labels of their file, '' = negative
+    offset_sec: float = 0.0  # annotation time minus file time; AVA's 15-minute cuts: 900
+    frames: int = 32  # T
+    stride: int = 2  # in frames of the clock
+    fps: float = 25.0  # of the clock, not of the files
+    size: int = 224  # px, side of the square clip
     short_side: list[int] = field(default_factory=lambda: [256, 320])  # px; drawn, val: the first
-    fit: str = "crop"             # "crop" | "squash" (whole frame to size x size: loses no box)
-    val_fit: str = ""             # also "full": whole frame, sides to multiples of 16, clips one by
-                                  # one; "": crop for clip tasks, full for box tasks
-    flip: float = 0.5             # probability
+    fit: str = "crop"  # "crop" | "squash" (whole frame to size x size: loses no box)
+    val_fit: str = ""  # also "full": whole frame, sides to multiples of 16, clips one by
+    # one; "": crop for clip tasks, full for box tasks
+    flip: float = 0.5  # probability
     flip_swap: list[list[int]] = field(default_factory=list)  # label pairs that a flip exchanges
-    colour: float = 0.0           # brightness, contrast, saturation by factors in [1 - c, 1 + c]
-    mixup: float = 0.0            # a of Beta(a, a), clip tasks
+    colour: float = 0.0  # brightness, contrast, saturation by factors in [1 - c, 1 + c]
+    mixup: float = 0.0  # a of Beta(a, a), clip tasks
     views: list[int] = field(default_factory=lambda: [1, 1])  # val, clip tasks: clips x crops
-    batch: int = 8                # clips per step, all processes together
-    weight: float = 1.0           # share of the steps in the "weighted" schedule
-    lr_scale: float = 1.0         # times the learning rate, at this task's steps
+    batch: int = 8  # clips per step, all processes together
+    weight: float = 1.0  # share of the steps in the "weighted" schedule
+    lr_scale: float = 1.0  # times the learning rate, at this task's steps
     loss_weight: float = 1.0
-    smoothing: float = 0.0        # of the labels, clip tasks
-    reduce: str = "sum"           # of the box loss over classes: "sum" | "mean"
-    prior: float = 0.0            # first probability of a box class (head bias); 0: no bias
-    dropout: float = 0.0          # before the head
-    roi: str = "align-max"        # features of a box: "align-max" | "mean"
-    roi_size: int = 7             # bins per side
-    context: bool = False         # the clip's feature beside the box's
-    bad_share: float = 0.05       # of the videos missing or undecodable: tolerated
+    smoothing: float = 0.0  # of the labels, clip tasks
+    reduce: str = "sum"  # of the box loss over classes: "sum" | "mean"
+    prior: float = 0.0  # first probability of a box class (head bias); 0: no bias
+    dropout: float = 0.0  # before the head
+    roi: str = "align-max"  # features of a box: "align-max" | "mean"
+    roi_size: int = 7  # bins per side
+    context: bool = False  # the clip's feature beside the box's
+    bad_share: float = 0.05  # of the videos missing or undecodable: tolerated
 
     def __post_init__(self):
         self.val_fit = self.val_fit or ("full" if self.kind == "box" else "crop")
@@ -166,18 +168,26 @@ def read_tasks(tables: list[dict], where: str | Path = "recipe") -> list[Task]:
 def _impossible(task: Task) -> Iterator[str]:
     box, sides, views = task.kind == "box", task.short_side, task.views
     for allowed, keys in {
-            ("clip", "box"): ["kind"], ("crop", "squash"): ["fit"], ("sum", "mean"): ["reduce"],
-            ("crop", "squash", "full"): ["val_fit"], ("align-max", "mean"): ["roi"]}.items():
-        yield from (f"{key} = {getattr(task, key)!r} is not one of {', '.join(allowed)}"
-                    for key in keys if getattr(task, key) not in allowed)
+        ("clip", "box"): ["kind"],
+        ("crop", "squash"): ["fit"],
+        ("sum", "mean"): ["reduce"],
+        ("crop", "squash", "full"): ["val_fit"],
+        ("align-max", "mean"): ["roi"],
+    }.items():
+        yield from (
+            f"{key} = {getattr(task, key)!r} is not one of {', '.join(allowed)}"
+            for key in keys
+            if getattr(task, key) not in allowed
+        )
     for key in "frames stride fps size batch roi_size".split():
         if not getattr(task, key) > 0:
             yield f"{key} = {getattr(task, key)} is not positive"
     for key in "weight lr_scale loss_weight mixup".split():
         if not getattr(task, key) >= 0:
             yield f"{key} = {getattr(task, key)} is negative"
-    for key in ("flip colour bad_share smoothing dropout prior train_box_score val_box_score "
-                "transfer_iou").split():
+    for key in (
+        "flip colour bad_share smoothing dropout prior train_box_score val_box_score transfer_iou"
+    ).split():
         if not 0 <= getattr(task, key) <= 1:
             yield f"{key} = {getattr(task, key)} is not in [0, 1]"
     if [type(side) for side in sides] != [int, int] or not 0 < sides[0] <= sides[1]:
@@ -187,16 +197,18 @@ def _impossible(task: Task) -> Iterator[str]:
     if [type(count) for count in views] != [int, int] or views[0] < 1 or views[1] not in (1, 3):
         yield f"views = {views} is not [clips, crops] with 1 or 3 crops"
     elif views != [1, 1] and (box or views[1] == 3 and task.val_fit != "crop"):
-        yield f"views = {views} is for clip tasks, and 3 crops for val_fit = \"crop\""
-    if any(type(pair) is not list or [type(i) for i in pair] != [int, int]
-           for pair in task.flip_swap):
+        yield f'views = {views} is for clip tasks, and 3 crops for val_fit = "crop"'
+    if any(
+        type(pair) is not list or [type(i) for i in pair] != [int, int] for pair in task.flip_swap
+    ):
         yield f"flip_swap = {task.flip_swap} is not a list of pairs of labels"
     for problem, applies in {
-            "neither `train` nor `val` is given": not (task.train or task.val),
-            "a box task needs `labels`, its action list": box and not task.labels,
-            "mixup is for clip tasks": box and task.mixup,
-            "person detections are for box tasks": not box and (task.train_boxes or task.val_boxes),
-            "transfer_iou needs `train_boxes`": task.transfer_iou and not task.train_boxes}.items():
+        "neither `train` nor `val` is given": not (task.train or task.val),
+        "a box task needs `labels`, its action list": box and not task.labels,
+        "mixup is for clip tasks": box and task.mixup,
+        "person detections are for box tasks": not box and (task.train_boxes or task.val_boxes),
+        "transfer_iou needs `train_boxes`": task.transfer_iou and not task.train_boxes,
+    }.items():
         if applies:
             yield problem
 
@@ -205,13 +217,18 @@ def _impossible(task: Task) -> Iterator[str]:
 # Decoding
 # ------------------------------------------------------------------------------------------------
 
+
 class DecodeError(Exception):
     """A video that cannot be read; the message begins with its path."""
 
 
-def decode_clip(path: str | Path, times_sec: Sequence[float] | Callable[[float], Sequence[float]],
-                short_side: int | None = None, size: tuple[int, int] | None = None,
-                multiple: int = 1) -> np.ndarray:
+def decode_clip(
+    path: str | Path,
+    times_sec: Sequence[float] | Callable[[float], Sequence[float]],
+    short_side: int | None = None,
+    size: tuple[int, int] | None = None,
+    multiple: int = 1,
+) -> np.ndarray:
     """The RGB frames on screen at `times_sec`, upright: uint8 (T, h, w, 3).
 
     times_sec: seconds from the first frame, in any order; or a function of the video's duration
@@ -282,8 +299,9 @@ def _duration_sec(container, stream) -> float:
     return float((max(ends) - (stream.start_time or 0)) * stream.time_base) if ends else 0.0
 
 
-def _read_window(container, stream, targets: list[int], back: int, skip: bool, canvas: "_Canvas",
-                 path) -> bool:
+def _read_window(
+    container, stream, targets: list[int], back: int, skip: bool, canvas: "_Canvas", path
+) -> bool:
     """Decode what the targets need, from the keyframe before `first - back`; False: impossible."""
     first, last, start = min(targets), max(targets), stream.start_time or 0
     first = max(first, start)
@@ -306,8 +324,9 @@ def _read_window(container, stream, targets: list[int], back: int, skip: bool, c
     return _decode(stream.codec_context, packets, wanted, skip, canvas)
 
 
-def _decode(decoder, packets: list, wanted: dict[int, list[int]], skip: bool,
-            canvas: "_Canvas") -> bool:
+def _decode(
+    decoder, packets: list, wanted: dict[int, list[int]], skip: bool, canvas: "_Canvas"
+) -> bool:
     """Put the wanted frames into the canvas, timestamp -> places; False if one did not come out."""
     newest = -math.inf
     for packet in [*packets, None]:  # None empties the decoder
@@ -337,7 +356,7 @@ def _read_from_start(container, stream, targets: list[int], canvas: "_Canvas", p
         due = [k for k in left if targets[k] < now] if shown else []
         if due:
             canvas.put(due, shown)
-            left = left[len(due):]
+            left = left[len(due) :]
         if not left:
             return
         shown, since = frame, now
@@ -351,8 +370,10 @@ def _check_inside(targets: list[int], start: int, end: int, time_base, path) -> 
     # Otherwise a wrong offset would make a dataset of stills.
     if min(targets) > end + 1 / time_base or max(targets) < start - 1 / time_base:
         asked = [float((target - start) * time_base) for target in (min(targets), max(targets))]
-        raise DecodeError(f"{path}: asked for {asked[0]:.3f} to {asked[1]:.3f} s, but the last "
-                          f"frame is at {float((end - start) * time_base):.3f} s")
+        raise DecodeError(
+            f"{path}: asked for {asked[0]:.3f} to {asked[1]:.3f} s, but the last "
+            f"frame is at {float((end - start) * time_base):.3f} s"
+        )
 
 
 class _Canvas:
@@ -376,10 +397,11 @@ class _Canvas:
             self.video = np.empty((self.frames, *(self.size or sides), 3), np.uint8)  # (T, h, w, 3)
         height, width = self.video.shape[1:3] if turns % 2 == 0 else self.video.shape[2:0:-1]
         if (height, width) != (frame.height, frame.width):
-            frame = self.scaler.reformat(frame, width, height, "yuv420p", interpolation="BILINEAR",
-                                         threads=1)
+            frame = self.scaler.reformat(
+                frame, width, height, "yuv420p", interpolation="BILINEAR", threads=1
+            )
         plane = self.converter.reformat(frame, format="rgb24", threads=1).planes[0]
-        image = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, :width * 3]
+        image = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : width * 3]
         image = np.rot90(image.reshape(height, width, 3), turns)
         for place in places:
             self.video[place] = image
@@ -388,6 +410,7 @@ class _Canvas:
 # ------------------------------------------------------------------------------------------------
 # Annotations
 # ------------------------------------------------------------------------------------------------
+
 
 def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """(`path:line`, text) of every line that is not blank."""
@@ -434,9 +457,11 @@ def read_classes(path: str | Path) -> dict[int, str]:
                 break
     classes = dict(pairs)
     if not found or not len(found) == len(classes) == len(set(classes.values())):
-        raise ValueError(f"{path}: expected a list of classes with a name and a number each, all "
-                         f"different; found {len(found)} entries, {len(classes)} numbers, "
-                         f"{len(set(classes.values()))} names")
+        raise ValueError(
+            f"{path}: expected a list of classes with a name and a number each, all "
+            f"different; found {len(found)} entries, {len(classes)} numbers, "
+            f"{len(set(classes.values()))} names"
+        )
     return classes
 
 
@@ -446,9 +471,12 @@ def is_video(name: str) -> bool:
 
 def list_videos(folder: str | Path) -> list[str]:
     """The video files in a folder and below, as paths relative to it."""
-    return [os.path.relpath(os.path.join(parent, name), folder)
-            for parent, _, names in os.walk(folder, followlinks=True)
-            for name in names if is_video(name)]
+    return [
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if is_video(name)
+    ]
 
 
 class Videos:
@@ -480,8 +508,11 @@ class Videos:
             raise ValueError(f"{self.folder}: several videos are {video}: {', '.join(names)}")
         if names:
             return names[0], time_sec - offset_sec
-        around = [(abs(time_sec - (start + end) / 2), time_sec - start, name)
-                  for start, end, name in self.clips.get(video, ()) if start <= time_sec <= end]
+        around = [
+            (abs(time_sec - (start + end) / 2), time_sec - start, name)
+            for start, end, name in self.clips.get(video, ())
+            if start <= time_sec <= end
+        ]
         if not around:
             return None
         _, local_sec, name = min(around)
@@ -497,13 +528,15 @@ class Videos:
 @dataclass
 class Person:
     """A box of a keyframe with its action ids."""
+
     box: tuple[float, float, float, float]
     labels: set[int]
     score: float = 1.0
 
 
-def read_boxes(path: str | Path, classes: int, scored: bool,
-               report: dict) -> dict[tuple[str, int], list[Person]]:
+def read_boxes(
+    path: str | Path, classes: int, scored: bool, report: dict
+) -> dict[tuple[str, int], list[Person]]:
     """(video id, microseconds) -> persons of a csv; `scored`: column 8 is a score, not a person.
 
     Microseconds, because "0902", "902" and "902.000000" are the same keyframe. One whose only row
@@ -559,8 +592,11 @@ def read_clips(path: str, videos: Videos, split: str) -> list[tuple[str, str, st
         rows, use = [], " 1" if split == "train" else " 2"
         for file in sorted(glob.glob(path)):
             label = re.sub(r"_test_split\d+$", "", Path(file).stem)
-            rows += [(where, label, line[:-2], videos.clip(Path(line[:-2].strip()).stem, label))
-                     for where, line in _lines(file) if line.endswith(use)]
+            rows += [
+                (where, label, line[:-2], videos.clip(Path(line[:-2].strip()).stem, label))
+                for where, line in _lines(file)
+                if line.endswith(use)
+            ]
         return rows
     if path.endswith(".json"):
         rows = []
@@ -608,9 +644,12 @@ def _list_row(line: str, videos: Videos) -> tuple[str, str, str | None]:
     else:
         # What follows the suffix of the video; or, without one, a number after blank or comma; or a
         # name after the last comma or tab; or after a blank.
-        match = (re.fullmatch(rf"(?i)(.+?(?:{suffixes}))[\s,]+(.+)", line)
-                 or re.fullmatch(r"(.+?)[\s,]+(\d+)", line)
-                 or re.fullmatch(r"(.+)[\t,](.+)", line) or re.fullmatch(r"(.+)\s(\S+)", line))
+        match = (
+            re.fullmatch(rf"(?i)(.+?(?:{suffixes}))[\s,]+(.+)", line)
+            or re.fullmatch(r"(.+?)[\s,]+(\d+)", line)
+            or re.fullmatch(r"(.+)[\t,](.+)", line)
+            or re.fullmatch(r"(.+)\s(\S+)", line)
+        )
         if not match:
             raise ValueError("expected `path label`")
         name, label = match[1].strip(), match[2].strip()
@@ -626,13 +665,14 @@ def _list_row(line: str, videos: Videos) -> tuple[str, str, str | None]:
 # Transforms: video (V, T, H, W, 3) uint8 together with boxes (n, 4) in [0, 1] of it
 # ------------------------------------------------------------------------------------------------
 
+
 def crop(video: np.ndarray, boxes: np.ndarray, top: int, left: int, size: int) -> tuple:
     """-> the square, boxes cut off at its edges, share (n,) of each box's area that is inside."""
     height, width = video.shape[2:4]
     moved = (boxes * [width, height, width, height] - [left, top, left, top]) / size
     inside = moved.clip(0, 1)
     share = np.prod(inside[:, 2:] - inside[:, :2], 1) / np.prod(moved[:, 2:] - moved[:, :2], 1)
-    return video[:, :, top:top + size, left:left + size], inside, share
+    return video[:, :, top : top + size, left : left + size], inside, share
 
 
 def random_crop(rng: np.random.Generator, video: np.ndarray, boxes: np.ndarray, size: int) -> tuple:
@@ -702,16 +742,18 @@ def normalise(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
 # Datasets
 # ------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Item:
     """A clip before its video is opened."""
+
     key: tuple[str, int]  # box: (video id, microseconds in the movie); clip: (file, number)
     path: str
-    time_sec: float       # of the keyframe in the file; nan: anywhere (clip tasks)
-    label: int            # clip: column of its class
-    boxes: np.ndarray     # (n, 4) float64, as annotated
-    labels: np.ndarray    # (n, C) bool
-    scores: np.ndarray    # (n,) float32, 1 for annotated boxes
+    time_sec: float  # of the keyframe in the file; nan: anywhere (clip tasks)
+    label: int  # clip: column of its class
+    boxes: np.ndarray  # (n, 4) float64, as annotated
+    labels: np.ndarray  # (n, C) bool
+    scores: np.ndarray  # (n,) float32, 1 for annotated boxes
 
 
 class Items(Sequence):
@@ -739,9 +781,15 @@ class Items(Sequence):
 
     def __getitem__(self, i: int) -> Item:
         n = slice(self.first[i], self.first[i + 1])
-        return Item((os.fsdecode(self.names[i]), int(self.stamps[i])),
-                    os.path.join(self.folder, os.fsdecode(self.files[i])), float(self.times[i]),
-                    int(self.label[i]), self.boxes[n], self.labels[n], self.scores[n])
+        return Item(
+            (os.fsdecode(self.names[i]), int(self.stamps[i])),
+            os.path.join(self.folder, os.fsdecode(self.files[i])),
+            float(self.times[i]),
+            int(self.label[i]),
+            self.boxes[n],
+            self.labels[n],
+            self.scores[n],
+        )
 
     def fingerprint(self) -> int:
         """Another one if any item is another one."""
@@ -752,21 +800,29 @@ class Items(Sequence):
 @dataclass
 class Sample:
     """An item, decoded and cut."""
+
     item: Item
     video: np.ndarray | None  # (V, T, H, W, 3) uint8, V = 1 in training; None: not decodable
-    boxes: np.ndarray         # (n, 4) float32 in [0, 1] of the clip
-    kept: np.ndarray          # (n,) their rows in the item
-    labels: np.ndarray        # (n, C) bool
+    boxes: np.ndarray  # (n, 4) float32 in [0, 1] of the clip
+    kept: np.ndarray  # (n,) their rows in the item
+    labels: np.ndarray  # (n, C) bool
     label: int
-    mix: float = 1.0          # share of this clip in its mixup
+    mix: float = 1.0  # share of this clip in its mixup
 
 
 class Dataset:
     """A split of a task. `report`: what was counted; `missing`: video -> where it is wanted;
     `damaged`: file -> what is wrong with it, as found by evaluation_batches."""
 
-    def __init__(self, task: Task, split: str, classes: list[str], items: Items, report: dict,
-                 missing: dict[str, str] | None = None):
+    def __init__(
+        self,
+        task: Task,
+        split: str,
+        classes: list[str],
+        items: Items,
+        report: dict,
+        missing: dict[str, str] | None = None,
+    ):
         self.task, self.split, self.classes = task, split, classes
         self.items, self.report, self.missing = items, report, missing or {}
         self.videos = len(np.unique(items.files))
@@ -801,9 +857,15 @@ class Dataset:
             starts = np.linspace(0, room, clips) if clips > 1 else np.array([place * room])
             return (starts[:, None] + steps).ravel()  # all clips of a video in one decoding
 
-        video = decode_clip(item.path, times_sec, **{
-            "crop": dict(short_side=side), "squash": dict(size=(task.size, task.size)),
-            "full": dict(short_side=side, multiple=16)}[fit])
+        video = decode_clip(
+            item.path,
+            times_sec,
+            **{
+                "crop": dict(short_side=side),
+                "squash": dict(size=(task.size, task.size)),
+                "full": dict(short_side=side, multiple=16),
+            }[fit],
+        )
         video = video.reshape(clips, task.frames, *video.shape[1:])  # (V, T, h, w, 3)
         boxes, kept = item.boxes, np.arange(len(item.boxes))
         if fit == "crop" and rng:
@@ -830,10 +892,14 @@ def open_task(task: Task, root: str | Path = ".", split: str = "train") -> Datas
     ValueError with file and line for what cannot be understood.
     """
     who = f"task {task.name!r} ({split})"
-    paths = {"annotations": getattr(task, split), "labels": task.labels,
-             "names": "" if task.labels else task.train,
-             "videos": split == "val" and task.val_videos or task.videos or ".",
-             "exclude": getattr(task, f"exclude_{split}"), "boxes": getattr(task, f"{split}_boxes")}
+    paths = {
+        "annotations": getattr(task, split),
+        "labels": task.labels,
+        "names": "" if task.labels else task.train,
+        "videos": split == "val" and task.val_videos or task.videos or ".",
+        "exclude": getattr(task, f"exclude_{split}"),
+        "boxes": getattr(task, f"{split}_boxes"),
+    }
     paths = {key: os.path.join(root, path) for key, path in paths.items() if path}
     if "annotations" not in paths:
         raise ValueError(f"{who}: `{split}` is not given")
@@ -851,7 +917,8 @@ def open_task(task: Task, root: str | Path = ".", split: str = "train") -> Datas
         raise FileNotFoundError(
             f"{who}: {len(missing)} of {dataset.videos + len(missing)} videos are not in "
             f"{paths['videos']}, more than bad_share = {task.bad_share}; "
-            f"the first is {name}, wanted by {where}")
+            f"the first is {name}, wanted by {where}"
+        )
     if not rows:
         raise ValueError(f"{who}: {paths['annotations']} has nothing to {split} on: {report}")
     if split == "train" and task.flip:
@@ -863,19 +930,27 @@ def _check_flips(task: Task, classes: list[str]) -> None:
     """A flipped "left to right" is a wrong label, unless it becomes "right to left"."""
     first, other = int(task.kind == "box"), {"left": "right", "right": "left"}
     turned = [re.sub("|".join(other), lambda word: other[word[0]], name) for name in classes]
-    pairs = [[i, j] for i, name in enumerate(turned, first)
-             if name in classes and (j := classes.index(name) + first) > i]
+    pairs = [
+        [i, j]
+        for i, name in enumerate(turned, first)
+        if name in classes and (j := classes.index(name) + first) > i
+    ]
     given = [sorted(pair) for pair in task.flip_swap]
     if any(pair not in given for pair in pairs):
-        raise ValueError(f"task {task.name!r}: flip = {task.flip} mirrors "
-                         f"{classes[pairs[0][0] - first]!r}: set flip = 0.0 or flip_swap = {pairs}")
+        raise ValueError(
+            f"task {task.name!r}: flip = {task.flip} mirrors "
+            f"{classes[pairs[0][0] - first]!r}: set flip = 0.0 or flip_swap = {pairs}"
+        )
     if wrong := [pair for pair in given if not first <= pair[0] <= pair[1] < len(classes) + first]:
-        raise ValueError(f"task {task.name!r}: flip_swap has {wrong[0]}, but the labels are "
-                         f"{first}..{len(classes) + first - 1}")
+        raise ValueError(
+            f"task {task.name!r}: flip_swap has {wrong[0]}, but the labels are "
+            f"{first}..{len(classes) + first - 1}"
+        )
 
 
-def _read_box_task(task: Task, split: str, paths: dict, videos: Videos, report: dict,
-                   missing: dict) -> tuple[list[tuple], list[str]]:
+def _read_box_task(
+    task: Task, split: str, paths: dict, videos: Videos, report: dict, missing: dict
+) -> tuple[list[tuple], list[str]]:
     names = read_classes(paths["labels"])
     if not 1 <= min(names) <= max(names) < 2**15:
         raise ValueError(f"{paths['labels']}: ids {min(names)} to {max(names)}, expected 1..32767")
@@ -933,8 +1008,9 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
 
 
-def _read_clip_task(task: Task, split: str, paths: dict, videos: Videos, report: dict,
-                    missing: dict) -> tuple[list[tuple], list[str]]:
+def _read_clip_task(
+    task: Task, split: str, paths: dict, videos: Videos, report: dict, missing: dict
+) -> tuple[list[tuple], list[str]]:
     found = read_clips(paths["annotations"], videos, split)
     report["rows"] = len(found)
     if "labels" in paths:
@@ -946,8 +1022,10 @@ def _read_clip_task(task: Task, split: str, paths: dict, videos: Videos, report:
         if all(label.isdecimal() for label in listed):
             count = max(map(int, listed), default=-1) + 1
             if count > 100_000:
-                raise ValueError(f"{paths['annotations']}: class number {count - 1}, expected "
-                                 "numbers from 0 on; `labels` can give them names")
+                raise ValueError(
+                    f"{paths['annotations']}: class number {count - 1}, expected "
+                    "numbers from 0 on; `labels` can give them names"
+                )
             names = {n: str(n) for n in range(count)}
         else:
             names = dict(enumerate(sorted(listed)))
@@ -957,8 +1035,10 @@ def _read_clip_task(task: Task, split: str, paths: dict, videos: Videos, report:
     rows = []
     for number, (where, label, name, file) in enumerate(found):
         if label not in columns:
-            raise ValueError(f"{where}: {label!r} is not one of the {len(classes)} classes of "
-                             + (paths.get("labels") or paths.get("names", paths["annotations"])))
+            raise ValueError(
+                f"{where}: {label!r} is not one of the {len(classes)} classes of "
+                + (paths.get("labels") or paths.get("names", paths["annotations"]))
+            )
         if file is None:
             missing[name] = where
         else:
@@ -970,23 +1050,31 @@ def _read_clip_task(task: Task, split: str, paths: dict, videos: Videos, report:
 # Batches
 # ------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Batch:
     """Clips of one task. The V views of an item (evaluation) are together: clip b is view b % V."""
+
     step: int
     task: str
-    video: torch.Tensor              # (B, T, H, W, 3) uint8 RGB
-    labels: torch.Tensor             # (B,) int64 | mixup: (B, C) float32 | boxes: (K, C) float32
-    boxes: torch.Tensor | None       # (K, 4) float32 in [0, 1] of the clip
-    box_clip: torch.Tensor | None    # (K,) int64, the clip of each box
-    keys: list[tuple[str, int]]      # of the B clips, see Item
-    scores: torch.Tensor | None      # (K,) float32 of the person detector, 1 for annotated boxes
+    video: torch.Tensor  # (B, T, H, W, 3) uint8 RGB
+    labels: torch.Tensor  # (B,) int64 | mixup: (B, C) float32 | boxes: (K, C) float32
+    boxes: torch.Tensor | None  # (K, 4) float32 in [0, 1] of the clip
+    box_clip: torch.Tensor | None  # (K,) int64, the clip of each box
+    keys: list[tuple[str, int]]  # of the B clips, see Item
+    scores: torch.Tensor | None  # (K,) float32 of the person detector, 1 for annotated boxes
     boxes_source: np.ndarray | None  # (K, 4) float64 as annotated: what a detections csv takes
-    valid: torch.Tensor              # (B,) bool; False: not decodable, video 0, no boxes
+    valid: torch.Tensor  # (B,) bool; False: not decodable, video 0, no boxes
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        return replace(self, **{name: change(value) for name, value in vars(self).items()
-                                if isinstance(value, torch.Tensor)})
+        return replace(
+            self,
+            **{
+                name: change(value)
+                for name, value in vars(self).items()
+                if isinstance(value, torch.Tensor)
+            },
+        )
 
     def to(self, device: torch.device | str) -> "Batch":
         """All but the boxes, with which the model computes on the CPU (model.TaskHead.persons)."""
@@ -1001,21 +1089,28 @@ class Batch:
 def make_batch(step: int, dataset: Dataset, samples: list[Sample], mixup: bool = False) -> Batch:
     """Stack samples; those without video become zeros, those without boxes are welcome."""
     task = dataset.task
-    shape = next((s.video.shape for s in samples if s.video is not None),
-                 (math.prod(task.views), task.frames, task.size, task.size, 3))
-    video = torch.from_numpy(np.concatenate(
-        [np.zeros(shape, np.uint8) if s.video is None else s.video for s in samples]))
+    shape = next(
+        (s.video.shape for s in samples if s.video is not None),
+        (math.prod(task.views), task.frames, task.size, task.size, 3),
+    )
+    video = torch.from_numpy(
+        np.concatenate([np.zeros(shape, np.uint8) if s.video is None else s.video for s in samples])
+    )
     keys = [s.item.key for s in samples for _ in range(shape[0])]
     valid = torch.tensor([s.video is not None for s in samples]).repeat_interleave(shape[0])
     if task.kind == "box":
         return Batch(
-            step, task.name, video,
+            step,
+            task.name,
+            video,
             labels=torch.from_numpy(np.concatenate([s.labels for s in samples]).astype(np.float32)),
             boxes=torch.from_numpy(np.concatenate([s.boxes for s in samples])),
             box_clip=torch.tensor([b for b, s in enumerate(samples) for _ in s.boxes]).long(),
             scores=torch.from_numpy(np.concatenate([s.item.scores[s.kept] for s in samples])),
             boxes_source=np.concatenate([s.item.boxes[s.kept] for s in samples]),
-            keys=keys, valid=valid)
+            keys=keys,
+            valid=valid,
+        )
     labels = torch.tensor([s.label for s in samples]).repeat_interleave(shape[0])  # (B,)
     if mixup:
         # With the clip half a batch away: ranks taking every W-th clip mix equal pairs for any W.
@@ -1031,6 +1126,7 @@ def make_batch(step: int, dataset: Dataset, samples: list[Sample], mixup: bool =
 # Many datasets, one stream
 # ------------------------------------------------------------------------------------------------
 
+
 class Stream:
     """What every step trains: a pure function of (seed, step), the same for any number of ranks.
 
@@ -1042,8 +1138,13 @@ class Stream:
     accumulate   all of them at each step, for one update: the joint objective exactly
     """
 
-    def __init__(self, datasets: dict[str, Dataset], schedule: str = "round_robin", seed: int = 0,
-                 steps: int = 1000):
+    def __init__(
+        self,
+        datasets: dict[str, Dataset],
+        schedule: str = "round_robin",
+        seed: int = 0,
+        steps: int = 1000,
+    ):
         self.datasets, self.schedule, self.seed, self.steps = datasets, schedule, seed, steps
         self.names = list(datasets)
         self.damaged: dict[str, int] = {}  # file -> times another item took its place
@@ -1052,13 +1153,14 @@ class Stream:
             weights = np.array([dataset.task.weight for dataset in datasets.values()])
             share = weights / weights.sum() * steps
             times = share.astype(int)
-            times[np.argsort(times - share, kind="stable")[:steps - times.sum()]] += 1
+            times[np.argsort(times - share, kind="stable")[: steps - times.sum()]] += 1
             self.order = rng.permutation(np.repeat(np.arange(count), times))
         elif schedule in ("round_robin", "accumulate"):
             self.order = np.arange(steps) % (1 if schedule == "accumulate" else count)
         else:
-            raise ValueError(f"schedule = {schedule!r} is not one of round_robin, weighted, "
-                             "accumulate")
+            raise ValueError(
+                f"schedule = {schedule!r} is not one of round_robin, weighted, accumulate"
+            )
         self.turn = np.zeros(steps, int)  # how often the task of a step came before
         for number in range(count):
             self.turn[self.order == number] = np.arange((self.order == number).sum())
@@ -1068,9 +1170,11 @@ class Stream:
 
     def slots(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[str, int]]:
         """(task, position in its row of epochs) of each clip of a rank."""
-        return [(name, int(self.turn[step]) * self.datasets[name].task.batch + place)
-                for name in self.tasks_at(step)
-                for place in range(rank, self.datasets[name].task.batch, world)]
+        return [
+            (name, int(self.turn[step]) * self.datasets[name].task.batch + place)
+            for name in self.tasks_at(step)
+            for place in range(rank, self.datasets[name].task.batch, world)
+        ]
 
     def locate(self, name: str, position: int, further: int = 0) -> tuple[int, int]:
         """(epoch, index of the item) at a position, or some places further in the same epoch."""
@@ -1081,11 +1185,20 @@ class Stream:
 
     def state(self) -> dict:
         """What a resumed run must find unchanged."""
-        return {"seed": self.seed, "schedule": self.schedule,
-                "steps": self.steps if self.schedule == "weighted" else None,
-                "tasks": {name: {"items": len(dataset), "fingerprint": dataset.items.fingerprint(),
-                                 "batch": dataset.task.batch, "weight": dataset.task.weight}
-                          for name, dataset in self.datasets.items()}}
+        return {
+            "seed": self.seed,
+            "schedule": self.schedule,
+            "steps": self.steps if self.schedule == "weighted" else None,
+            "tasks": {
+                name: {
+                    "items": len(dataset),
+                    "fingerprint": dataset.items.fingerprint(),
+                    "batch": dataset.task.batch,
+                    "weight": dataset.task.weight,
+                }
+                for name, dataset in self.datasets.items()
+            },
+        }
 
     def __getitem__(self, request: tuple[int, str, list[int]]) -> tuple[str, Batch | None, list]:
         """(task, batch, [(file, reason)] of what had to be replaced), made in a worker."""
@@ -1110,8 +1223,15 @@ def _permutation(seed: int, task: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, task, epoch]).permutation(size)
 
 
-def training_batches(stream: Stream, start: int, stop: int, rank: int = 0, world: int = 1,
-                     workers: int = 1, micro: int = 1) -> Iterator[list[Batch]]:
+def training_batches(
+    stream: Stream,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 1,
+    micro: int = 1,
+) -> Iterator[list[Batch]]:
     """For each step from start to stop - 1 the list of its micro-batches, of all its tasks.
 
     One pool of workers makes them ahead of time, each a whole micro-batch; 0 workers: made here.
@@ -1123,7 +1243,8 @@ def training_batches(stream: Stream, start: int, stop: int, rank: int = 0, world
         if dataset.task.batch % unit:
             raise ValueError(
                 f"task {name!r}: batch = {dataset.task.batch} is no multiple of {unit} = {world} "
-                f"processes x {micro} micro-batches" + " x 2 for mixup" * (dataset.task.mixup > 0))
+                f"processes x {micro} micro-batches" + " x 2 for mixup" * (dataset.task.mixup > 0)
+            )
 
     def requests() -> Iterator[tuple[int, str, list[int]]]:
         for step in range(start, stop):
@@ -1144,8 +1265,9 @@ def training_batches(stream: Stream, start: int, stop: int, rank: int = 0, world
             batches = []
 
 
-def evaluation_batches(dataset: Dataset, batch: int, rank: int = 0, world: int = 1,
-                       workers: int = 1) -> Iterator[Batch]:
+def evaluation_batches(
+    dataset: Dataset, batch: int, rank: int = 0, world: int = 1, workers: int = 1
+) -> Iterator[Batch]:
     """Items rank, rank + world, ... with all their views, each once: nothing is padded or replaced.
 
     `batch` counts clips, an item is V of them; "full" clips differ in size and come alone. What
@@ -1154,7 +1276,7 @@ def evaluation_batches(dataset: Dataset, batch: int, rank: int = 0, world: int =
     """
     task, mine = dataset.task, range(rank, len(dataset), world)
     items = 1 if task.val_fit == "full" else max(1, batch // math.prod(task.views))
-    requests = (mine[first:first + items] for first in range(0, len(mine), items))
+    requests = (mine[first : first + items] for first in range(0, len(mine), items))
     for made, damaged in _load(_Evaluation(dataset), requests, workers):
         for path, reason in damaged:
             dataset.damaged[path] = reason
@@ -1175,8 +1297,16 @@ class _Evaluation:
                 samples.append(self.dataset.sample(index))
             except DecodeError as error:
                 item = self.dataset.items[index]
-                samples.append(Sample(item, None, np.zeros((0, 4), np.float32), nothing,
-                                      item.labels[nothing], item.label))
+                samples.append(
+                    Sample(
+                        item,
+                        None,
+                        np.zeros((0, 4), np.float32),
+                        nothing,
+                        item.labels[nothing],
+                        item.label,
+                    )
+                )
                 damaged.append((item.path, str(error)))
         return make_batch(-1, self.dataset, samples), damaged
 
@@ -1184,15 +1314,25 @@ class _Evaluation:
 def _check_share(dataset: Dataset, bad: int, reason: str, stuck: bool = False) -> None:
     task = dataset.task
     if stuck or bad > task.bad_share * dataset.videos:
-        raise ValueError(f"task {task.name!r} ({dataset.split}): {bad} of {dataset.videos} videos "
-                         f"cannot be decoded, bad_share = {task.bad_share}; the last is {reason}")
+        raise ValueError(
+            f"task {task.name!r} ({dataset.split}): {bad} of {dataset.videos} videos "
+            f"cannot be decoded, bad_share = {task.bad_share}; the last is {reason}"
+        )
 
 
 def _load(source, requests: Iterator, workers: int) -> Iterator:
     """source[request] of each request, in order, made ahead by a pool of processes."""
-    return iter(torch.utils.data.DataLoader(
-        source, batch_size=None, sampler=requests, num_workers=workers, collate_fn=_as_it_is,
-        worker_init_fn=_start_worker, pin_memory=torch.cuda.is_initialized()))
+    return iter(
+        torch.utils.data.DataLoader(
+            source,
+            batch_size=None,
+            sampler=requests,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_initialized(),
+        )
+    )
 
 
 def _start_worker(number: int) -> None:
@@ -1203,10 +1343,3 @@ def _start_worker(number: int) -> None:
 
 def _as_it_is(value):
     return value
-
-
-if __name__ == "__main__":  # python data.py check | prepare | import | show
-    import sys
-
-    import datatools
-    sys.exit(datatools.main())

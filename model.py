@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
 # ------------------------------------------------------------------------------------------------
 # Configuration
 # ------------------------------------------------------------------------------------------------
@@ -137,8 +136,10 @@ class Tubelets(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         shape, (dt, dh, dw) = tuple(video.shape), self.weight.shape[2:]
         if len(shape) != 5 or shape[1] != 3 or shape[2] % dt or shape[3] % dh or shape[4] % dw:
-            raise ValueError(f"video is {shape}, expected (B, 3, T, H, W) with T, H, W multiples of"
-                             f" the tubelet {dt, dh, dw}")
+            raise ValueError(
+                f"video is {shape}, expected (B, 3, T, H, W) with T, H, W multiples of"
+                f" the tubelet {dt, dh, dw}"
+            )
         x = video.unflatten(4, (-1, dw)).unflatten(3, (-1, dh)).unflatten(2, (-1, dt))
         x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # (B, t, h, w, 3*dt*dh*dw)
         return F.linear(x, self.weight.flatten(1), self.bias)  # (B, t, h, w, D)
@@ -400,12 +401,18 @@ class CoFinetuneModel(nn.Module):
         self.encoder = VideoTransformer(config)
         self.heads = nn.ModuleDict({t: TaskHead(head, config.width) for t, head in heads.items()})
 
-    def forward(self, video: Tensor, task: str, boxes: Tensor | None = None,
-                box_clip: Tensor | None = None) -> Tensor:
+    def forward(
+        self, video: Tensor, task: str, boxes: Tensor | None = None, box_clip: Tensor | None = None
+    ) -> Tensor:
         return self.classify(self.encoder(video), task, boxes, box_clip)
 
-    def classify(self, features: tuple[Tensor, Tensor], task: str, boxes: Tensor | None = None,
-                 box_clip: Tensor | None = None) -> Tensor:
+    def classify(
+        self,
+        features: tuple[Tensor, Tensor],
+        task: str,
+        boxes: Tensor | None = None,
+        box_clip: Tensor | None = None,
+    ) -> Tensor:
         """What the encoder returns -> logits (B, C) of a clip task or (K, C) of a box task, K >= 0.
         float32 also under autocast: heads cost little, and box corners need the digits."""
         pooled, tokens = features
@@ -423,8 +430,12 @@ def clip_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
-def box_loss(logits: Tensor, labels: Tensor, reduce: Literal["sum", "mean"] = "sum",
-             count: float | Tensor | None = None) -> Tensor:
+def box_loss(
+    logits: Tensor,
+    labels: Tensor,
+    reduce: Literal["sum", "mean"] = "sum",
+    count: float | Tensor | None = None,
+) -> Tensor:
     """Sigmoid cross-entropy, logits and labels (K, C): reduced over classes, averaged over boxes.
 
     The sum over classes has the scale of a softmax loss, so one learning rate serves both kinds of

@@ -167,7 +167,7 @@ class Sprite:
         for t in range(FRAMES):
             y, x = window + top[t], window + left[t]
             inside = np.ix_((y >= 0) & (y < SIZE), (x >= 0) & (x < SIZE))
-            place = video[t, max(y[0], 0):max(y[-1] + 1, 0), max(x[0], 0):max(x[-1] + 1, 0)]
+            place = video[t, max(y[0], 0) : max(y[-1] + 1, 0), max(x[0], 0) : max(x[-1] + 1, 0)]
             place += (colour[t][inside] - place) * cover[t][inside]
 
 
@@ -214,10 +214,12 @@ def cast_template(world: World, split: int, index: int, relation: str) -> tuple:
     rng = np.random.default_rng([world.seed, 2, split, index])
     angle, (x, y) = rng.uniform(0, 2 * math.pi), rng.uniform(28, 36, 2)
     dx, dy = rng.uniform(9.5, 11.5) * np.array([math.cos(angle), math.sin(angle)])
-    pair = [Sprite(rng, UPSTREAM_SHAPES, rng.uniform(7, 9), *place)
-            for place in ((x - dx, y - dy), (x + dx, y + dy))]
+    pair = [
+        Sprite(rng, UPSTREAM_SHAPES, rng.uniform(7, 9), *place)
+        for place in ((x - dx, y - dy), (x + dx, y + dy))
+    ]
     ball = relate(*pair, relation, rng)
-    return rng, pair[::rng.choice([-1, 1])] + ball, [f"{s.texture} {s.shape}" for s in pair]
+    return rng, pair[:: rng.choice([-1, 1])] + ball, [f"{s.texture} {s.shape}" for s in pair]
 
 
 def cast_scene(world: World, split: int, index: int, labels: list[list[str]]) -> tuple:
@@ -232,8 +234,10 @@ def cast_scene(world: World, split: int, index: int, labels: list[list[str]]) ->
         apart = np.hypot(*(centres[:, None] - centres).T) + 99 * np.eye(len(labels))
         if apart.min() >= 17 and abs(centres - SIZE / 2).max() <= SIZE / 2 - 12:
             break
-    actors = [Sprite(rng, [names[0]], rng.uniform(7, 9.5), *centre)
-              for centre, names in zip(centres, labels)]
+    actors = [
+        Sprite(rng, [names[0]], rng.uniform(7, 9.5), *centre)
+        for centre, names in zip(centres, labels)
+    ]
     for actor, names in zip(actors, labels):
         for name in names[1:]:
             actor.move(name, rng)
@@ -255,11 +259,13 @@ def background(world: World, dataset: str, rng: np.random.Generator) -> np.ndarr
         canvas += np.sin(down * row + across * column + phase) * rng.uniform(-0.05, 0.05, 3)
     for _ in range(patches + round(world.nuisance * rng.integers(8, 18))):
         (y, x), (h, w) = rng.integers(0, side, 2), rng.integers(6, 28, 2)
-        canvas[y:y + h, x:x + w] += (rng.uniform(0.05, 0.55, 3) - canvas[y:y + h, x:x + w]) * 0.4
+        canvas[y : y + h, x : x + w] += (
+            rng.uniform(0.05, 0.55, 3) - canvas[y : y + h, x : x + w]
+        ) * 0.4
     canvas, video = canvas.astype(np.float32), np.empty((FRAMES, SIZE, SIZE, 3), np.float32)
     for t in range(FRAMES):  # bilinear at a fraction of a pixel
         (fy, y), (fx, x) = (math.modf(margin + shift * TIME[t]) for shift in pan)
-        part = canvas[int(y):int(y) + SIZE + 1, int(x):int(x) + SIZE + 1]
+        part = canvas[int(y) : int(y) + SIZE + 1, int(x) : int(x) + SIZE + 1]
         part = part[:-1] + (part[1:] - part[:-1]) * np.float32(fy)
         video[t] = part[:, :-1] + (part[:, 1:] - part[:, :-1]) * np.float32(fx)
     return video
@@ -293,8 +299,10 @@ def annotate_actions(world: World) -> tuple[dict, dict]:
         total = (world.actions_train, world.actions_val)[split]
         rows = [(f"videos/{name}_{i:05d}.mp4", i % len(ACTIONS)) for i in range(total)]
         texts[f"actions/{name}.txt"] = "".join(f"{path} {label}\n" for path, label in rows)
-        videos |= {f"actions/{path}": [("actions", split, i, ACTIONS[label])]
-                   for i, (path, label) in enumerate(rows)}
+        videos |= {
+            f"actions/{path}": [("actions", split, i, ACTIONS[label])]
+            for i, (path, label) in enumerate(rows)
+        }
     return texts, videos
 
 
@@ -307,8 +315,14 @@ def annotate_templates(world: World) -> tuple[dict, dict]:
         for i in range((world.templates_train, world.templates_val)[split]):
             relation, text = list(TEMPLATES.items())[i % len(TEMPLATES)]
             things = cast_template(world, split, i, relation)[2]
-            entries.append({"id": str(len(videos)), "template": text, "placeholders": things,
-                            "label": text.replace("[something]", "{}").format(*things)})
+            entries.append(
+                {
+                    "id": str(len(videos)),
+                    "template": text,
+                    "placeholders": things,
+                    "label": text.replace("[something]", "{}").format(*things),
+                }
+            )
             videos[f"templates/videos/{len(videos)}.mp4"] = [("templates", split, i, relation)]
         texts[f"templates/{name}.json"] = json.dumps(entries, indent=0)
     return texts, videos
@@ -316,8 +330,10 @@ def annotate_templates(world: World) -> tuple[dict, dict]:
 
 def annotate_ava(world: World) -> tuple[dict, dict]:
     kinds = ["MOVEMENT"] * len(POSES + MOTIONS) + ["INTERACTION"] * 3
-    blocks = [f'label {{\n  name: "{name}"\n  label_id: {i}\n  label_type: PERSON_{kind}\n}}\n'
-              for i, (name, kind) in enumerate(zip(LABELS, kinds), 1)]
+    blocks = [
+        f'label {{\n  name: "{name}"\n  label_id: {i}\n  label_type: PERSON_{kind}\n}}\n'
+        for i, (name, kind) in enumerate(zip(LABELS, kinds), 1)
+    ]
     texts, videos = {"ava/action_list.pbtxt": "".join(blocks)}, {}
     for split, name in enumerate(("train", "val")):
         rng, rows, found = np.random.default_rng([world.seed, 5, split]), [], []
@@ -325,10 +341,14 @@ def annotate_ava(world: World) -> tuple[dict, dict]:
             movie, second = f"{name}_{i // SCENES:05d}", FIRST_SEC + i % SCENES
             videos.setdefault(f"ava/videos/{movie}.mp4", []).append(("ava", split, i, scene))
             boxes = cast_scene(world, split, i, scene)[2]
-            rows += [row(movie, second, box, LABELS.index(label) + 1, person)
-                     for person, (box, labels) in enumerate(zip(boxes, scene)) for label in labels]
-            found += [row(movie, second, box, "", f"{score:.6f}")
-                      for box, score in detect(rng, boxes)]
+            rows += [
+                row(movie, second, box, LABELS.index(label) + 1, person)
+                for person, (box, labels) in enumerate(zip(boxes, scene))
+                for label in labels
+            ]
+            found += [
+                row(movie, second, box, "", f"{score:.6f}") for box, score in detect(rng, boxes)
+            ]
         texts[f"ava/{name}.csv"] = "".join(rows)
     return texts | {"ava/val_boxes.csv": "".join(found)}, videos  # of the last split
 
@@ -373,8 +393,11 @@ def deal(rng: np.random.Generator, names: list[str], total: int, zipf: float, le
 
 def detect(rng: np.random.Generator, boxes: np.ndarray) -> list[tuple[np.ndarray, float]]:
     """A person detector: boxes off by 6 % of their sides, 4 % missed, some false ones."""
-    found = [(box + np.tile(box[2:] - box[:2], 2) * rng.normal(0, 0.06, 4), rng.uniform(0.85, 1))
-             for box in boxes if rng.random() < 0.96]
+    found = [
+        (box + np.tile(box[2:] - box[:2], 2) * rng.normal(0, 0.06, 4), rng.uniform(0.85, 1))
+        for box in boxes
+        if rng.random() < 0.96
+    ]
     if rng.random() < 0.15:
         corner, score = rng.uniform(0.05, 0.7, 2), rng.uniform(0.5, 0.95)
         found.append((np.concatenate([corner, corner + rng.uniform(0.18, 0.3, 2)]), score))

@@ -41,8 +41,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import CoFinetuneModel, Head, ModelConfig, VideoTransformer
-from model import resize_positions, sincos_table
+from model import (
+    CoFinetuneModel,
+    Head,
+    ModelConfig,
+    VideoTransformer,
+    resize_positions,
+    sincos_table,
+)
 
 
 @dataclass

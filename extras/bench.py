@@ -48,10 +48,8 @@ import torch.nn.functional as F
 import ava_eval
 import cofinetune
 import data
-import datatools
-import demo
 import model
-import pretrained
+from extras import pictures, pretrained, world
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(tempfile.gettempdir()) / "cofinetune-bench"
@@ -61,6 +59,7 @@ Table = tuple[str, list[dict]]  # title; rows {column: text, number or array ove
 # ------------------------------------------------------------------------------------------------
 # Measuring and printing
 # ------------------------------------------------------------------------------------------------
+
 
 def wall() -> float:
     """Seconds, after the GPU has done what it was given."""
@@ -74,6 +73,7 @@ def timed(run: Callable, clock: Callable[[], float] = time.process_time) -> Call
         began = clock()
         run()
         return clock() - began
+
     return measure
 
 
@@ -82,7 +82,7 @@ def in_turns(runs: dict[str, Callable], rounds: int, warmup: int = 0) -> dict[st
     of the machine nor what a neighbour leaves in the caches favours one of them."""
     found = {name: [] for name in runs}
     for turn in range(-warmup, rounds):
-        for name in list(runs)[::-1 if turn % 2 else 1]:
+        for name in list(runs)[:: -1 if turn % 2 else 1]:
             found[name].append(runs[name]())
     return {name: np.array(values[warmup:]) for name, values in found.items()}
 
@@ -96,8 +96,11 @@ def show(cell) -> str:
 
 def markdown(title: str, rows: list[dict]) -> str:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [columns, ["---"] * len(columns),
-             *([show(row.get(column, "")) for column in columns] for row in rows)]
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *([show(row.get(column, "")) for column in columns] for row in rows),
+    ]
     return "\n".join([f"**{title}**", "", *("| " + " | ".join(x) + " |" for x in lines), ""])
 
 
@@ -108,10 +111,15 @@ def environment() -> str:
             words.append(f"{name} {importlib.metadata.version(name)}")
     cpu = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return ", ".join([
-        *words, f"{len(os.sched_getaffinity(0))} cores {''.join(cpu[:1]).partition(': ')[2]}",
-        device, f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}",
-        time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())])
+    return ", ".join(
+        [
+            *words,
+            f"{len(os.sched_getaffinity(0))} cores {''.join(cpu[:1]).partition(': ')[2]}",
+            device,
+            f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}",
+            time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        ]
+    )
 
 
 @contextlib.contextmanager
@@ -144,8 +152,9 @@ def hugging_face(frames: int, side: int):
         from transformers import VivitConfig, VivitForVideoClassification
     except ImportError:
         return None
-    return VivitForVideoClassification(VivitConfig(
-        image_size=side, num_frames=frames, num_labels=400, attn_implementation="sdpa"))
+    return VivitForVideoClassification(
+        VivitConfig(image_size=side, num_frames=frames, num_labels=400, attn_implementation="sdpa")
+    )
 
 
 def with_weights_of(theirs, video: torch.Tensor) -> tuple[model.CoFinetuneModel, float]:
@@ -172,6 +181,7 @@ def training_step(net, video: torch.Tensor) -> Callable[[], None]:
         F.cross_entropy(logits.float(), labels).backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+
     return step
 
 
@@ -183,7 +193,8 @@ def box_head(net: model.CoFinetuneModel, clips: int, device: str) -> Callable[[]
     tokens = torch.randn(clips, *grid, width, device=device, requires_grad=True)
     features, labels = (tokens[:, 0, 0, 0], tokens), torch.zeros(4 * clips, 80, device=device)
     return lambda: model.box_loss(
-        net.classify(features, "boxes", boxes, box_clip), labels).backward()
+        net.classify(features, "boxes", boxes, box_clip), labels
+    ).backward()
 
 
 def flops(config: model.ModelConfig, clips: int) -> float:
@@ -202,8 +213,10 @@ def step_table(clips: dict, rounds: int, device: str) -> Table:
         video, theirs = torch.randn(count, 3, frames, side, side), hugging_face(frames, side)
         ours, gap = with_weights_of(theirs, video[:1]) if theirs else (vivit(frames, side), 0.0)
         m, d = (8192, 8192) if gpu else (1536, 768)  # a product of good shape for the device
-        a, b = (torch.randn(shape, device=device, dtype=torch.bfloat16 if gpu else torch.float32)
-                for shape in ((m, d), (d, 4 * d)))
+        a, b = (
+            torch.randn(shape, device=device, dtype=torch.bfloat16 if gpu else torch.float32)
+            for shape in ((m, d), (d, 4 * d))
+        )
         nets = {"here": ours} | ({HF: theirs} if theirs else {})
         for what, net in [*nets.items()] if gpu else ():
             fast = nets[f"{what}, compiled"] = copy.deepcopy(net)
@@ -215,31 +228,46 @@ def step_table(clips: dict, rounds: int, device: str) -> Table:
         runs["matmul"] = lambda: [a @ b for _ in range(8)]
         runs[BOX_HEAD] = box_head(ours, count, device)
         clock = wall if gpu else time.process_time
-        seconds = in_turns({what: timed(run, clock) for what, run in runs.items()}, rounds,
-                           3 if gpu else 1)
+        seconds = in_turns(
+            {what: timed(run, clock) for what, run in runs.items()}, rounds, 3 if gpu else 1
+        )
         rate = 8 * 2 * m * d * 4 * d / seconds.pop("matmul")
         work, tokens = flops(ours.encoder.config, count), math.prod(ours.encoder.config.grid) + 1
         about = {"clips": f"{count} of {name}", "tokens": count * tokens}
         for what, s in seconds.items():
-            row = about | {"network": what, f"{'wall' if gpu else 'CPU'} ms": 1e3 * s,
-                           "over ours": s / seconds["here"]}
-            rows.append(row if what == BOX_HEAD else row | {
-                "µs per token": 1e6 * s / count / tokens, "clips/s": count / s,
-                "of matmul's rate": work / s / rate,
-                "logits differ by": f"{gap:.0e}" if what == HF else ""})
+            row = about | {
+                "network": what,
+                f"{'wall' if gpu else 'CPU'} ms": 1e3 * s,
+                "over ours": s / seconds["here"],
+            }
+            rows.append(
+                row
+                if what == BOX_HEAD
+                else row
+                | {
+                    "µs per token": 1e6 * s / count / tokens,
+                    "clips/s": count / s,
+                    "of matmul's rate": work / s / rate,
+                    "logits differ by": f"{gap:.0e}" if what == HF else "",
+                }
+            )
         rows += [] if theirs else [about | {"network": HF + ": " + NO_HF}]
     return f"A training step, {'GPU, bf16' if gpu else 'CPU, float32'}, AdamW", rows
 
 
 def peak_memory(which: str, frames: int, side: int, clips: int) -> float:
     """MiB that three steps add to this process at the worst moment; wants its own process."""
+
     def status(key: str) -> float:
         with open("/proc/self/status") as lines:  # ru_maxrss would begin at the parent's
             return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
     def step(clips: int, frames: int, side: int) -> Callable[[], None]:
-        net = hugging_face(frames, side) if which == HF else vivit(
-            frames, side, checkpointing="checkpointing" in which)
+        net = (
+            hugging_face(frames, side)
+            if which == HF
+            else vivit(frames, side, checkpointing="checkpointing" in which)
+        )
         return training_step(net, torch.randn(clips, 3, frames, side, side))
 
     step(1, 2, 16)()  # imports and torch's own buffers do not count
@@ -267,10 +295,13 @@ def memory_table(clips: dict) -> Table:
 
 def largest_batch(frames: int, side: int, **options) -> int:
     """The clips that a training step takes before the GPU's memory is full, to an eighth."""
+
     def fits(clips: int) -> bool:
         try:
-            step = training_step(vivit(frames, side, **options),
-                                 torch.randn(clips, 3, frames, side, side, device="cuda"))
+            step = training_step(
+                vivit(frames, side, **options),
+                torch.randn(clips, 3, frames, side, side, device="cuda"),
+            )
             step()
             step()
             return True
@@ -299,9 +330,16 @@ def bench_model(options: argparse.Namespace) -> Iterator[Table]:
         return
     for clips in (4, 16):
         yield step_table({"32 x 224²": (32, 224, clips)}, 10, "cuda")
-    yield "Largest batch of 32 x 224² on this GPU, bf16", [
-        {"network": "here, checkpointing" if on else "here",
-         "clips": largest_batch(32, 224, checkpointing=on)} for on in (False, True)]
+    yield (
+        "Largest batch of 32 x 224² on this GPU, bf16",
+        [
+            {
+                "network": "here, checkpointing" if on else "here",
+                "clips": largest_batch(32, 224, checkpointing=on),
+            }
+            for on in (False, True)
+        ],
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -324,16 +362,32 @@ def make_films(folder: Path, seconds: int) -> tuple[Path, Path, Path]:
         return film, part, clip
     rng = np.random.default_rng(0)
     grain = rng.normal(0, 4.5, (8, 360, 640, 1)).astype(np.float32)
-    canvas = F.interpolate(torch.from_numpy(rng.random((1, 3, 30, 50), np.float32) * 255),
-                           (1000, 1800), mode="bicubic")[0].permute(1, 2, 0).numpy()
+    canvas = (
+        F.interpolate(
+            torch.from_numpy(rng.random((1, 3, 30, 50), np.float32) * 255),
+            (1000, 1800),
+            mode="bicubic",
+        )[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
     for path, length in ((part, seconds), (clip, 10)):
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=25, options={
-                "crf": "21", "preset": "medium", "g": "73", "bf": "3", "sc_threshold": "0"})
+            stream = container.add_stream(
+                "libx264",
+                rate=25,
+                options={
+                    "crf": "21",
+                    "preset": "medium",
+                    "g": "73",
+                    "bf": "3",
+                    "sc_threshold": "0",
+                },
+            )
             stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
             for i in range(length * 25):
                 y, x = int(300 + 290 * np.sin(i / 61)), int(550 + 540 * np.sin(i / 83))
-                picture = canvas[y:y + 360, x:x + 640] + grain[rng.integers(8)]
+                picture = canvas[y : y + 360, x : x + 640] + grain[rng.integers(8)]
                 picture = picture.clip(0, 255).astype(np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
             container.mux(stream.encode(None))
@@ -385,6 +439,7 @@ def with_pyav(path: Path, times: np.ndarray) -> np.ndarray:
 
 def with_opencv(path: Path, times: np.ndarray) -> np.ndarray:
     import cv2
+
     cv2.setNumThreads(1)
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     numbers, out = np.rint(times * 25).astype(int), []
@@ -399,6 +454,7 @@ def with_opencv(path: Path, times: np.ndarray) -> np.ndarray:
 
 def with_decord(path: Path, times: np.ndarray) -> np.ndarray:
     import decord
+
     reader = decord.VideoReader(str(path), width=455, height=256, num_threads=1)
     return reader.get_batch(np.rint(times * 25).astype(int)).asnumpy()
 
@@ -406,17 +462,27 @@ def with_decord(path: Path, times: np.ndarray) -> np.ndarray:
 def with_torchcodec(path: Path, times: np.ndarray, mode: str = "approximate") -> np.ndarray:
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
-    decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1,
-                           seek_mode=mode, transforms=[Resize((256, 455))])
+
+    decoder = VideoDecoder(
+        str(path),
+        dimension_order="NHWC",
+        num_ffmpeg_threads=1,
+        seek_mode=mode,
+        transforms=[Resize((256, 455))],
+    )
     return decoder.get_frames_at(np.rint(times * 25).astype(int).tolist()).data.numpy()
 
 
 METHODS = {
-    "decode_clip, CPU ms": decode, "limit: decode only, unused frames skipped": decode_only,
+    "decode_clip, CPU ms": decode,
+    "limit: decode only, unused frames skipped": decode_only,
     "limit: decode only, every frame": lambda path, times: decode_only(path, times, nonref=False),
-    "PyAV, to_ndarray": with_pyav, "OpenCV": with_opencv, "decord": with_decord,
+    "PyAV, to_ndarray": with_pyav,
+    "OpenCV": with_opencv,
+    "decord": with_decord,
     "torchcodec, approximate": with_torchcodec,
-    "torchcodec, exact": lambda path, times: with_torchcodec(path, times, "exact")}
+    "torchcodec, exact": lambda path, times: with_torchcodec(path, times, "exact"),
+}
 
 
 def decoding(paths: list, methods: list, starts_sec: np.ndarray, frames: int, stride: int) -> dict:
@@ -468,7 +534,8 @@ def loader_table(clip: Path, rounds: int, steps: int) -> Table:
     one, two = in_turns({n: lambda n=n: measure(n) for n in (1, 2)}, rounds).values()
     return "The loader, 32x2, crop 224, batches of 4, from 10-second videos", [
         {"": what, "1 worker": one[:, n], "2 workers": two[:, n], "ratio": two[:, n] / one[:, n]}
-        for n, what in enumerate(("clips per wall s", "workers' CPU ms per clip"))]
+        for n, what in enumerate(("clips per wall s", "workers' CPU ms per clip"))
+    ]
 
 
 def bench_data(options: argparse.Namespace) -> Iterator[Table]:
@@ -479,13 +546,17 @@ def bench_data(options: argparse.Namespace) -> Iterator[Table]:
     yield loader_table(clip, 2 if options.quick else 5, 4 if options.quick else 16)
     small = part.with_name("prepared.mp4")
     if not small.is_file():
-        datatools.prepare_video(part, small, short_side=256, keyframe_sec=1.0)
+        pictures.prepare_video(part, small, short_side=256, keyframe_sec=1.0)
     starts = np.random.default_rng(0).uniform(0, seconds - 3, rounds + 1)
     before, after = decoding([part, small], [decode], starts, 32, 2).values()
     sizes = [path.stat().st_size / 1e6 for path in (part, small)]
-    yield f"{seconds} s of 640x360 before and after `datatools.py prepare` to short side 256", [
-        {"": "MB", "before": sizes[0], "after": sizes[1], "ratio": sizes[1] / sizes[0]},
-        {"": "CPU ms per 32x2 clip", "before": before, "after": after, "ratio": after / before}]
+    yield (
+        f"{seconds} s of 640x360 before and after `pictures.py prepare` to short side 256",
+        [
+            {"": "MB", "before": sizes[0], "after": sizes[1], "ratio": sizes[1] / sizes[0]},
+            {"": "CPU ms per 32x2 clip", "before": before, "after": after, "ratio": after / before},
+        ],
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -498,7 +569,8 @@ EVALUATIONS = {
     "ava_eval.py, from arrays": "ava_eval.evaluate(truth, rows)",
     "reading the file": "collections.deque(open(det, 'rb'), 0)",
     "reading and splitting it": "collections.deque((x.split(b',') for x in open(det, 'rb')), 0)",
-    OFFICIAL: "runpy.run_path(script, run_name='__main__')"}
+    OFFICIAL: "runpy.run_path(script, run_name='__main__')",
+}
 # Each in a process of its own, without torch, that prints wall s, CPU s and its peak memory in MB.
 EVALUATION = """
 import collections, json, os, re, runpy, sys, time
@@ -523,8 +595,9 @@ print(json.dumps([wall, cpu, int(peak[1]) / 1e3]), file=out)  # ru_maxrss would 
 
 def evaluation(what: str, truth: str, det: str, script: str = "") -> list[float]:
     code = EVALUATION.format(body=EVALUATIONS[what])
-    out = subprocess.run([sys.executable, "-c", code, truth, det, script], cwd=HERE,
-                         capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, truth, det, script], cwd=HERE, capture_output=True, text=True
+    )
     if out.returncode:
         raise RuntimeError(f"{what}: {out.stderr.strip().splitlines()[-1]}")
     return json.loads(out.stdout)
@@ -549,8 +622,12 @@ def make_detections(rows: int) -> tuple[str, str]:
     has[~has.any(1), 10] = True
     logit = np.log(prior / (1 - prior)) + 3 * has + rng.normal(0, 1, has.shape)
     score = np.round(1 / (1 + np.exp(-logit)), 6)
-    Path(truth_path + ".pbtxt").write_text("".join(
-        f'item {{\n  name: "{name}"\n  id: {i}\n}}\n' for i, name in ava_eval.AVA_CLASSES.items()))
+    Path(truth_path + ".pbtxt").write_text(
+        "".join(
+            f'item {{\n  name: "{name}"\n  id: {i}\n}}\n'
+            for i, name in ava_eval.AVA_CLASSES.items()
+        )
+    )
     with open(truth_path, "w") as truth, open(path, "w") as detections:
         for k in range(boxes):
             key = f"{video[k]},{second[k]:04d},"
@@ -570,15 +647,29 @@ def bench_eval(options: argparse.Namespace) -> Iterator[Table]:
     rows = []
     for size in sizes:
         files = make_detections(size)
-        found = in_turns({what: lambda what=what: evaluation(what, *files)
-                          for what in EVALUATIONS if what != OFFICIAL}, rounds)
+        found = in_turns(
+            {
+                what: lambda what=what: evaluation(what, *files)
+                for what in EVALUATIONS
+                if what != OFFICIAL
+            },
+            rounds,
+        )
         if options.official:  # once: minutes, and far from any drift of the machine
             found[OFFICIAL] = np.array([evaluation(OFFICIAL, *files, options.official)])
         ours = found["ava_eval.py, from csv"][:, 1]
         for what, (seconds, cpu, memory) in ((what, x.T) for what, x in found.items()):
-            rows.append({"rows": size, "what": what, "wall s": seconds, "CPU s": cpu,
-                         "over ours from csv": cpu / ours[:len(cpu)], "rows per CPU s": size / cpu,
-                         "peak MB": memory})
+            rows.append(
+                {
+                    "rows": size,
+                    "what": what,
+                    "wall s": seconds,
+                    "CPU s": cpu,
+                    "over ours from csv": cpu / ours[: len(cpu)],
+                    "rows per CPU s": size / cpu,
+                    "peak MB": memory,
+                }
+            )
         if not options.official:
             rows.append({"rows": size, "what": f"{OFFICIAL}: not installed (--official PATH)"})
     yield "The AVA evaluator, 3 boxes a keyframe, 60 scores a box", rows
@@ -590,20 +681,22 @@ def bench_eval(options: argparse.Namespace) -> Iterator[Table]:
 
 START = 3  # first steps of a run, in which workers start and caches fill: not counted
 STAGES = {  # of a step, and what is timed for them; they do not overlap
-    "waiting for data": [(cofinetune.Log, "next")], "normalise": [(data, "normalise")],
+    "waiting for data": [(cofinetune.Log, "next")],
+    "normalise": [(data, "normalise")],
     "encoder, forward": [(model.VideoTransformer, "forward")],
     "head and loss": [(model.CoFinetuneModel, "classify"), (cofinetune, "task_loss")],
     "backward": [(torch.Tensor, "backward")],
     "gradient norm": [(torch.nn.utils, "clip_grad_norm_")],
     "optimisers": [(cofinetune.Muon, "step"), (torch.optim.AdamW, "step")],
-    "log": [(cofinetune.Log, "step")]}
+    "log": [(cofinetune.Log, "step")],
+}
 
 
 def demo_recipe(out: Path, steps: int, task: dict, **changes) -> cofinetune.Recipe:
     """The demo without its evaluations, in a smaller world; `task` changes each of its tasks."""
     root, few = CACHE / "world", dict(actions_val=12, templates_val=8, scenes_val=16)
     with quiet():
-        demo.make_world(root, actions_train=96, templates_train=64, scenes_train=64, **few)
+        world.make_world(root, actions_train=96, templates_train=64, scenes_train=64, **few)
     recipe = cofinetune.read_recipe("demo", {"root": str(root), "out": str(out)})
     tasks = [dataclasses.replace(t, val="", val_boxes="", **task) for t in recipe.task]
     changes = dict(steps=steps, save_every=steps, device="cpu", world={}, preview=0) | changes
@@ -622,7 +715,7 @@ def logged(recipe: cofinetune.Recipe) -> tuple[np.ndarray, np.ndarray]:
     its waiting for data."""
     records = map(json.loads, (Path(recipe.out) / "log.jsonl").read_text().splitlines())
     times = np.array([(r["time"]["unix"], r["time"]["waited_sec"]) for r in records if "time" in r])
-    return np.diff(times[START - 1:, 0]), times[START:, 1]
+    return np.diff(times[START - 1 :, 0]), times[START:, 1]
 
 
 def overhead_table(folder: Path, quick: bool) -> Table:
@@ -631,17 +724,25 @@ def overhead_table(folder: Path, quick: bool) -> Table:
     frames, side, arch, steps, rounds = (4, 32, "tiny", 7, 2) if quick else (16, 112, "B", 11, 4)
     crop = dict(frames=frames, stride=1, size=side, short_side=[side, side], batch=2, roi_size=7)
     recipe = demo_recipe(
-        folder / "overhead", steps, crop, optimiser="adamw", lr=1e-5, threads=0,
+        folder / "overhead",
+        steps,
+        crop,
+        optimiser="adamw",
+        lr=1e-5,
+        threads=0,
         save_every=steps - 2,
-        model=dict(arch=arch, frames=frames, size=[side, side], cls=True, pool="cls"))
+        model=dict(arch=arch, frames=frames, size=[side, side], cls=True, pool="cls"),
+    )
     tasks = {task.name: task for task in recipe.task}
     datasets = {name: data.open_task(task, recipe.root) for name, task in tasks.items()}
     stream = data.Stream(datasets, recipe.schedule, recipe.seed, steps)
     with quiet():
         net = cofinetune.build_model(recipe, {name: d.classes for name, d in datasets.items()})
-    optimiser, = cofinetune.make_optimisers(net, recipe)
-    batches = [(batch, data.normalise(batch.video, net.mean, net.std))
-               for batch, in data.training_batches(stream, 0, steps)]
+    (optimiser,) = cofinetune.make_optimisers(net, recipe)
+    batches = [
+        (batch, data.normalise(batch.video, net.mean, net.std))
+        for (batch,) in data.training_batches(stream, 0, steps)
+    ]
 
     def loop() -> tuple[float, float, float]:
         train(recipe)
@@ -658,16 +759,26 @@ def overhead_table(folder: Path, quick: bool) -> Table:
         optimiser.zero_grad(set_to_none=True)
 
     net.train()
-    found = in_turns({"loop": loop, "bare": lambda: [timed(lambda: step(*batch), wall)()
-                                                     for batch in batches][START:]}, rounds)
+    found = in_turns(
+        {
+            "loop": loop,
+            "bare": lambda: [timed(lambda: step(*batch), wall)() for batch in batches][START:],
+        },
+        rounds,
+    )
     (whole, wait, save), bare = found["loop"].T, found["bare"].mean(1)
     saves = cofinetune.Recipe().save_every
-    seconds = {"forward, backward, optimiser alone": bare, "cofinetune.train": whole,
-               "of it, waiting for data": wait,
-               f"a {saves}th of a checkpoint (save_every)": save / saves}
+    seconds = {
+        "forward, backward, optimiser alone": bare,
+        "cofinetune.train": whole,
+        "of it, waiting for data": wait,
+        f"a {saves}th of a checkpoint (save_every)": save / saves,
+    }
     return f"The loop around ViViT-{arch}, 2 clips of {frames} x {side}², AdamW, CPU", [
         {"a step": what, "wall ms": 1e3 * s, "over the bare step": s / bare}
-        | ({"clips/s": 2 / s} if s is whole else {}) for what, s in seconds.items()]
+        | ({"clips/s": 2 / s} if s is whole else {})
+        for what, s in seconds.items()
+    ]
 
 
 def stages_of_a_run(recipe: cofinetune.Recipe) -> dict[str, float]:
@@ -680,6 +791,7 @@ def stages_of_a_run(recipe: cofinetune.Recipe) -> dict[str, float]:
             result = function(*arguments, **options)
             calls.append(wall() - began)
             return result
+
         return watched
 
     with contextlib.ExitStack() as patches:
@@ -692,7 +804,7 @@ def stages_of_a_run(recipe: cofinetune.Recipe) -> dict[str, float]:
         cpu = children_cpu() - cpu
     seconds, counted = {"a step": logged(recipe)[0].mean()}, recipe.steps - START
     for name, calls in spent.items():
-        seconds[name] = sum(calls[len(calls) * START // recipe.steps:]) / counted
+        seconds[name] = sum(calls[len(calls) * START // recipe.steps :]) / counted
     seconds["everything else"] = 2 * seconds["a step"] - sum(seconds.values())
     return seconds | {"at the same time, the worker's CPU": cpu / recipe.steps}
 
@@ -721,9 +833,21 @@ def processes_table(folder: Path, quick: bool) -> Table:
 
     def clips_per_sec(count: int) -> float:
         run = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone",
-             f"--nproc-per-node={count}", HERE / "cofinetune.py", "--recipe", toml, "--fresh"],
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={count}",
+                HERE / "cofinetune.py",
+                "--recipe",
+                toml,
+                "--fresh",
+            ],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
         if run.returncode:
             raise RuntimeError(f"{count} processes: {run.stderr.strip()[-2000:]}")
         return recipe.task[0].batch / logged(recipe)[0].mean()
@@ -731,7 +855,8 @@ def processes_table(folder: Path, quick: bool) -> Table:
     runs = {n: lambda n=n: clips_per_sec(n) for n in (1, 2)}
     one, two = in_turns(runs, 2 if quick else 4).values()
     return "Processes on CPU, the demo, one thread each, the same global batch", [
-        {"": "clips per wall s", "1 process": one, "2 processes": two, "ratio": two / one}]
+        {"": "clips per wall s", "1 process": one, "2 processes": two, "ratio": two / one}
+    ]
 
 
 def bench_train(options: argparse.Namespace) -> Iterator[Table]:
@@ -748,15 +873,21 @@ SECTIONS = {"model": bench_model, "data": bench_data, "eval": bench_eval, "train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("section", nargs="?", choices=list(SECTIONS), help="default: all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: only shows that it runs")
-    parser.add_argument("--rounds", type=int, default=0,
-                        help="model, data, eval: of each pair (default: 4, 12, 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="model, data, eval: of each pair (default: 4, 12, 3)"
+    )
     parser.add_argument("--json", metavar="FILE", help="the same rows, with every round")
-    parser.add_argument("--official", default="", metavar="PATH",
-                        help="eval: ActivityNet's get_ava_performance.py; takes minutes")
+    parser.add_argument(
+        "--official",
+        default="",
+        metavar="PATH",
+        help="eval: ActivityNet's get_ava_performance.py; takes minutes",
+    )
     options = parser.parse_args()
     if options.official and not Path(options.official).is_file():
         parser.error(f"--official {options.official}: no such file")

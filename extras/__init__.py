@@ -1,0 +1,1 @@
+"""What surrounds the method: nobody who learns it needs these files."""

@@ -1,0 +1,280 @@
+"""What several test files use."""
+
+import contextlib
+import functools
+import io
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from unittest import mock
+
+import av
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cofinetune
+import model as M
+
+# ------------------------------------------------------------------------------------------------
+# For every section
+# ------------------------------------------------------------------------------------------------
+
+HERE = Path(__file__).resolve().parent.parent
+SHARED = HERE.parent / "shared" / "data"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+
+
+def run_python(*words, **options):
+    """`python WORDS` in the folder of the project, or in cwd."""
+    options = dict(cwd=HERE, env=ENVIRONMENT, timeout=120) | options
+    words = [sys.executable, *map(str, words)]
+    return subprocess.run(words, capture_output=True, text=True, **options)
+
+
+def run_here(script, *words):
+    """The same in this process, since importing torch takes seconds. What the script does not
+    catch, `run_python` would show as a traceback, is raised."""
+    out, error, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+    words, code = [script, *map(str, words)], 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+        contextlib.chdir(HERE),
+        mock.patch.object(sys, "argv", words),
+    ):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+    torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), error.getvalue())
+
+
+def tiny_model(tasks=None, seed=0, **options):
+    """4 x 6 x 4 tokens of width 24; every parameter is random, so that no zero hides a mistake."""
+    torch.manual_seed(seed)
+    tasks = tasks or {"clips": M.Head("clip", 5), "boxes": M.Head("box", 7, roi_size=3)}
+    sizes = dict(frames=8, size=(48, 32), tubelet=(2, 8, 8), width=24, depth=3, heads=2)
+    net = M.CoFinetuneModel(M.ModelConfig(**sizes | options), tasks)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return net
+
+
+def tiny_inputs(clips=3, seed=1):
+    """Videos, four boxes, their clips."""
+    g = torch.Generator().manual_seed(seed)
+    boxes = torch.rand(4, 2, 2, generator=g).sort(1).values.flatten(1)  # x1 < x2, y1 < y2
+    return torch.randn(clips, 3, 8, 48, 32, generator=g), boxes, torch.tensor([2, 0, 2, 1])
+
+
+def movie_frame(number, width=96, height=64):
+    """A picture that says its number: 12 blocks of 8 px, white = 1, over a pattern that moves."""
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([(x + number * 3) % 256, (y * 2 + number) % 256, (x + y) % 256], -1) // 2
+    for bit in range(12):
+        image[:16, bit * 8 : bit * 8 + 8] = 235 if number >> bit & 1 else 16
+    return image.astype(np.uint8)
+
+
+def movie_number(image):
+    return sum((image[4:12, bit * 8 + 2 : bit * 8 + 6].mean() > 128) << bit for bit in range(12))
+
+
+def write_movie(
+    path,
+    frames=90,
+    codec="libx264",
+    rate=25,
+    pix_fmt="yuv420p",
+    size=(96, 64),
+    picture=movie_frame,
+    pts=None,
+    start=0,
+    rotation=0,
+    container=None,
+    **options,
+):
+    """Frame i, picture(i, *size), is shown at (start + i) / rate, or at pts[i] milliseconds."""
+    clock = Fraction(1, 1000) if pts is not None else 1 / Fraction(rate)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=container or {}) as file:
+        options = {key: str(value) for key, value in options.items()}
+        stream = file.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        context = stream.codec_context
+        context.thread_count, context.time_base = 1, clock
+        context.color_range = 2 if "yuvj" in pix_fmt else 1
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(i, *size), "rgb24")
+            frame.pts, frame.time_base = start + i if pts is None else pts[i], clock
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def read_movie(path):
+    """Everything in it, decoded in order: (times in seconds as fractions, RGB frames)."""
+    with av.open(str(path)) as file:
+        frames = [
+            (frame.pts * frame.time_base, frame.to_ndarray(format="rgb24"))
+            for frame in file.decode(video=0)
+        ]
+    return [time for time, _ in frames], np.stack([image for _, image in frames])
+
+
+def write_lines(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+H264, MPEG4 = dict(codec="libx264", g=24, bf=3), dict(codec="mpeg4", g=24, bf=2, qscale=3)
+
+
+def model_oracle(enc, video):
+    """The encoder again, from formulas: strided convolution, explicit softmax, erf or tanh."""
+    c = enc.config
+
+    def norm(x, layer, eps):
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * layer.weight + layer.bias
+
+    def gelu(x):
+        if c.gelu == "none":
+            return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+        return x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    x = F.conv3d(video, enc.patch.weight, enc.patch.bias, stride=c.tubelet)
+    x = x.flatten(2).transpose(1, 2)
+    x = torch.cat([enc.cls.expand(len(x), 1, -1), x], 1) if c.cls else x
+    x = x + enc.pos
+    for b in enc.blocks:
+        q, k, v = (norm(x, b.norm1, c.eps) @ b.qkv.weight.T + b.qkv.bias).chunk(3, -1)
+        d = c.width // c.heads
+        heads = []
+        for s in (slice(i * d, i * d + d) for i in range(c.heads)):
+            scores = q[..., s] @ k[..., s].transpose(1, 2) / math.sqrt(d)
+            heads.append(scores.softmax(-1) @ v[..., s])
+        x = x + torch.cat(heads, -1) @ b.proj.weight.T + b.proj.bias
+        hidden = gelu(norm(x, b.norm2, c.eps) @ b.fc1.weight.T + b.fc1.bias)
+        x = x + hidden @ b.fc2.weight.T + b.fc2.bias
+    tokens = norm(x, enc.norm, c.final_eps)
+    mean_norm = norm(x.mean(1), enc.norm, c.final_eps)
+    patches = tokens[:, int(c.cls) :]
+    pooled = {"cls": tokens[:, 0], "norm-mean": patches.mean(1), "norm-max": patches.amax(1)}
+    return pooled.get(c.pool, mean_norm), patches.reshape(len(x), *c.grid, -1)
+
+
+TINY = dict(
+    seed=3,
+    actions_train=36,
+    actions_val=24,
+    templates_train=32,
+    templates_val=16,
+    scenes_train=32,
+    scenes_val=16,
+    min_positives=1,
+)
+SGD = ["--optimiser", "sgd", "--lr", "0.02"]
+
+
+def toml_table(table):
+    return "{" + ", ".join(f"{key} = {value}" for key, value in table.items()) + "}"
+
+
+def run_options(root, out, *more, steps=6):
+    """A short run without previews; what comes later on a command line wins."""
+    options = {
+        "--root": root,
+        "--out": out,
+        "--world": toml_table(TINY),
+        "--steps": steps,
+        "--warmup": 2,
+        "--workers": 0,
+        "--threads": 1,
+        "--log-every": 3,
+        "--preview": 0,
+    }
+    options["--device"] = "cpu"  # what is promised bit for bit
+    options |= {f"--task.{task}.batch": 4 for task in ("actions", "templates", "ava")}
+    return [*(str(word) for pair in options.items() for word in pair), *map(str, more)]
+
+
+def run_train(root, out, *more, **kinds):
+    rest, overrides = cofinetune.split_overrides(run_options(root, out, *more, **kinds))
+    assert not rest
+    return cofinetune.train(cofinetune.read_recipe("demo", overrides), cofinetune.World())
+
+
+def run_command(*words, code=0, run=run_here, **options):
+    """The command as a user types it; its exit code is `code`, and nothing ends in a traceback."""
+    done = run("cofinetune.py", *words, **options)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr[-2000:]
+    return done
+
+
+def run_ranks(ranks):
+    """Like `run_python`, in several processes."""
+    return functools.partial(
+        run_python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"
+    )
+
+
+def run_start(*words):
+    """In a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "cofinetune.py", *words],
+        cwd=HERE,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def run_log(out):
+    """The log without what depends on the machine."""
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "time"} for record in records]
+
+
+def run_metrics(out):
+    return json.loads((out / "metrics.json").read_text())["task"]
+
+
+def run_apart(*folders):
+    """The largest difference between the weights of two runs."""
+    one, other = (cofinetune.load(out / "last.pt")["model"] for out in folders)
+    assert one.keys() == other.keys()
+    return max((one[key] - other[key]).abs().max().item() for key in one)
+
+
+def run_start_weights(state):
+    """What the run of a checkpoint began with."""
+    return cofinetune.build_model(cofinetune.recipe_of(state), state["classes"]).state_dict()
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("worlds") / "tiny"
+    world.make_world(root, workers=1, **TINY)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_world, tmp_path_factory):
+    """The whole demo at tiny size, through the command line: its folder, what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return out, run_command(*run_options(tiny_world, out, "--preview", 2), run=run_python).stdout

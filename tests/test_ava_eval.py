@@ -1,0 +1,519 @@
+"""Tests of ava_eval.py."""
+
+import csv
+import gzip
+import heapq
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from helpers import SHARED
+
+import ava_eval
+
+AVA_LABELS = {1: "a", 2: "b", 4: "c"}  # 3 is foreign
+
+
+def ava_file(path, rows) -> str:
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return str(path)
+
+
+def ava_map(folder, truth, found, protocol=None, exclusions=None, **options) -> dict:
+    files = [ava_file(folder / name, rows) for name, rows in (("g.csv", truth), ("d.csv", found))]
+    if exclusions is not None:
+        exclusions = ava_file(folder / "e.csv", exclusions)
+    return ava_eval.evaluate(*files, AVA_LABELS, exclusions, protocol, **options)
+
+
+def ava_random(seed: int, digits: int = 0) -> tuple[list, list, list]:
+    """Truth, detections, exclusions: crowded keyframes, duplicates, keyframes without truth,
+    foreign labels, inverted boxes, shuffled. Few digits make equal scores, 0 makes none."""
+    rng = random.Random(seed)
+
+    def box():
+        (x1, x2), (y1, y2) = (sorted(rng.sample(range(11), 2)) for _ in "xy")
+        return ",".join(f"{v / 10:.2f}" for v in (x1, y1, x2, y2))
+
+    truth, found = [], []
+    for frame in [f"v{i % 3},{902 + i // 3:04d}" for i in range(9)]:
+        boxes = [box() for _ in range(rng.randint(1, 4))]
+        for one in boxes if rng.random() < 0.8 else ():
+            truth += [
+                f"{frame},{one},{c}" + rng.choice(["", f",{rng.randrange(3)}"])
+                for c in (1, 2, 3, 4)
+                if rng.random() < 0.5
+            ]
+        for _ in range(rng.choice([0, 2, 9, 30])):
+            one = rng.choice(boxes) if rng.random() < 0.6 else box()
+            if rng.random() < 0.1:
+                one = ",".join(one.split(",")[::-1])
+            found += [
+                f"{frame},{one},{c},"
+                + (f"{rng.random():.{digits}f}" if digits else repr(rng.random()))
+                for c in (1, 2, 3, 4)
+            ]
+    if seed % 2:
+        rng.shuffle(truth)
+        rng.shuffle(found)
+    return truth, found, ["v0,0902", "v1,0903"]
+
+
+def ava_oracle(truth_lines, found_lines, excluded, protocol) -> dict:
+    """{class: AP} by the rules, one keyframe, one class, one box at a time."""
+    official, mmaction2 = protocol in ("official-2019", "official-2020"), protocol == "mmaction2"
+
+    def parse(lines, cap) -> dict:
+        frames = defaultdict(list)
+        for line in lines:
+            video, time, x1, y1, x2, y2, label, *score = line.split(",")
+            rows = frames[video, int(time)]
+            row = (float(score[0]) if score else 1.0, int(label), *map(float, (y1, x1, y2, x2)))
+            if int(label) not in AVA_LABELS:
+                continue
+            elif not official:
+                rows.append(row)
+            elif not cap or len(rows) < cap:
+                heapq.heappush(rows, row)
+            elif row[0] > rows[0][0]:
+                heapq.heapreplace(rows, row)
+        return {
+            key: sorted(rows, key=lambda row: -row[0]) if official or mmaction2 else rows
+            for key, rows in frames.items()
+        }
+
+    truth, found = parse(truth_lines, 0), parse(found_lines, 50)
+    seen = (line.split(",") for line in (truth_lines if mmaction2 else found_lines))
+    order = dict.fromkeys((row[0], int(row[1])) for row in seen if int(row[6]) in AVA_LABELS)
+    known = {key for key, rows in truth.items() if rows} if mmaction2 else truth
+    if protocol in ("official-2020", "mmaction2"):
+        order = [key for key in order if key in known]
+    real, result = np.float32 if mmaction2 else float, {}
+    for c in AVA_LABELS:
+        scores, hits = [], []
+        positives = sum(
+            row[1] == c
+            for key, rows in truth.items()
+            for row in rows
+            if mmaction2 or key not in excluded
+        )
+        for key in order:
+            if key in excluded or key not in found:
+                continue
+            boxes = [row[2:] for row in truth.get(key, ()) if row[1] == c]
+            boxes = np.array(boxes, real).reshape(-1, 4)
+            rows = [r for r in found[key] if r[1] == c and r[2] < r[4] and r[3] < r[5]]
+            if protocol == "official-2018":
+                rows = [rows[i] for i in np.argsort([row[0] for row in rows])[::-1]]
+            taken = set()
+            for row in rows:
+                box = np.array(row[2:], real)
+                inner = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+                inner = np.maximum(inner.astype(float), 0).prod(1)
+                area = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+                overlap = inner / (area - inner)
+                best = int(np.argmax(overlap)) if len(boxes) else -1
+                scores.append(row[0])
+                hits.append(best >= 0 and overlap[best] >= 0.5 and best not in taken)
+                taken |= {best} if hits[-1] else set()
+        if positives and (scores or not mmaction2):
+            hits = np.array(hits, bool)[np.argsort(np.array(scores, real))[::-1]]
+            precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+            result[c] = sum(precision[i:].max() for i in np.flatnonzero(hits)) / positives
+    return result
+
+
+@pytest.mark.parametrize("protocol", ava_eval.PROTOCOLS)
+def test_ava_agrees_with_a_plain_evaluator(tmp_path, protocol):
+    for seed in range(30):
+        truth, found, lines = ava_random(seed, digits=seed % 3)
+        lines = None if protocol == "official-2020" else lines
+        expected = ava_oracle(truth, found, {("v0", 902), ("v1", 903)} if lines else (), protocol)
+        result = ava_map(tmp_path, truth, found, protocol, lines)
+        for one in result["per_class"]:
+            want = expected.get(one["id"])
+            assert one["ap"] == (want if want is None else pytest.approx(want, abs=1e-9)), seed
+        assert result["mAP"] == pytest.approx(np.mean(list(expected.values())), abs=1e-9)
+        assert result["protocol"] == protocol
+
+
+def test_ava_constants_of_the_official_code(tmp_path):
+    """What the peers' own code prints for ava_random(1000): ActivityNet 82304fa, 3fee089, be7854e
+    (these two with -e), SlowFast 287ec00, mmaction2 4d6c9347; Python 3.11, numpy 2.4.6, np.bool,
+    np.float, np.NAN and implicit relative imports replaced."""
+    truth, found, lines = ava_random(1000)
+    upright = [row for row in found if row.split(",")[2] < row.split(",")[4]]  # mmaction2 raises
+    for protocol, expected in {
+        "official-2020": 0.20752895567578164,
+        "official-2019": 0.11814472165677865,
+        "official-2018": 0.11442797880428134,
+        "slowfast": 0.05509125135513138,
+        "mmaction2": 0.15309904675515537,
+    }.items():
+        result = ava_map(
+            tmp_path,
+            truth,
+            upright if protocol == "mmaction2" else found,
+            protocol,
+            None if protocol == "official-2020" else lines,
+        )
+        assert result["mAP"] == pytest.approx(expected, abs=1e-12), protocol
+
+
+def test_ava_by_hand(tmp_path):
+    truth = ["v,902,0,0,1,1,1", "v,903,0,0,1,1,1", "v,902,0,0,1,1,2"]
+    found = [
+        "v,902,0,0,1,0.5,1,0.9",  # IoU exactly 0.5: found, precision 1 at recall 1/2
+        "v,902,0,0,1,1,1,0.8",  # better placed, but the box is taken
+        "v,903,0,0,1,0.49,1,0.7",  # IoU 0.49
+        "v,903,0,0,1,1,1,0.6",
+    ]  # found, precision 1/2 at recall 1
+    result = ava_map(tmp_path, truth, found)
+    assert [one["ap"] for one in result["per_class"]] == [0.75, 0.0, None]
+    assert result["mAP"] == 0.375 and result["classes"] == 2
+    truth = ["v,902,0,0,1,1,1", "v,902,0,0,1,0.9,1"]  # no second choice, though it covers the other
+    found = ["v,902,0,0,1,1,1,0.9", "v,902,0,0,1,0.96,1,0.8"]
+    assert ava_map(tmp_path, truth, found)["mAP"] == 0.5
+    found = ["v,902,.125,0,.875,1,1,.9", "v,902,0,0,.75,1,1,.8"]  # the first is as near to both:
+    for ids, official, slowfast in (
+        ((1, 2), 1, 0.5),
+        ((2, 1), 0.5, 0.5),
+    ):  # the higher person id first
+        truth = [f"v,902,0,0,.75,1,1,{ids[0]}", f"v,902,.25,0,1,1,1,{ids[1]}"]
+        assert ava_map(tmp_path, truth, found)["mAP"] == official
+        assert ava_map(tmp_path, truth, found, "slowfast")["mAP"] == slowfast
+
+
+@pytest.mark.parametrize(
+    "found, expected",
+    [  # official-2020, official-2019, slowfast, mmaction2
+        (["v,902,0,0,.5,.5,1,.9", "v,902,0,0,.5,.5,2,.9"], (1, 1, 1, 1)),
+        (["v,902,0,0,.5,.5,1,.9"], (0.5, 0.5, 0.5, 1)),  # a class never predicted
+        (
+            [f"{v},902,0,0,.5,.5,{c},{s}" for v, s in (("v", 0.5), ("w", 0.9)) for c in (1, 2)],
+            (1, 0.5, 0.5, 1),
+        ),  # a keyframe without truth
+        (
+            [f"v,902,.6,.6,.9,.9,{c},.9{i:02d}" for i in range(30) for c in (1, 2)]
+            + ["v,902,0,0,.5,.5,1,.1", "v,902,0,0,.5,.5,2,.1"],
+            (0, 0, 1 / 31, 1 / 31),
+        ),  # the cap
+        (
+            [f"v,902,0,0,.5,.5,{c},{s}" for c in (1, 2) for s in (0.5, 0.9)],
+            (1, 1, 0.5, 1),
+        ),  # the sort
+    ],
+)
+def test_ava_protocols_differ_where_they_should(tmp_path, found, expected):
+    truth = ["v,902,0,0,.5,.5,1", "v,902,0,0,.5,.5,2"]
+    assert [
+        ava_map(tmp_path, truth, found, name)["mAP"]
+        for name in ("official-2020", "official-2019", "slowfast", "mmaction2")
+    ] == pytest.approx(expected)
+
+
+def test_ava_empty_keyframes_and_exclusions(tmp_path):
+    truth, empty = ["v,902,0,0,1,1,1"], ["v,903"]
+    found = ["v,902.0000001,0,0,1,1,1,.5", "v,0903,0,0,1,1,1,.9", "v,903.5,0,0,1,1,1,.9"]
+    assert ava_map(tmp_path, truth, found)["mAP"] == 1
+    result = ava_map(tmp_path, truth + empty, found)  # 903 is known to be empty, 903.5 not known
+    assert result["mAP"] == 0.5 and result["keyframes"] == {
+        "ground_truth": 2,
+        "detected": 3,
+        "matched": 2,
+        "ignored": 1,
+        "excluded": 0,
+    }
+    with pytest.raises(ValueError, match="g.csv: this protocol knows only whole seconds"):
+        ava_map(tmp_path, truth + empty, found[:2], "official-2019")
+    found = ["v,902,0,0,1,1,1,.5", "v,0903,0,0,1,1,1,.9"]
+    assert ava_map(tmp_path, truth, found, "official-2019")["mAP"] == 0.5
+    result = ava_map(tmp_path, truth, found, None, empty)
+    assert (result["mAP"], result["protocol"]) == (1, "official-2019")
+    assert result["keyframes"]["excluded"] == 1
+    with pytest.raises(ValueError, match="has no exclusions"):
+        ava_map(tmp_path, truth, found, "official-2020", empty)
+
+
+def test_ava_cap(tmp_path):
+    """Follows the whitelist, counts invalid boxes, of equal scores keeps the largest tuples."""
+    found = [f"v,902,0,0,1,1,{label},.{n:03d}" for n in range(60) for label in (1, 3)] + [
+        "v,902,1,1,0,0,1,.99",
+        "w,902,0,0,1,1,1,.5",
+    ]
+    assert ava_map(tmp_path, ["v,902,0,0,1,1,1"], found)["rows"] == {
+        "read": 122,
+        "without_box": 0,
+        "dropped_by_whitelist": 60,
+        "dropped_by_cap": 11,
+        "on_ignored_or_excluded_keyframes": 1,
+        "dropped_invalid_box": 1,
+        "evaluated": 49,
+    }
+    rng = np.random.default_rng(0)
+    truth = ava_eval.Rows(np.array(["v"]), [902], [[0, 0, 1, 1.0]], np.array([1]))
+    for _ in range(30):
+        n = int(rng.integers(40, 200))
+        score, label = rng.integers(1, 7, n) / 8, rng.permutation(n) % 100 + 1
+        box = np.tile([0, 0, 1, 1.0], (n, 1))
+        rows = ava_eval.Rows(np.full(n, "v"), np.full(n, 902), box, label, score)
+        result = ava_eval.evaluate(truth, rows, {i: f"c{i}" for i in range(1, 101)})
+        cut = np.sort(score)[::-1][:50][-1]
+        first = np.flatnonzero(score >= cut)[:50]  # the reader's heap in closed form
+        tied = np.sort(label[first[score[first] == cut]])[::-1][: 50 - np.sum(score > cut)]
+        kept = np.bincount(np.append(label[score > cut], tied), minlength=101)[1:]
+        assert [one["num_det"] for one in result["per_class"]] == kept.tolist()
+
+
+def test_ava_reads_runs_as_it_reads_rows(tmp_path):
+    """A part of the file at once, or, since every field is quoted, row by row; to the last bit."""
+    rng = random.Random(0)
+    forms = ["{:.6f}", "{:.4f}", "{!r}", "{:.9g}", "{:.15f}", "{:.16f}", "{:.20f}"]
+    texts = [rng.choice(forms).format(rng.random() ** rng.choice([1, 9])) for _ in range(4000)]
+    texts += ["1", "0", "0.", ".5", "-0.25", "1e-5", "9.5", "12.5", "0.0000000000000001"]
+    rows = [
+        [
+            "video_0",
+            "0902",
+            f"0.1{i // 70 % 10}",
+            "0.2",
+            "0.3",
+            f"0.{4 + i // 90 % 5}",
+            str(i % 80 + 1),
+            text,
+        ]
+        for i, text in enumerate(texts)
+    ]
+    tables = []
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        with open(tmp_path / "d.csv", "w") as file:
+            csv.writer(file, quoting=quoting, lineterminator="\n").writerows(rows)
+        tables.append(ava_eval.load(tmp_path / "d.csv", "", 80, keys := {}))
+        assert keys == {("video_0", 902 * 10**6): 0}
+    fast, slow = tables
+    assert len(fast.key) < 110 and len(slow.key) == len(rows)
+    assert fast.score.tolist() == slow.score.tolist() == [float(text) for text in texts]
+    assert fast.label.tolist() == slow.label.tolist() == [int(row[6]) for row in rows]
+    boxes = [[*map(float, row[2:6])] for row in rows]
+    assert (fast.box[fast.run] == boxes).all() and (slow.box[slow.run] == boxes).all()
+
+
+AVA_GOOD = "v,902,0.1,0.2,0.3,0.4,1,0.5"
+
+
+@pytest.mark.parametrize(
+    "what, row, message",
+    [
+        ("d", "v,902,0.1,0.2,0.3,0.4,1,nan", "score nan"),
+        ("d", f"{AVA_GOOD},7", "9 columns"),
+        ("d", "v,902,0.1,0.2,0.3,0.4,1,inf", "score inf"),
+        ("d", "", "0 columns"),
+        ("d", "v,902,0.1,0.2,0.3,0.4,81,0.5", "label 81"),
+        ("d", "v,902,0.1,x,0.3,0.4,1,0.5", "'x'"),
+        ("d", "v,902,0.1,0.2,0.3,0.4,0,0.5", "label 0"),
+        ("d", "v,902,0,nan,1,1,1,0.5", "finite"),
+        ("d", "v,902,0.1,0.2,0.3,0.4,x00000001,0.5", "'x00000001'"),
+        ("d", "v,902,0.1,0.2,0.3,0.4,1.5,0.5", "'1.5'"),
+        ("d", "v,nan,0,0,1,1,1,0.5", "time nan"),
+        ("g", "v,902,0.4,0.2,0.3,0.4,1,0", "x1 <= x2"),
+        ("g", "v,902,0,0,1,1,80,3_", "'3_'"),
+        ("first", "video_id,time,x1,y1,x2,y2,label,score", "header row"),
+        ("first", f"\ufeff{AVA_GOOD}", "byte-order mark"),
+    ],
+)
+def test_ava_names_bad_rows(tmp_path, capsys, what, row, message):
+    rows = [row] + [AVA_GOOD] * 3 if what == "first" else [AVA_GOOD] * 3 + [row] * 7
+    files = {
+        name: ava_file(tmp_path / f"{name}.csv", rows if name == what else [AVA_GOOD])
+        for name in "gd"
+    }
+    if what == "first":
+        ava_file(tmp_path / "d.csv", rows)
+    assert ava_eval.main(["-g", files["g"], "-d", files["d"]]) == 2
+    where = f"{files['g' if what == 'g' else 'd']}:{1 if what == 'first' else 4}: "
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {where}") and message in error and repr(row) in error
+    assert what == "first" or "and 2 more such rows" in error and error.count("\n") == 6
+
+
+def test_ava_counts_lines_over_blocks(tmp_path):
+    path = ava_file(tmp_path / "d.csv", [AVA_GOOD] * 50_000 + ["v,902,0.1,0.2,0.3,0.4,1,"])
+    with pytest.raises(ValueError, match="d.csv:50001: "):
+        ava_eval.evaluate(path, path)
+
+
+def test_ava_files_in_other_clothes(tmp_path):
+    truth, found, _ = ava_random(3)
+    plain = ava_map(tmp_path, truth, found)
+    quoted = "\n".join(f'"{row[:2]}"{row[2:]}' for row in found) + "\n"
+    for name, text in (("crlf.csv", "\r\n".join(found)), ("quoted.csv", quoted)):
+        (tmp_path / name).write_bytes(text.encode())
+        assert ava_eval.evaluate(tmp_path / "g.csv", tmp_path / name, AVA_LABELS) == plain
+    (tmp_path / "d.csv.gz").write_bytes(packed := gzip.compress("\n".join(found).encode()))
+    assert ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv.gz", AVA_LABELS) == plain
+    (tmp_path / "cut.csv.gz").write_bytes(packed[:-20])
+    assert ava_eval.main(["-g", str(tmp_path / "g.csv"), "-d", str(tmp_path / "cut.csv.gz")]) == 2
+    for text in (
+        'item {\n  name: "a"\n  id: 1\n}\nitem {\n  name: "b {"\n  id: 2\n}',
+        'label { name: "a" label_id: 1 type: X } label { label_id: 2 name: "b {" }',
+    ):
+        assert ava_eval.read_labelmap(ava_file(tmp_path / "map", [text])) == {1: "a", 2: "b {"}
+    for text, message in (
+        ("item { id: 1 }", "map: item 1"),
+        ('item { name: "a" id: 1\nitem { name: "b" id: 2 }', "2 items begin, 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ava_eval.read_labelmap(ava_file(tmp_path / "map", [text]))
+
+
+def test_ava_arrays_and_files_agree(tmp_path):
+    rng, n = np.random.default_rng(0), 3000
+    corner = rng.random((n, 2), np.float32) / 2
+    rows = ava_eval.Rows(
+        rng.choice(["a", "b-c"], n),
+        902 + rng.integers(0, 30, n) / 3,
+        np.hstack((corner, corner + 0.3)),
+        rng.choice([1, 11, 12], n),
+        rng.random(n, np.float32),
+    )
+    truth = ava_eval.Rows(
+        rows.video_id[:200],
+        rows.time_sec[:200],
+        rows.boxes[:200] + 0.01,
+        np.where(np.arange(200) % 9, rows.label[:200], 0),
+    )  # some are empty
+    ava_eval.write_csv(tmp_path / "d.csv", rows)
+    ava_eval.write_csv(tmp_path / "g.csv", truth)
+    memory = ava_eval.evaluate(truth, rows)
+    assert memory == ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv") and memory["mAP"] > 0
+    rows.score[7] = np.nan
+    with pytest.raises(ValueError, match="detections: 1 bad rows.*\n7: "):
+        ava_eval.evaluate(truth, rows)
+
+
+def test_ava_kinetics_counts_and_parts(tmp_path):
+    path = SHARED / "ava_kinetics" / "kinetics_val_v1.0.csv"
+    if not path.exists():
+        pytest.skip("needs shared/data/ava_kinetics/kinetics_val_v1.0.csv")
+    truth = ava_eval.load(path, "", 80, {}, True)
+    assert (len(truth.keys), len(truth.label)) == (31272, 65172)
+    assert len(np.setdiff1d(np.arange(len(truth.key)), truth.run)) == 8673  # of 2 columns
+    boxes = [line for line in path.read_text().splitlines() if line.count(",") > 2]
+    other = ava_file(tmp_path / "ava.csv", ["zz,0902,0,0,1,1,12", "zz,0903,0,0,1,1,80"])
+    found = ava_file(tmp_path / "d.csv", boxes + ["zz,902,0,0,1,1,12,0.3"])
+    result = ava_eval.evaluate([path, other], found)
+    counts = {one["id"]: one["num_gt"] for one in result["per_class"]}
+    assert (sum(counts.values()), counts[30], counts[52]) == (64497 + 2, 0, 1)
+    assert result["classes"] == 59 and result["rows"]["dropped_by_whitelist"] == 65172 - 64497
+    assert result["parts"] == {str(path): 1.0, other: 0.5}  # the pooled mAP is not their mean:
+    assert result["mAP"] == pytest.approx(1 - 1 / 3935 / 59)
+
+
+def test_ava_versus_draws_whole_videos(tmp_path):
+    truth, found, _ = ava_random(12)
+    aps, tables = [], ()
+    for some in (("v1",), ("v0",), ("v0", "v1")):
+        files, keys = [[x for x in rows if x.startswith(some)] for rows in (truth, found)], {}
+        aps.append([one["ap"] for one in ava_map(tmp_path, *files)["per_class"]])
+        tables = [ava_eval.load(tmp_path / f"{x}.csv", "", 4, keys, x == "g") for x in "gd"]
+    run = ava_eval.score_tables(*tables, [1, 2, 4], ava_eval.PROTOCOLS["official-2020"], [])
+    (draws,) = ava_eval.bootstrap([run], keys, 50)
+    for c in range(3):  # of two videos: both, or twice the one, or twice the other
+        legal = {round(ap[c], 12) for ap in aps if ap[c] is not None}
+        assert legal == {round(ap, 12) for ap in draws[c].tolist() if ap == ap}
+    result = ava_map(tmp_path, truth, found)
+    worse = ava_file(tmp_path / "w.csv", [row for row in found if not row.startswith("v0")])
+    for other, low in ((tmp_path / "d.csv", 0), (worse, 0.001)):
+        one = ava_map(tmp_path, truth, found, versus=other)["versus"]["differences"]["all"]
+        assert one["difference"] >= low and one["ap"] == pytest.approx(result["mAP"])
+        assert one["interval"][0] <= one["difference"] <= one["interval"][1]
+    same = ava_map(tmp_path, truth, found, versus=tmp_path / "d.csv")["versus"]["differences"]
+    assert all(one["difference"] == 0 and one["interval"] == [0, 0] for one in same.values())
+
+
+def test_ava_groups(tmp_path):
+    path = ava_file(tmp_path / "g.csv", [f"v,902,0,0,1,1,{c}" for c in (12, 15, 13)])
+    groups = ava_eval.evaluate(path, path)["groups"]
+    assert {name: one["classes"] for name, one in groups.items()} == {
+        "head": 1,
+        "mid": 1,
+        "tail": 1,
+        "pose": 2,
+        "object": 1,
+        "person": 0,
+    }
+    everything = ava_eval.groups_of(ava_eval.AVA_CLASSES, None, (10000, 1000))
+    assert [len(members) for members in everything.values()] == [8, 23, 29, 13, 32, 15]
+    assert sum(ava_eval.AVA_TRAIN_COUNTS.values()) == 861254
+    own = {i: f"demo {i}" for i in range(1, 21)}  # other actions: not AVA's counts, nor its kinds
+    assert ava_eval.evaluate(path, path, own)["groups"] == {}
+    for limits in ((30, 10), (49, 20), (30, 6)):
+        result = ava_eval.evaluate(
+            path, path, own, train_counts={"12": 50, "13": 5, "15": 20}, thresholds=limits
+        )
+        assert result["groups"] == {x: {"mAP": 1.0, "classes": 1} for x in ("head", "mid", "tail")}
+
+
+def test_ava_says_why_it_is_zero(tmp_path):
+    truth = ["v,902,0.1,0.1,0.9,0.9,1"]
+    assert ava_map(tmp_path, truth, ["v.mp4,902,0.1,0.1,0.9,0.9,1,1"])["notes"][0] == (
+        "0 of 1 detected keyframes occur in the ground truth: first detected v.mp4,902, first in "
+        "the ground truth v,902, which has 1; persons without detections count as missed"
+    )
+    result = ava_map(tmp_path, truth, ["v,902,40,40,300,300,1,1"])
+    assert result["person"]["recall"] == 0 and "span 40 .. 300" in result["notes"][0]
+    wrong = ava_map(
+        tmp_path,
+        truth,
+        [
+            f"v,902,0.1,0.1,{x},2,{s}"
+            for x, s in (("0.9,0.9", 0.1), ("0.9,0.9", 0.8), ("0.2,0.2", 0.5))
+        ],
+    )
+    assert wrong["mAP"] == 0  # but the box is there
+    assert wrong["person"] == {"ap": 1.0, "recall": 1.0, "num_gt": 1, "num_det": 2}
+    with pytest.raises(ValueError, match="no row has a class"):
+        ava_map(tmp_path, ["v,902,0,0,1,1,3"], [])
+    assert ava_map(tmp_path, truth, [])["mAP"] == 0
+
+
+def test_ava_alone_in_an_empty_folder(tmp_path):
+    shutil.copy(ava_eval.__file__, tmp_path)
+    (tmp_path / "g.csv").write_text("v,903\nv,902,0,0,1,1,12")  # the last line may lack its end
+    ava_file(tmp_path / "d.csv", ["v,902,0,0,1,1,12,0.5"])
+
+    def run(*flags):
+        command = [sys.executable, "ava_eval.py", "-g", "g.csv", "-d", "d.csv", *flags]
+        return subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True)
+
+    result = json.loads(run("--json", "--curves", "c.npz", "--compare").stdout)
+    assert result["protocol"] == "official-2020" and result["mAP"] == 1 and "parts" not in result
+    assert result["per_class"][10] == {
+        "id": 12,
+        "name": "stand",
+        "ap": 1.0,
+        "num_gt": 1,
+        "num_det": 1,
+        "recall": 1.0,
+    }
+    with np.load(tmp_path / "c.npz") as curves:
+        assert {k: v.tolist() for k, v in curves.items()} == {
+            "id": [12],
+            "score": [0.5],
+            "precision": [1.0],
+            "recall": [1.0],
+        }
+    assert run("--curves", "c.csv").returncode == 0 and run("--curves", "c.txt").returncode == 2
+    assert (tmp_path / "c.csv").read_text() == "id,score,precision,recall\n12,0.5,1,1\n"
+    text = run("--versus", "d.csv").stdout
+    assert "100.00 mAP (official-2020), 1 classes" in text and "+0.00]  all" in text
+    assert list(result["compare"]) == list(ava_eval.PROTOCOLS)
+    assert result["compare"]["official-2020"] == 1 and "2 columns" in result["compare"]["slowfast"]
+    assert "100.00 mAP (official-2020)" in run("--compare").stdout
+    broken = run("-l", "missing.pbtxt")
+    assert broken.returncode == 2 and broken.stderr.startswith("error: ")

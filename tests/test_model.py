@@ -1,0 +1,318 @@
+"""Tests of model.py."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import model_oracle, tiny_inputs, tiny_model
+
+import model as M
+
+MODEL_VARIANTS = {
+    "vivit": dict(cls=True, pool="cls"),
+    "vivit-mean": dict(),
+    "demo": dict(pool="norm-max", pos="learned-axes", qk_init="mimetic"),
+    "videomae": dict(pool="mean-norm", gelu="none", pos="sincos", eps=0.05, final_eps=0.2),
+}
+
+
+def model_grads(net):
+    return {name: p.grad for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("variant", MODEL_VARIANTS)
+def test_model_encoder_is_the_textbook_formula(variant):
+    enc, (video, _, _) = tiny_model(**MODEL_VARIANTS[variant]).encoder, tiny_inputs()
+    for ours, oracle in zip(enc(video), model_oracle(enc, video)):
+        torch.testing.assert_close(ours, oracle, atol=5e-6, rtol=1e-5)
+
+
+def test_model_sizes_have_the_known_parameter_counts():
+    with torch.device("meta"):
+        nets = {k: M.VideoTransformer(M.ModelConfig(cls=True, **M.SIZES[k])) for k in "SBLH"}
+    count = {k: sum(p.numel() for p in net.parameters()) for k, net in nets.items()}
+    assert count["B"] == 88_646_400  # google/vivit-b-16x2 without its classifier
+    assert [round(n / 1e6) for n in count.values()] == [23, 89, 307, 636]
+
+
+def test_model_sincos_table_is_videomaes():
+    angle = [[p / np.power(10000, 2 * (j // 2) / 24) for j in range(24)] for p in range(50)]
+    table = np.array(angle)
+    table[:, 0::2], table[:, 1::2] = np.sin(table[:, 0::2]), np.cos(table[:, 1::2])
+    np.testing.assert_allclose(M.sincos_table(50, 24).numpy(), table, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("cls", [0, 1])
+def test_model_positions_resize_like_interpolation(cls):
+    native, grid = (4, 6, 4), (6, 9, 3)
+    pos = torch.randn(1, cls + 96, 24)
+    volume = pos[0, cls:].unflatten(0, native).permute(0, 3, 1, 2)  # (t, D, h, w)
+    space = F.interpolate(volume, grid[1:], mode="bicubic", align_corners=False)
+    time = F.interpolate(space.permute(2, 3, 1, 0).flatten(0, 1), grid[0], mode="linear")
+    bicubic = time.unflatten(0, grid[1:]).permute(3, 0, 1, 2)  # (t, h, w, D)
+    volume = volume.transpose(0, 1)[None]
+    corners = F.interpolate(volume, grid, mode="trilinear", align_corners=True)
+    for mode, expected in (("bicubic", bicubic), ("bilinear-corners", corners[0].movedim(0, -1))):
+        ours = M.resize_positions(pos, native, grid, mode)
+        torch.testing.assert_close(ours[0, cls:], expected.flatten(0, 2), atol=3e-6, rtol=1e-5)
+        assert torch.equal(ours[:, :cls], pos[:, :cls])
+    assert M.resize_positions(pos, native, native, "bicubic") is pos
+    net = tiny_model()  # through the network: another size is the native network on a resized table
+    video = torch.randn(1, 3, 12, 72, 24)
+    sized = tiny_model(frames=12, size=(72, 24))
+    state = net.state_dict()
+    state["encoder.pos"] = M.resize_positions(state["encoder.pos"], native, grid, "bicubic")
+    sized.load_state_dict(state)
+    torch.testing.assert_close(net(video, "clips"), sized(video, "clips"))
+
+
+@pytest.mark.parametrize("variant, checkpointing", [("vivit", False), ("videomae", True)])
+def test_model_trunk_compiles_as_one_graph(variant, checkpointing):
+    options = dict(MODEL_VARIANTS[variant], depth=2, drop_path=0.2, checkpointing=checkpointing)
+    enc = tiny_model(**options).encoder
+    compiled = torch.compile(enc, backend="eager", fullgraph=True)
+    video = torch.randn(2, 3, 12, 72, 24)
+    torch.manual_seed(0)
+    eager = enc(video)
+    torch.manual_seed(0)
+    torch.testing.assert_close(compiled(video), eager)
+
+
+def test_model_checkpointing_keeps_gradients_and_saves_memory():
+    kept, grads = {False: 0, True: 0}, {}
+    for on in (False, True):
+        net = tiny_model(drop_path=0.5, checkpointing=on).train()
+
+        def pack(tensor):
+            kept[on] += tensor.numel()
+            return tensor
+
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = net(tiny_inputs()[0], "clips").square().sum()
+        loss.backward()
+        grads[on] = model_grads(net)
+    torch.testing.assert_close(grads[True], grads[False])
+    assert kept[True] < kept[False] / 3
+
+
+def test_model_stochastic_depth_drops_whole_clips_and_rescales():
+    block, ones = M.Block(M.ModelConfig(width=24, heads=2), 0.25), torch.ones(4000, 5, 2)
+    dropped = block.drop(ones)
+    per_clip = dropped[:, :1, :1]
+    assert torch.equal(dropped, per_clip.expand_as(dropped))
+    assert per_clip.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert per_clip.mean().item() == pytest.approx(1, abs=0.05)
+    assert block.eval().drop(ones) is ones
+    rates = [b.drop_path for b in tiny_model(drop_path=0.4).encoder.blocks]
+    assert rates == pytest.approx([0, 0.2, 0.4])
+
+
+def test_model_starts_as_told():
+    config = M.ModelConfig(8, (48, 32), (2, 8, 8), 24, 1, 2, pos="learned-axes", qk_init="mimetic")
+    net = M.CoFinetuneModel(config, {"a": M.Head("clip", 5), "b": M.Head("box", 7, prior=0.02)})
+    video, boxes, box_clip = tiny_inputs()
+    assert torch.equal(net(video, "a"), torch.zeros(3, 5))
+    torch.testing.assert_close(net(video, "b", boxes, box_clip).sigmoid(), torch.full((4, 7), 0.02))
+    q, k, v = net.encoder.blocks[0].qkv.weight.chunk(3)
+    assert (q - k).std().item() == pytest.approx(0.02, rel=0.2) and (q - v).std() > 0.2
+    assert q.std().item() == pytest.approx(math.sqrt(5 / (math.sqrt(12) * 24)), rel=0.1)
+    table = net.encoder.pos[0].unflatten(0, config.grid)
+    for axis in range(3):  # a third of the columns for each axis: moves along it and no other
+        part = table[..., 8 * axis : 8 * axis + 8]
+        assert [part.std(other).max() > 1e-6 for other in range(3)] == [i == axis for i in range(3)]
+
+
+def model_roi_oracle(features, box, bins, sampling, aligned):
+    """torchvision's C++ kernel, sample by sample: features (h, w), box (4,) in cells, one dtype."""
+    h, w = features.shape
+    shift = 0.5 if aligned else 0.0
+    (x1, y1), (x2, y2) = (c - shift for c in box[:2]), (c - shift for c in box[2:])
+    height, width = y2 - y1, x2 - x1
+    if not aligned:
+        height, width = np.maximum(height, 1), np.maximum(width, 1)
+    bin_h, bin_w = height / bins, width / bins
+    ny, nx = sampling or math.ceil(bin_h), sampling or math.ceil(bin_w)
+
+    def bilinear(y, x):
+        if not (-1 <= y <= h and -1 <= x <= w):
+            return 0.0
+        y, x = max(y, 0.0), max(x, 0.0)
+        top, left = min(int(y), h - 1), min(int(x), w - 1)
+        dy, dx = (y - top if top < h - 1 else 0.0), (x - left if left < w - 1 else 0.0)
+        low, right = min(top + 1, h - 1), min(left + 1, w - 1)
+        upper = features[top, left] * (1 - dx) + features[top, right] * dx
+        return upper * (1 - dy) + (features[low, left] * (1 - dx) + features[low, right] * dx) * dy
+
+    out = np.zeros((bins, bins), features.dtype)
+    for p in range(bins):
+        for q in range(bins):
+            for i in range(ny):
+                for j in range(nx):
+                    y = y1 + p * bin_h + (i + 0.5) * bin_h / ny
+                    x = x1 + q * bin_w + (j + 0.5) * bin_w / nx
+                    out[p, q] += bilinear(y, x) / max(ny * nx, 1)
+    return out
+
+
+MODEL_BOXES = [  # x1, y1, x2, y2 in cells of a map of 9 rows and 13 columns
+    (1.3, 2.1, 6.7, 7.9),
+    (0, 0, 13, 9),
+    (4.2, 3.3, 4.9, 3.8),  # inside, whole, below one cell
+    (-3.4, -2.2, 5.1, 4.4),
+    (8.2, 5.3, 20.9, 15.7),
+    (-30, -30, 40.5, 40.5),  # partly outside
+    (-9.5, 1, -2.5, 4),
+    (3, 12, 8, 18),
+    (-1.2, -1.2, -0.4, -0.4),  # outside, just at the border
+    (5, 5, 5, 5),
+    (2.5, 1.5, 2.5, 6),
+    (13, 9, 13, 9),
+    (7, 6, 3, 2),  # empty, line, inverted
+]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("sampling", [0, 1, 2, 3])
+def test_model_roi_align_is_torchvisions_kernel(sampling, aligned):
+    box_clip = torch.arange(len(MODEL_BOXES)) * 7 % 2
+    for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-6)):
+        maps = np.random.default_rng(0).uniform(-1, 1, (2, 9, 13)).astype(dtype)
+        boxes = np.array(MODEL_BOXES, dtype)
+        x1, y1, x2, y2 = torch.from_numpy(boxes).unbind(1)
+        down = M.align_weights(y1, y2, 9, 7, sampling, aligned)
+        across = M.align_weights(x1, x2, 13, 7, sampling, aligned)
+        features = torch.from_numpy(maps)[..., None]  # (2, 9, 13, 1)
+        ours = M.pool_boxes(features, down, across, box_clip).view(-1, 7, 7)
+        for k, box in enumerate(boxes):
+            oracle = model_roi_oracle(maps[box_clip[k]], box, 7, sampling, aligned)
+            np.testing.assert_allclose(ours[k].numpy(), oracle, 0, tolerance, err_msg=str(box))
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_model_box_head_is_time_mean_then_roi_align_then_max(context):
+    heads = {"boxes": M.Head("box", 7, roi_size=3, context=context)}
+    net, (_, boxes, box_clip) = tiny_model(heads).double(), tiny_inputs()
+    boxes[0] += torch.tensor([-0.5, 0.0, 0.0, 0.7])  # beyond the frame: clipped
+    pooled, tokens = torch.randn(3, 24).double(), torch.randn(3, 4, 6, 4, 24).double()
+    cells = (boxes.clamp(0, 1) * torch.tensor([4, 6, 4, 6])).numpy()
+    net.heads["boxes"].float()  # the head computes in float32
+    ours = net.classify((pooled, tokens), "boxes", boxes, box_clip)
+    for k, b in enumerate(box_clip.tolist()):
+        maps = tokens[b].mean(0).numpy()
+        bins = [model_roi_oracle(maps[..., d], cells[k], 3, 0, True).max() for d in range(24)]
+        x = torch.cat([torch.from_numpy(np.array(bins)), pooled[b][: 24 * context]])
+        torch.testing.assert_close(ours[k], net.heads["boxes"].fc(x.float()))
+
+
+def test_model_roi_mean_is_the_area_mean():
+    fine = torch.randn(1, 90, 130, 3)
+    cells = fine.unflatten(1, (9, 10)).unflatten(3, (13, 10)).mean((2, 4))
+    fine = cells.repeat_interleave(10, 1).repeat_interleave(10, 2)
+    x1, y1, x2, y2 = torch.tensor([[1.3, 2.1, 6.7, 7.9], [0, 0, 13, 9], [5, 5, 5, 5]]).unbind(1)
+    weights = M.overlap_weights(y1, y2, 9), M.overlap_weights(x1, x2, 13)
+    ours = M.pool_boxes(cells, *weights, torch.zeros(3, dtype=torch.long))[:, 0]
+    torch.testing.assert_close(ours[0], fine[0, 21:79, 13:67].mean((0, 1)))
+    torch.testing.assert_close(ours[1], fine[0].mean((0, 1)))
+    assert torch.equal(ours[2], torch.zeros(3))
+
+
+@pytest.mark.parametrize("options", [{}, {"roi": "mean"}, {"context": True, "dropout": 0.5}])
+@pytest.mark.parametrize("variant", MODEL_VARIANTS)
+def test_model_batched_is_single_and_evaluation_deterministic(variant, options):
+    heads = {"clips": M.Head("clip", 5, dropout=0.5), "boxes": M.Head("box", 7, **options)}
+    net = tiny_model(heads, drop_path=0.5, **MODEL_VARIANTS[variant]).eval()
+    video, boxes, box_clip = tiny_inputs()
+    clips, persons = net(video, "clips"), net(video, "boxes", boxes, box_clip)
+    assert torch.equal(clips, net(video, "clips"))
+    assert torch.equal(persons, net(video, "boxes", boxes, box_clip))
+    for b in range(3):
+        torch.testing.assert_close(net(video[b : b + 1], "clips")[0], clips[b])
+    for k, b in enumerate(box_clip.tolist()):
+        alone = net(video[b : b + 1], "boxes", boxes[k : k + 1], torch.tensor([0]))
+        torch.testing.assert_close(alone[0], persons[k])
+    assert not torch.equal(net.train()(video, "clips"), clips)
+
+
+@pytest.mark.parametrize("variant", MODEL_VARIANTS)
+def test_model_both_kinds_of_head_train_the_whole_encoder(variant):
+    net, (video, boxes, box_clip) = tiny_model(**MODEL_VARIANTS[variant]), tiny_inputs()
+    for task, rest in (("clips", ()), ("boxes", (boxes, box_clip))):
+        net.zero_grad()
+        net(video, task, *rest).square().sum().backward()
+        for name, grad in model_grads(net).items():
+            used = name.startswith(("encoder", f"heads.{task}"))
+            assert (grad is not None and grad.abs().max() > 0) if used else grad is None, name
+
+
+def test_model_heads_stay_float32_under_autocast():
+    net, (video, boxes, box_clip) = tiny_model(), tiny_inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        features = net.encoder(video)
+        logits = net.classify(features, "boxes", boxes, box_clip)
+        assert net.classify(features, "clips").dtype == torch.float32
+    assert logits.dtype == torch.float32
+    features = tuple(f.float() for f in features)
+    assert torch.equal(logits, net.classify(features, "boxes", boxes, box_clip))
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_model_no_boxes_is_an_exact_zero_with_zero_gradients(reduce):
+    net, (video, _, _) = tiny_model(), tiny_inputs()
+    none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+    for count in (None, 0, 0.5):
+        net.zero_grad()
+        loss = M.box_loss(net(video, "boxes", *none), torch.zeros(0, 7), reduce, count)
+        loss.backward()
+        assert loss.item() == 0
+        for name, grad in model_grads(net).items():
+            used = not name.startswith("heads.clips")
+            assert (grad is not None and not grad.any()) if used else grad is None, name
+
+
+def test_model_losses_are_their_formulas():
+    logits, target = torch.randn(4, 7), (torch.rand(4, 7) < 0.3).float()
+    p = logits.sigmoid()
+    bce = -(target * p.log() + (1 - target) * (1 - p).log())
+    torch.testing.assert_close(M.box_loss(logits, target), bce.sum() / 4)
+    torch.testing.assert_close(M.box_loss(logits, target, "mean", 8), bce.mean() / 2)
+    labels = torch.tensor([3, 0, 6, 3])
+    shares = F.one_hot(labels, 7).float()
+    ce = -(shares * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(M.clip_loss(logits, labels), ce)
+    torch.testing.assert_close(M.clip_loss(logits, shares), ce)
+    smooth = -((0.9 * shares + 0.1 / 7) * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(M.clip_loss(logits, labels, 0.1), smooth)
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: M.ModelConfig(pool="max"), "pool is 'max', expected one of cls, norm-mean"),
+        (lambda: M.ModelConfig(pool="cls"), "cls=False excludes pool 'cls'"),
+        (lambda: M.ModelConfig(size=(200, 224)), "not multiples of tubelet"),
+        (lambda: M.ModelConfig(heads=7), "no multiple of heads 7"),
+        (lambda: M.ModelConfig(drop_path=1.0), "0 <= drop_path < 1"),
+        (lambda: M.Head("frame", 3), "kind is 'frame', expected one of clip, box"),
+        (lambda: M.Head("clip", 3, context=True), "for box heads"),
+        *(
+            (
+                lambda s=shape: tiny_model()(torch.zeros(s), "clips"),
+                "expected .B, 3, T, H, W. with T",
+            )
+            for shape in ((1, 3, 8, 48, 30), (1, 8, 48, 32, 3), (3, 8, 48, 32))
+        ),
+    ],
+)
+def test_model_refuses(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_model_config_survives_toml_and_dict():
+    config = M.ModelConfig(size=[64, 32], tubelet=[2, 16, 16])  # as TOML gives it
+    assert config == M.ModelConfig(size=(64, 32), tubelet=(2, 16, 16)) and config.grid == (16, 4, 2)
+    assert M.ModelConfig(**dataclasses.asdict(config)) == config
