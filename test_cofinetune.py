@@ -31,8 +31,6 @@ from helpers import (
     run_start_weights,
     run_train,
     tiny_model,
-    tiny_run,  # noqa: F401
-    tiny_world,  # noqa: F401
     toml_table,
     write_lines,
 )
@@ -41,6 +39,8 @@ import cofinetune
 import data
 import model as M
 from extras import videos, world
+
+pytest_plugins = ["helpers"]  # their fixtures
 
 
 def test_demo_from_the_command_line(tiny_world, tiny_run):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 import cofinetune
 import model as M
+from extras import world
 
 # ------------------------------------------------------------------------------------------------
 # For every section
