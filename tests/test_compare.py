@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import TINY, run_command, run_log, toml_table, write_lines
+from helpers import HERE, TINY, run_command, run_log, toml_table, write_lines
 
 from extras import compare
 
@@ -58,7 +58,7 @@ steps = [dict(step=i, loss={tasks[i % 2]: 1}, time=dict(unix=60 * i)) for i in r
 
 
 def test_compare(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "__file__", str(tmp_path / "compare.py"))
+    monkeypatch.setattr(compare, "__file__", str(tmp_path / "extras/compare.py"))
     write_lines(tmp_path / "cofinetune.py", BASELINES_STUB)
     rows = [f"video{v},902,0,0,1,1,{label},0\n" for v in range(40) for label in (1, 2)]
     (tmp_path / "train.csv").write_text("".join(rows))
@@ -162,3 +162,31 @@ def test_compare_for_real(tmp_path):
     assert len(set(stage)) == 1  # trained once, as the clock in it says
     worlds = [(tmp_path / f"worlds/seed{s}/ava/train.csv").read_text() for s in "01"]
     assert worlds[0] != worlds[1]
+
+
+def test_the_page_says_what_the_runs_say():
+    """Every interval of docs/comparison.md that assets/compare.csv can give."""
+    page = (HERE / "docs/comparison.md").read_text().replace("−", "-")
+    scores = {}
+    for row in csv.DictReader(open(HERE / "docs/assets/compare.csv")):
+        scores.setdefault(row["method"], {})[int(row["seed"])] = float(
+            row["ava mAP (official-2020)"]
+        )
+    finetune = "finetune@task.ava.lr_scale=2"
+    one_set = 'cofinetune@train_tasks=["actions","ava"]@steps=800@warmup=64@lr=0.16'
+    weighted = "cofinetune@schedule=weighted@task.actions.weight=3@task.templates.weight=2@lr=0.16"
+
+    def difference(one, other, first, last):
+        values = [scores[one][s] - scores[other][s] for s in range(first, last + 1)]
+        mean, low, high = compare.paired(np.array(values))
+        return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+    for method in [*scores][1:]:
+        assert difference(method, finetune, 20, 24) in page, method
+    assert difference("cofinetune", finetune, 30, 39) + " | 9 of 10 |" in page
+    assert difference(one_set, "cofinetune", 20, 24) in page
+    costs = difference(weighted, "cofinetune", 20, 24)
+    assert costs == "-0.071 [-0.121, -0.022]" and "0.071 [0.022, 0.121]" in page
+    for method, of in scores.items():
+        values = [of[seed] for seed in range(20, 25)]
+        assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} |" in page, method
