@@ -635,32 +635,28 @@ class Interrupt:
 def build_model(
     recipe: Recipe, classes: dict[str, list[str]], state: dict | None = None
 ) -> CoFinetuneModel:
-    """The model a run starts with: of the checkpoint `state` > of recipe.init > from scratch.
-
-    Its attributes mean and std are the input scale that its weights expect.
-    """
+    """The model a run starts with: of the checkpoint `state` > of recipe.init > from scratch."""
     torch.manual_seed(recipe.seed)
     heads = {
-        t.name: Head(t.kind, len(classes[t.name]), t.dropout, t.roi, t.roi_size, t.context, t.prior)
+        t.name: Head(t.kind, len(classes[t.name]), t.dropout, t.roi_size, t.prior)
         for t in recipe.task
     }
-    scale = (recipe.mean, recipe.std)
     if state:
-        model = CoFinetuneModel(ModelConfig(**state["model_config"]), heads)
-        scale = (state["mean"], state["std"])
+        scale = dict(mean=state["mean"], std=state["std"])
+        model = CoFinetuneModel(ModelConfig(**state["model_config"] | scale), heads)
     elif recipe.init:
         from extras import pretrained
 
         found = pretrained.load(recipe.init)
         # The checkpoint decides on the architecture; of [model] count the keys that leave it.
         free = {"frames", "size", "drop_path", "checkpointing"} & recipe.model.keys()
-        model = pretrained.build(found, heads, **{key: recipe.model[key] for key in free})
-        scale = (list(found.mean), list(found.std))
+        changes = {key: recipe.model[key] for key in free}
+        model = pretrained.build(found, heads, mean=found.mean, std=found.std, **changes)
         print0(f"initialised from {recipe.init} ({found.family})")
     else:
-        model = CoFinetuneModel(model_config(recipe.model), heads)
+        scale = dict(mean=recipe.mean, std=recipe.std)
+        model = CoFinetuneModel(model_config(recipe.model | scale), heads)
         print0("initialised from scratch")
-    model.mean, model.std = scale
     return model
 
 
@@ -1066,7 +1062,7 @@ def predictions(model: CoFinetuneModel, recipe: Recipe, world: World, dataset: d
     ):
         batch = batch.to(world.device)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-            video = data.normalise(batch.video, model.mean, model.std)
+            video = data.normalise(batch.video, *model.scale)
             logits = model(video, task.name, batch.boxes, batch.box_clip)
         yield batch, logits.float()
     for reason in dataset.damaged.values():
@@ -1246,7 +1242,7 @@ def task_loss(
     the whole batch, however unevenly the boxes fall.
     """
     if task.kind == "box":
-        return task.loss_weight * box_loss(logits, batch.labels, task.reduce, boxes)
+        return task.loss_weight * box_loss(logits, batch.labels, boxes)
     share = len(batch.video) / clips
     return task.loss_weight * clip_loss(logits, batch.labels, task.smoothing) * share
 
@@ -1384,8 +1380,8 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
                     heads={
                         name: dataclasses.asdict(head.head) for name, head in model.heads.items()
                     },
-                    mean=model.mean,
-                    std=model.std,
+                    mean=list(model.scale[0]),
+                    std=list(model.scale[1]),
                     classes=classes,
                     class_counts=counts,
                     step=step,
@@ -1426,7 +1422,7 @@ def train(recipe: Recipe, world: World, fresh: bool = False) -> dict:
             more = world.size > 1 and i < len(micro_batches) - 1  # gradients travel once a step
             with trunk.no_sync() if more else contextlib.nullcontext():
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-                    video = data.normalise(batch.video, model.mean, model.std)  # (B, 3, T, H, W)
+                    video = data.normalise(batch.video, *model.scale)  # (B, 3, T, H, W)
                     features = trunk(video)  # (B, D), (B, t, h, w, D)
                     logits = model.classify(features, task.name, batch.boxes, batch.box_clip)
                     extra = 0.0

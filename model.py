@@ -22,7 +22,8 @@ To use this file alone, copy it: it needs torch and nothing else.
 """
 
 import math
-from dataclasses import dataclass, fields
+import operator
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin
 
 import torch
@@ -35,47 +36,92 @@ from torch.utils.checkpoint import checkpoint
 # ------------------------------------------------------------------------------------------------
 
 
+def setting(default, help: str, **rules):
+    """A field with what `--help` says of it. rules: least, above, below: bounds of a number, or of
+    each number of a tuple; free=True: a resumed run may change it."""
+    return field(default=default, metadata={"help": help, **rules})
+
+
+BOUNDS = {
+    "least": (operator.ge, "at least"),
+    "above": (operator.gt, "more than"),
+    "below": (operator.lt, "less than"),
+}
+
+
+def check_settings(config) -> None:
+    """ValueError for a value outside of its field's choices or bounds."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        choices = get_args(item.type)
+        if get_origin(item.type) is Literal and value not in choices:
+            raise ValueError(f"{item.name} is {value!r}, expected one of {', '.join(choices)}")
+        numbers = value if isinstance(value, tuple) else (value,)
+        for rule in BOUNDS.keys() & item.metadata.keys():
+            (holds, words), bound = BOUNDS[rule], item.metadata[rule]
+            if not all(holds(number, bound) for number in numbers):
+                raise ValueError(f"{item.name} is {value}, expected {words} {bound}")
+
+
 @dataclass
 class ModelConfig:
-    """The encoder. `frames` and `size` give the position table its native grid; the network takes
-    any clip whose sides are multiples of the tubelet. Defaults: ViViT-B/16x2, no class token."""
+    """The encoder, and the colours it expects. `frames` and `size` give the position table its
+    native grid; the network takes any clip whose sides are multiples of the tubelet. Defaults:
+    ViViT-B/16x2, no class token."""
 
-    frames: int = 32
-    size: tuple[int, int] = (224, 224)  # H, W
-    tubelet: tuple[int, int, int] = (2, 16, 16)  # frames, rows, columns
-    width: int = 768
-    depth: int = 12
-    heads: int = 12  # of the attention
-    mlp_ratio: float = 4.0
-    cls: bool = False  # a class token in front, with a position of its own
-    pool: Literal["cls", "norm-mean", "norm-max", "mean-norm"] = "norm-mean"  # VideoMAE: mean-norm
-    gelu: Literal["tanh", "none"] = "tanh"  # ViViT (flax): tanh; VideoMAE: none, the exact GELU
-    eps: float = 1e-6
-    final_eps: float = 1e-6
-    # learned-axes starts from a sin-cos table per axis; sincos is VideoMAE's fixed table
-    pos: Literal["learned", "learned-axes", "sincos"] = "learned"
-    pos_resize: Literal["bicubic", "bilinear-corners"] = "bicubic"  # Scenic (ViViT): the latter
-    qk_init: Literal["xavier", "mimetic"] = "xavier"
-    drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
-    checkpointing: bool = False  # recompute each block in backward: a third more time, less memory
+    frames: int = setting(32, "of the native clip", least=1)
+    size: tuple[int, int] = setting((224, 224), "rows and columns of the native clip", least=1)
+    tubelet: tuple[int, int, int] = setting((2, 16, 16), "frames, rows, columns a token", least=1)
+    width: int = setting(768, "numbers of a token", least=2)
+    depth: int = setting(12, "transformer blocks", least=1)
+    heads: int = setting(12, "of the attention", least=1)
+    mlp_ratio: float = setting(4.0, "width of a block's hidden layer, in widths", above=0)
+    cls: bool = setting(False, "a class token in front, with a position of its own")
+    pool: Literal["cls", "norm-mean", "mean-norm"] = setting(
+        "norm-mean", "for clip heads: class token, mean after the norm, or before it (VideoMAE)"
+    )
+    gelu: Literal["tanh", "none"] = setting("tanh", "its approximation (ViViT); none (VideoMAE)")
+    eps: float = setting(1e-6, "of the blocks' norms", above=0)
+    final_eps: float = setting(1e-6, "of the norm after the last block", above=0)
+    pos: Literal["learned", "learned-axes", "sincos"] = setting(
+        "learned", "positions: learned from noise, from sin-cos tables per axis; fixed (VideoMAE)"
+    )
+    pos_resize: Literal["bicubic", "bilinear-corners"] = setting(
+        "bicubic", "of positions, for other clips than native ones: as VideoMAE, as ViViT (Scenic)"
+    )
+    qk_init: Literal["xavier", "mimetic"] = setting("xavier", "queries and keys: apart, or alike")
+    drop_path: float = setting(
+        0.0, "stochastic depth of the last block, rising from 0 at the first", least=0, below=1
+    )
+    checkpointing: bool = setting(
+        False, "compute blocks again in backward: a third more time, less memory", free=True
+    )
+    mean: tuple[float, ...] = setting(
+        (0.5, 0.5, 0.5), "RGB in [0, 1], subtracted from pixels; empty, as std: of each clip"
+    )
+    std: tuple[float, ...] = setting((0.5, 0.5, 0.5), "RGB, which then divides them", above=0)
 
     def __post_init__(self):
-        self.size, self.tubelet = tuple(self.size), tuple(self.tubelet)
-        check_choices(self)
+        for name in ("size", "tubelet", "mean", "std"):  # lists, where they come from TOML
+            setattr(self, name, tuple(getattr(self, name)))
+        check_settings(self)
         sides = (self.frames, *self.size)
-        if any(side < step or side % step for side, step in zip(sides, self.tubelet, strict=True)):
+        if any(side % step for side, step in zip(sides, self.tubelet, strict=True)):
             raise ValueError(f"frames and size {sides} are not multiples of tubelet {self.tubelet}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width {self.width} is odd or no multiple of heads {self.heads}")
         if not self.cls and self.pool == "cls" or self.cls and self.pos == "sincos":
             raise ValueError(f"cls={self.cls} excludes pool {self.pool!r} or pos {self.pos!r}")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is {self.drop_path}, expected 0 <= drop_path < 1")
+        if len(self.mean) not in (0, 3) or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean is {self.mean} and std {self.std}, expected three numbers each, or none"
+            )
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """t, h, w of the native clip."""
-        return tuple(s // step for s, step in zip((self.frames, *self.size), self.tubelet))
+        t, h, w = self.tubelet
+        return self.frames // t, self.size[0] // h, self.size[1] // w
 
 
 @dataclass
@@ -84,25 +130,14 @@ class Head:
 
     kind: Literal["clip", "box"]
     classes: int
-    dropout: float = 0.0
-    roi: Literal["align-max", "mean"] = "align-max"  # box: best of RoIAlign's bins | area mean
-    roi_size: int = 7  # box: bins per side of align-max
-    context: bool = False  # box: append the pooled feature of the whole clip
-    prior: float = 0.0  # box: probability that the untrained head gives each class; 0: one half
+    dropout: float = setting(0.0, "of the features before the classifier", least=0, below=1)
+    roi_size: int = setting(7, "box: bins per side of RoIAlign", least=1)
+    prior: float = setting(0.0, "box: first probability of a class; 0: a half", least=0, below=1)
 
     def __post_init__(self):
-        check_choices(self)
-        if not 0 <= self.prior < 1:
-            raise ValueError(f"prior is {self.prior}, expected 0 <= prior < 1")
-        if self.kind == "clip" and (self.context or self.prior):
-            raise ValueError("context and prior are for box heads, this is a clip head")
-
-
-def check_choices(config) -> None:
-    for field in fields(config):
-        value, choices = getattr(config, field.name), get_args(field.type)
-        if get_origin(field.type) is Literal and value not in choices:
-            raise ValueError(f"{field.name} is {value!r}, expected one of {', '.join(choices)}")
+        check_settings(self)
+        if self.kind == "clip" and self.prior:
+            raise ValueError("prior is for box heads, this is a clip head")
 
 
 SIZES = {  # parameters at tubelet (2, 16, 16), 32 frames of 224 x 224 pixels
@@ -163,7 +198,9 @@ def position_table(config: ModelConfig) -> Tensor:
         part = width // 6 * 2
         axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
         widths = (width - 2 * part, part, part)
-        columns = [sincos_table(max(t, h, w), d)[axis.flatten()] for axis, d in zip(axes, widths)]
+        columns = []
+        for axis, count in zip(axes, widths, strict=True):
+            columns.append(sincos_table(max(t, h, w), count)[axis.flatten()])
         table[0, int(config.cls) :] = torch.cat(columns, 1)
     return table
 
@@ -182,7 +219,7 @@ def resize_positions(pos: Tensor, native: tuple, grid: tuple, mode: str) -> Tens
     table = pos[:, cls:].float().unflatten(1, native)  # (1, t, h, w, D)
     corners = mode == "bilinear-corners"
     with torch.autocast(pos.device.type, enabled=False):
-        for axis, (old, new) in enumerate(zip(native, grid), start=1):
+        for axis, (old, new) in enumerate(zip(native, grid, strict=True), start=1):
             kernel = "bicubic" if mode == "bicubic" and axis > 1 else "bilinear"
             basis = torch.eye(old, device=pos.device)[None, :, :, None]  # one column image per cell
             weight = F.interpolate(basis, (new, 1), mode=kernel, align_corners=corners)
@@ -287,8 +324,6 @@ class VideoTransformer(nn.Module):
                 pooled = normed[:, 0]
             case "norm-mean":
                 pooled = tokens.mean(1)
-            case "norm-max":
-                pooled = tokens.amax(1)
             case "mean-norm":  # VideoMAE's fc_norm; box heads then read tokens under the same norm
                 pooled = self.norm(x[:, first:].mean(1))
         return pooled, tokens.unflatten(1, grid)
@@ -327,15 +362,6 @@ def align_weights(
     return weights / count.clamp(min=1)[..., None]
 
 
-def overlap_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
-    """Mean over a box along one axis: sides (K,) in cells -> its share in each cell (K, 1, cells).
-    A box without length, or outside, gives zeros."""
-    cell = torch.arange(cells, device=start.device)
-    overlap = torch.minimum(end[:, None], cell + 1) - torch.maximum(start[:, None], cell)
-    overlap = overlap.clamp(min=0)  # (K, cells)
-    return (overlap / overlap.sum(1, keepdim=True).clamp(min=1e-6))[:, None]
-
-
 def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor) -> Tensor:
     """features (B, h, w, D), weights (K, p, h) and (K, q, w) -> (K, p*q, D).
 
@@ -363,33 +389,26 @@ class TaskHead(nn.Module):
     def __init__(self, head: Head, width: int):
         super().__init__()
         self.head = head
-        self.fc = nn.Linear(width * (2 if head.context else 1), head.classes)
+        self.fc = nn.Linear(width, head.classes)
         nn.init.zeros_(self.fc.weight)
         bias = math.log(head.prior / (1 - head.prior)) if head.prior else 0.0
         nn.init.constant_(self.fc.bias, bias)
 
     def forward(self, pooled: Tensor, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
-        x = pooled if self.head.kind == "clip" else self.persons(pooled, tokens, boxes, box_clip)
+        x = pooled if self.head.kind == "clip" else self.persons(tokens, boxes, box_clip)
         return self.fc(F.dropout(x, self.head.dropout, self.training))
 
-    def persons(self, pooled: Tensor, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
-        """-> (K, D), with context (K, 2D). The keyframe's box stands for the whole clip: mean over
-        time, then the tokens under the box, clipped to the frame. Boxes are best left on the CPU:
-        their few numbers decide on sizes and counts, for which a GPU would have to be waited for.
+    def persons(self, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
+        """-> (K, D). The keyframe's box stands for the whole clip: mean over time, then the best
+        bin of RoIAlign of the tokens under the box, clipped to the frame. Boxes are best left on
+        the CPU: their few numbers decide on sizes and counts, for which a GPU would be waited for.
         """
         features = tokens.mean(1)  # (B, h, w, D)
         h, w = features.shape[1:3]
         x1, y1, x2, y2 = boxes.float().clamp(0, 1).unbind(1)
-        if self.head.roi == "align-max":
-            down = align_weights(y1 * h, y2 * h, h, self.head.roi_size)
-            across = align_weights(x1 * w, x2 * w, w, self.head.roi_size)
-        else:
-            down, across = overlap_weights(y1 * h, y2 * h, h), overlap_weights(x1 * w, x2 * w, w)
-        x = pool_boxes(features, down, across, box_clip).amax(1)  # (K, D)
-        if self.head.context:  # a product, because the backward of pooled[box_clip] scatters
-            one_hot = F.one_hot(box_clip, len(pooled)).to(x, non_blocking=True)  # (K, B)
-            x = torch.cat([x, one_hot @ pooled], 1)
-        return x
+        down = align_weights(y1 * h, y2 * h, h, self.head.roi_size)
+        across = align_weights(x1 * w, x2 * w, w, self.head.roi_size)
+        return pool_boxes(features, down, across, box_clip).amax(1)  # (K, D)
 
 
 class CoFinetuneModel(nn.Module):
@@ -400,6 +419,11 @@ class CoFinetuneModel(nn.Module):
         super().__init__()
         self.encoder = VideoTransformer(config)
         self.heads = nn.ModuleDict({t: TaskHead(head, config.width) for t, head in heads.items()})
+
+    @property
+    def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """mean and std of the pixels, as `data.normalise(video, *model.scale)` takes them."""
+        return self.encoder.config.mean, self.encoder.config.std
 
     def forward(
         self, video: Tensor, task: str, boxes: Tensor | None = None, box_clip: Tensor | None = None
@@ -430,20 +454,14 @@ def clip_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
-def box_loss(
-    logits: Tensor,
-    labels: Tensor,
-    reduce: Literal["sum", "mean"] = "sum",
-    count: float | Tensor | None = None,
-) -> Tensor:
-    """Sigmoid cross-entropy, logits and labels (K, C): reduced over classes, averaged over boxes.
+def box_loss(logits: Tensor, labels: Tensor, count: float | Tensor | None = None) -> Tensor:
+    """Sigmoid cross-entropy, logits and labels (K, C): sum over classes, mean over boxes.
 
     The sum over classes has the scale of a softmax loss, so one learning rate serves both kinds of
-    task (VideoGLUE, Scenic); the mean, C times smaller, is what most AVA detection code uses.
+    task (VideoGLUE, Scenic); most AVA detection code takes the mean, C times smaller.
     `count` divides in place of K: when ranks hold different numbers of boxes, the boxes of all
     ranks over the number of ranks makes the averaged gradient that of one process. No boxes give
     exactly 0, with a gradient of zeros for every parameter.
     """
     total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-    boxes = (len(logits) if count is None else count) or 1
-    return total / boxes / {"sum": 1, "mean": logits.shape[1]}[reduce]
+    return total / ((len(logits) if count is None else count) or 1)

@@ -740,7 +740,7 @@ def overhead_table(folder: Path, quick: bool) -> Table:
         net = cofinetune.build_model(recipe, {name: d.classes for name, d in datasets.items()})
     (optimiser,) = cofinetune.make_optimisers(net, recipe)
     batches = [
-        (batch, data.normalise(batch.video, net.mean, net.std))
+        (batch, data.normalise(batch.video, *net.scale))
         for (batch,) in data.training_batches(stream, 0, steps)
     ]
 

@@ -173,7 +173,7 @@ def model_oracle(enc, video):
     tokens = norm(x, enc.norm, c.final_eps)
     mean_norm = norm(x.mean(1), enc.norm, c.final_eps)
     patches = tokens[:, int(c.cls) :]
-    pooled = {"cls": tokens[:, 0], "norm-mean": patches.mean(1), "norm-max": patches.amax(1)}
+    pooled = {"cls": tokens[:, 0], "norm-mean": patches.mean(1)}
     return pooled.get(c.pool, mean_norm), patches.reshape(len(x), *c.grid, -1)
 
 

@@ -14,7 +14,7 @@ import model as M
 MODEL_VARIANTS = {
     "vivit": dict(cls=True, pool="cls"),
     "vivit-mean": dict(),
-    "demo": dict(pool="norm-max", pos="learned-axes", qk_init="mimetic"),
+    "demo": dict(pos="learned-axes", qk_init="mimetic"),
     "videomae": dict(pool="mean-norm", gelu="none", pos="sincos", eps=0.05, final_eps=0.2),
 }
 
@@ -192,9 +192,8 @@ def test_model_roi_align_is_torchvisions_kernel(sampling, aligned):
             np.testing.assert_allclose(ours[k].numpy(), oracle, 0, tolerance, err_msg=str(box))
 
 
-@pytest.mark.parametrize("context", [False, True])
-def test_model_box_head_is_time_mean_then_roi_align_then_max(context):
-    heads = {"boxes": M.Head("box", 7, roi_size=3, context=context)}
+def test_model_box_head_is_time_mean_then_roi_align_then_max():
+    heads = {"boxes": M.Head("box", 7, roi_size=3)}
     net, (_, boxes, box_clip) = tiny_model(heads).double(), tiny_inputs()
     boxes[0] += torch.tensor([-0.5, 0.0, 0.0, 0.7])  # beyond the frame: clipped
     pooled, tokens = torch.randn(3, 24).double(), torch.randn(3, 4, 6, 4, 24).double()
@@ -204,26 +203,13 @@ def test_model_box_head_is_time_mean_then_roi_align_then_max(context):
     for k, b in enumerate(box_clip.tolist()):
         maps = tokens[b].mean(0).numpy()
         bins = [model_roi_oracle(maps[..., d], cells[k], 3, 0, True).max() for d in range(24)]
-        x = torch.cat([torch.from_numpy(np.array(bins)), pooled[b][: 24 * context]])
-        torch.testing.assert_close(ours[k], net.heads["boxes"].fc(x.float()))
+        x = torch.from_numpy(np.array(bins, np.float32))
+        torch.testing.assert_close(ours[k], net.heads["boxes"].fc(x))
 
 
-def test_model_roi_mean_is_the_area_mean():
-    fine = torch.randn(1, 90, 130, 3)
-    cells = fine.unflatten(1, (9, 10)).unflatten(3, (13, 10)).mean((2, 4))
-    fine = cells.repeat_interleave(10, 1).repeat_interleave(10, 2)
-    x1, y1, x2, y2 = torch.tensor([[1.3, 2.1, 6.7, 7.9], [0, 0, 13, 9], [5, 5, 5, 5]]).unbind(1)
-    weights = M.overlap_weights(y1, y2, 9), M.overlap_weights(x1, x2, 13)
-    ours = M.pool_boxes(cells, *weights, torch.zeros(3, dtype=torch.long))[:, 0]
-    torch.testing.assert_close(ours[0], fine[0, 21:79, 13:67].mean((0, 1)))
-    torch.testing.assert_close(ours[1], fine[0].mean((0, 1)))
-    assert torch.equal(ours[2], torch.zeros(3))
-
-
-@pytest.mark.parametrize("options", [{}, {"roi": "mean"}, {"context": True, "dropout": 0.5}])
 @pytest.mark.parametrize("variant", MODEL_VARIANTS)
-def test_model_batched_is_single_and_evaluation_deterministic(variant, options):
-    heads = {"clips": M.Head("clip", 5, dropout=0.5), "boxes": M.Head("box", 7, **options)}
+def test_model_batched_is_single_and_evaluation_deterministic(variant):
+    heads = {"clips": M.Head("clip", 5, dropout=0.5), "boxes": M.Head("box", 7, dropout=0.5)}
     net = tiny_model(heads, drop_path=0.5, **MODEL_VARIANTS[variant]).eval()
     video, boxes, box_clip = tiny_inputs()
     clips, persons = net(video, "clips"), net(video, "boxes", boxes, box_clip)
@@ -259,13 +245,12 @@ def test_model_heads_stay_float32_under_autocast():
     assert torch.equal(logits, net.classify(features, "boxes", boxes, box_clip))
 
 
-@pytest.mark.parametrize("reduce", ["sum", "mean"])
-def test_model_no_boxes_is_an_exact_zero_with_zero_gradients(reduce):
+def test_model_no_boxes_is_an_exact_zero_with_zero_gradients():
     net, (video, _, _) = tiny_model(), tiny_inputs()
     none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
     for count in (None, 0, 0.5):
         net.zero_grad()
-        loss = M.box_loss(net(video, "boxes", *none), torch.zeros(0, 7), reduce, count)
+        loss = M.box_loss(net(video, "boxes", *none), torch.zeros(0, 7), count)
         loss.backward()
         assert loss.item() == 0
         for name, grad in model_grads(net).items():
@@ -278,7 +263,7 @@ def test_model_losses_are_their_formulas():
     p = logits.sigmoid()
     bce = -(target * p.log() + (1 - target) * (1 - p).log())
     torch.testing.assert_close(M.box_loss(logits, target), bce.sum() / 4)
-    torch.testing.assert_close(M.box_loss(logits, target, "mean", 8), bce.mean() / 2)
+    torch.testing.assert_close(M.box_loss(logits, target, 8), bce.sum() / 8)
     labels = torch.tensor([3, 0, 6, 3])
     shares = F.one_hot(labels, 7).float()
     ce = -(shares * logits.log_softmax(1)).sum(1).mean()
@@ -295,9 +280,16 @@ def test_model_losses_are_their_formulas():
         (lambda: M.ModelConfig(pool="cls"), "cls=False excludes pool 'cls'"),
         (lambda: M.ModelConfig(size=(200, 224)), "not multiples of tubelet"),
         (lambda: M.ModelConfig(heads=7), "no multiple of heads 7"),
-        (lambda: M.ModelConfig(drop_path=1.0), "0 <= drop_path < 1"),
+        (lambda: M.ModelConfig(drop_path=1.0), "drop_path is 1.0, expected less than 1"),
+        (lambda: M.ModelConfig(drop_path=-0.1), "drop_path is -0.1, expected at least 0"),
+        (lambda: M.ModelConfig(tubelet=(2, 0, 16)), "tubelet is .2, 0, 16., expected at least 1"),
+        (lambda: M.ModelConfig(std=[0.5, 0, 0.5]), "std is .*, expected more than 0"),
+        (lambda: M.ModelConfig(mean=[]), "expected three numbers each, or none"),
+        (lambda: M.ModelConfig(mean=[0.5], std=[0.5]), "expected three numbers each, or none"),
+        (lambda: M.ModelConfig(size=(16, 24)), "not multiples of tubelet"),
         (lambda: M.Head("frame", 3), "kind is 'frame', expected one of clip, box"),
-        (lambda: M.Head("clip", 3, context=True), "for box heads"),
+        (lambda: M.Head("clip", 3, prior=0.1), "for box heads"),
+        (lambda: M.Head("box", 3, prior=1), "prior is 1, expected less than 1"),
         *(
             (
                 lambda s=shape: tiny_model()(torch.zeros(s), "clips"),
@@ -313,6 +305,13 @@ def test_model_refuses(make, sentence):
 
 
 def test_model_config_survives_toml_and_dict():
-    config = M.ModelConfig(size=[64, 32], tubelet=[2, 16, 16])  # as TOML gives it
-    assert config == M.ModelConfig(size=(64, 32), tubelet=(2, 16, 16)) and config.grid == (16, 4, 2)
+    config = M.ModelConfig(size=[64, 32], tubelet=[2, 16, 16], mean=[], std=[])  # as TOML gives it
+    same = M.ModelConfig(size=(64, 32), tubelet=(2, 16, 16), mean=(), std=())
+    assert config == same and config.grid == (16, 4, 2)
     assert M.ModelConfig(**dataclasses.asdict(config)) == config
+
+
+def test_model_carries_the_scale_of_its_pixels():
+    assert tiny_model(mean=[0.1, 0.2, 0.3], std=[1, 2, 3]).scale == ((0.1, 0.2, 0.3), (1, 2, 3))
+    assert tiny_model().scale == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert tiny_model(mean=(), std=()).scale == ((), ())

@@ -260,7 +260,7 @@ def pt_own(net, path, **edit):
 
 
 def test_pretrained_own_checkpoint_keeps_heads_of_the_same_name_and_shape(tmp_path):
-    net = pt_model("box", 6, pool="norm-max", pos="learned-axes", drop_path=0.1)
+    net = pt_model("box", 6, pos="learned-axes", drop_path=0.1)
     pt_own(net, path := tmp_path / "x.pt")
     found = pretrained.load(path)
     assert found.config == net.encoder.config and found.classes == {"box": ["run"]}
