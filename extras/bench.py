@@ -279,7 +279,7 @@ def peak_memory(which: str, frames: int, side: int, clips: int) -> float:
 
 
 def memory_table(clips: dict) -> Table:
-    rows, spawn = [], multiprocessing.get_context("spawn")
+    rows, spawn, ours = [], multiprocessing.get_context("spawn"), 0.0
     for name, clip in clips.items():
         for which in ("here", "here, checkpointing", HF):
             row = {"clips": f"{clip[2]} of {name}", "network": which}
