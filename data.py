@@ -45,6 +45,7 @@ import re
 import signal
 import tomllib
 import typing
+import unicodedata
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +57,11 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-VIDEO_SUFFIXES = set(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp".split())
+VIDEO_SUFFIXES = set(  # of files that FFmpeg opens; phones, camcorders, cameras, recorders, the web
+    ".mp4 .m4v .mov .qt .mkv .webm .avi .divx .mpg .mpeg .mpe .m1v .m2v .mpv .vob .mod .tod .vro "
+    ".ts .mts .m2ts .m2t .tp .trp .flv .f4v .wmv .asf .3gp .3g2 .ogv .ogm .gif .mxf .gxf .dv .rm "
+    ".rmvb .nut .amv .mjpg .mjpeg .264 .h264 .avc .265 .h265 .hevc .ivf .y4m .dav .insv".split()
+)
 MIN_VISIBLE = 0.2  # a box less visible than this in the training crop is no supervision: dropped
 CROP_DRAWS = 10  # crops drawn to see a box, before one is centred on a box
 IN_A_ROW = 20  # undecodable items in a row before training stops
@@ -466,31 +471,101 @@ def read_classes(path: str | Path) -> dict[int, str]:
 
 
 def is_video(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+    """By its suffix. What macOS leaves beside each file (`._x.mp4`) and other hidden ones: no."""
+    name = os.path.basename(name)
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def list_videos(folder: str | Path) -> list[str]:
-    """The video files in a folder and below, as paths relative to it."""
-    return [
-        os.path.relpath(os.path.join(parent, name), folder)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_video(name)
-    ]
+    """The video files in a folder and below, sorted, as paths relative to it.
+
+    Hidden files and folders and __MACOSX are left out; links are followed, but not in circles.
+    """
+    return list(_walk_videos(str(folder), "", ()))
+
+
+def _walk_videos(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
+    here = os.path.join(os.path.realpath(folder), "")
+    if any(path.startswith(here) for path in above):
+        return  # a link to a folder that this one lies in
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:  # none, or one that may not be read, as lost+found
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if entry.is_dir():
+            yield from _walk_videos(entry.path, f"{prefix}{entry.name}{os.sep}", (*above, here))
+        elif is_video(entry.name):
+            yield prefix + entry.name
+
+
+def _plain_path(name: str) -> str:
+    """One spelling of a path: Windows' \\ becomes /, and an accent and its letter one character,
+    where macOS writes two (NFD) and csv files have one (NFC)."""
+    return unicodedata.normalize("NFC", name).replace("\\", "/")
 
 
 class Videos:
-    """The video files under a folder by stem, wherever they lie in it."""
+    """The video files under a folder, wherever they lie in it, by what annotations call them."""
 
-    def __init__(self, folder: str):
-        self.folder = folder
+    def __init__(self, folder: str | Path, files: list[str] | None = None):
+        """files: paths relative to the folder; None: all that are there, listed when needed."""
+        self.folder = str(folder)
+        self.given = files
+        self.found: dict[str, list[str]] = {}
 
     @functools.cached_property  # lists with full paths never need it
     def stems(self) -> dict[str, list[str]]:
+        """stem -> files; the stem in the spelling of _plain_path, the files as they are."""
         stems: dict[str, list[str]] = {}
-        for name in sorted(list_videos(self.folder)):
-            stems.setdefault(Path(name).stem, []).append(name)
+        for file in list_videos(self.folder) if self.given is None else self.given:
+            stem = Path(_plain_path(file)).stem
+            stems.setdefault(stem, []).append(file)
         return stems
+
+    def find(self, name: str) -> list[str]:
+        """The files that `name` can mean: one where all is well, none or several.
+
+        name: a stem, a file name, or a path with or without suffix, relative or of another machine.
+        Of several files of this stem those count whose folders, read from the end, agree furthest;
+        run/3.mp4 is never walk/3.mp4.
+        """
+        if name not in self.found:
+            self.found[name] = self._find(_plain_path(name))
+        return self.found[name]
+
+    def _find(self, name: str) -> list[str]:
+        *folders, last = name.split("/")
+        stem, suffix = os.path.splitext(last)
+        if last in self.stems:
+            stem, suffix = last, ""
+        best, files = (0, False, False), []
+        for file in self.stems.get(stem, []):
+            plain = _plain_path(file)
+            *parents, own = plain.split("/")
+            agreeing = _common_tail(folders, parents)
+            if folders and parents and not agreeing:
+                continue
+            exact = name == plain or (folders != [] and name == os.path.splitext(plain)[0])
+            rank = (agreeing, exact, suffix != "" and own == last)
+            if rank > best:
+                best, files = rank, []
+            if rank == best:
+                files.append(file)
+        return files
+
+    def name_of(self, file: str) -> str:
+        """The shortest name that finds this file alone: its stem, else its path, else with suffix.
+
+        With / in it also on Windows; AVA's csv and ava_eval.py take any name without comma.
+        """
+        path = _plain_path(file)
+        for name in (Path(path).stem, os.path.splitext(path)[0]):
+            if self.find(name) == [file]:
+                return name
+        return path
 
     @functools.cached_property
     def clips(self) -> dict[str, list[tuple[float, float, str]]]:
@@ -503,7 +578,7 @@ class Videos:
 
     def at(self, video: str, time_sec: float, offset_sec: float) -> tuple[str, float] | None:
         """(file, seconds into it) of a time in the movie; of several clips the best around it."""
-        names = self.stems.get(video, [])
+        names = self.find(video)
         if len(names) > 1:
             raise ValueError(f"{self.folder}: several videos are {video}: {', '.join(names)}")
         if names:
@@ -520,9 +595,21 @@ class Videos:
 
     def clip(self, stem: str, label: str) -> str | None:
         """The file of this stem; of several, the one in the folder of its class."""
-        names = self.stems.get(stem, [])
-        in_class = [name for name in names if Path(name).parent.name.replace("_", " ") == label]
+        names = self.stems.get(_plain_path(stem), [])
+        in_class = [
+            name
+            for name in names
+            if Path(_plain_path(name)).parent.name.replace("_", " ") == _plain_path(label)
+        ]
         return next(iter(in_class or names), None)
+
+
+def _common_tail(one: list[str], other: list[str]) -> int:
+    """How many of the last words of two lists agree."""
+    count = 0
+    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
+        count += 1
+    return count
 
 
 @dataclass

@@ -1,0 +1,320 @@
+"""Annotations as people and their tools write them -> Marks: who does what, when and where.
+
+`read_boxes_table` is the one reader of person boxes: `import` and `predict` take the same files.
+"""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# ------------------------------------------------------------------------------------------------
+# Marks
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Mark:
+    """A statement of a file: an action of a person at a time, of a stretch, or of a whole clip."""
+
+    where: str  # file:line
+    video: str  # as written there; data.Videos.find tells which file that is
+    label: str = ""  # "": a person without action
+    time_sec: float = math.nan  # from the first frame of the video
+    frame: int = -1  # instead of time_sec, counted from 0
+    end_sec: float = math.nan  # of a stretch that begins at time_sec
+    box: Sequence[float] = ()  # x1, y1, x2, y2
+    size: tuple[float, float] | None = None  # in which the box is measured; None: px of the video
+    person: str = ""
+    score: float = 1.0  # of a person detector
+    part: str = ""  # "train", "val" or "test", where the file says so
+
+    @property
+    def is_clip(self) -> bool:
+        """Of the whole video: neither a box nor a time."""
+        return len(self.box) == 0 and math.isnan(self.time_sec) and self.frame < 0
+
+
+@dataclass
+class Clock:
+    """What `videos.frame_times` says of a video."""
+
+    times_sec: np.ndarray  # (frames,) when each is shown
+    end_sec: float
+    width: int  # upright
+    height: int
+
+
+def place(mark: Mark, clock: Clock) -> str:
+    """Turn a frame into its time and put the box into [0, 1], in place; -> what is wrong, or "".
+
+    A mark that cannot be used is left without box; a box over the edge is cut off, and said.
+    """
+    box, mark.box = np.asarray(mark.box, float), ()
+    if mark.frame >= len(clock.times_sec):
+        return f"frame {mark.frame} of {mark.video}, which has {len(clock.times_sec)}, from 0 on"
+    if mark.frame >= 0:
+        mark.time_sec = float(clock.times_sec[mark.frame])
+    if not 0 <= mark.time_sec < clock.end_sec:
+        return f"time {mark.time_sec:g} s is not within the {clock.end_sec:.3f} s of {mark.video}"
+    pixels = np.array([clock.width, clock.height])
+    size = pixels if mark.size is None else np.array(mark.size)
+    norm = box / [*size, *size]
+    inside = norm.clip(0, 1)
+    stated = f"box {box.round(3).tolist()} in a picture of {size[0]:g} x {size[1]:g}"
+    if ((inside[2:] - inside[:2]) * pixels < 1).any():
+        return f"{stated} shows less than a pixel, left out"
+    mark.box = inside.tolist()
+    if abs(inside - norm).max() > 0.01:
+        return f"{stated} reaches over the edge, cut off"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------
+# Text and numbers
+# ------------------------------------------------------------------------------------------------
+
+
+def decode_text(name: str, content: bytes) -> str:
+    """UTF-8, with or without BOM, or UTF-16 with one (Excel's "Unicode text")."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name}: byte {error.start} is not UTF-8: save the file as UTF-8"
+        ) from None
+
+
+def read_number(text: str) -> float:
+    """A finite number; a decimal comma is one where columns are parted by something else."""
+    text = text.strip()
+    value = float(text.replace(",", "."))
+    if not -1e9 < value < 1e9 or "_" in text:  # float("1_0") is 10; nan, inf
+        raise ValueError(f"{text!r} is not a number")
+    return value
+
+
+def read_whole(text: str) -> int:
+    """12 or, as spreadsheets write it, 12.0."""
+    value = read_number(text)
+    if value != int(value):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def read_seconds(text: str) -> float:
+    """Seconds, or hours:minutes:seconds, or minutes:seconds."""
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = 60 * seconds + read_number(part)
+    return seconds
+
+
+# ------------------------------------------------------------------------------------------------
+# Tables: csv with comma, semicolon or tab
+# ------------------------------------------------------------------------------------------------
+
+COLUMNS = {  # what a column is called: lower case, everything but letters and digits as _
+    "video": "video video_id video_name file filename file_name path media_file media_file_name",
+    "time": "time time_sec time_s timestamp second seconds sec t",
+    "frame": "frame frame_id frame_number frame_index frame_no",
+    "x1": "x1 xmin x_min left xtl x",
+    "y1": "y1 ymin y_min top ytl y",
+    "x2": "x2 xmax x_max right xbr",
+    "y2": "y2 ymax y_max bottom ybr",
+    "width": "width w box_width",
+    "height": "height h box_height",
+    "label": "label labels class class_name classname action behavior behaviour activity category",
+    "person": "person person_id track track_id actor subject id",
+    "score": "score confidence conf",
+    "start": "start start_sec start_s start_time time_start begin begin_sec onset",
+    "end": "end end_sec end_s end_time time_end stop stop_s stop_sec stop_time offset",
+    "part": "split part subset",
+}
+BOX = ("x1", "y1", "x2", "y2")
+
+
+@dataclass
+class Table:
+    """The rows of a file, and which column is which."""
+
+    name: str
+    header: list[str]  # as written; [] where the file has none
+    columns: dict[str, int]  # key of COLUMNS -> column
+    rows: list[tuple[str, list[str]]]  # `file:line`, cells
+
+    def lacks(self, *keys: str) -> str:
+        """The sentence about the columns that are missing, or ""."""
+        missing = [key for key in keys if key not in self.columns]
+        if not missing:
+            return ""
+        return (
+            f"{self.name}:1: no column {', '.join(missing)}, found the header "
+            f"{','.join(self.header)}"
+        )
+
+
+def read_table(name: str, content: bytes) -> Table:
+    """Rows without the empty ones; whatever parts the columns."""
+    text = decode_text(name, content)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    mark = re.fullmatch(r"sep=(.)", first.strip())  # Excel's
+    separator = mark[1] if mark else max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    rows = []
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if any(cells) and not cells[0].startswith("sep="):
+                rows.append((f"{name}:{reader.line_num}", cells))
+    except csv.Error as error:
+        raise ValueError(f"{name}:{reader.line_num}: {error}") from None
+    columns = _header_columns(rows[0][1]) if rows else {}
+    header = rows.pop(0)[1] if columns else []
+    return Table(name, header, columns, rows)
+
+
+def _header_columns(cells: list[str]) -> dict[str, int]:
+    """key -> column, of a first row that is a header; {} where it is none."""
+    columns: dict[str, int] = {}
+    for number, cell in enumerate(cells):
+        plain = re.sub(r"[^a-z0-9]+", "_", cell.casefold()).strip("_")
+        if re.fullmatch(r"[\d_]+", plain):
+            return {}  # a number: a row
+        for key, names in COLUMNS.items():
+            if plain in names.split():
+                columns.setdefault(key, number)
+    if "x2" in columns:  # then "width" and "height" are those of the picture
+        columns.pop("width", None)
+        columns.pop("height", None)
+    return columns
+
+
+def read_boxes_table(
+    path: str | Path, unit: str = "", content: bytes | None = None
+) -> tuple[list[Mark], str]:
+    """Person boxes of a csv, and a sentence about how they were taken.
+
+    With a header, in any order and spelling of COLUMNS: video, time_sec or frame, x1, y1, x2, y2
+    (or x, y, width, height), and label, person, score, split where there are. Without:
+        video,time_sec,x1,y1,x2,y2                      a person
+        video,time_sec,x1,y1,x2,y2,label                "" or -1: a person without action
+        video,time_sec,x1,y1,x2,y2,label,person         AVA's annotations
+        video,time_sec,x1,y1,x2,y2,,score               a detector's
+        video,time_sec                                  AVA-Kinetics, a keyframe of nobody: no mark
+    Videos by name, with or without folders and suffix. unit: "px", "norm" or "": pixels if any
+    value is above 2 (boxes in [0, 1] reach a little over the edge). `place` fits a mark to its
+    video. content: the file's bytes, if they are at hand. Raises ValueError with file and line.
+    """
+    table = read_table(str(path), Path(path).read_bytes() if content is None else content)
+    if not table.rows:
+        raise ValueError(f"{path}: no rows")
+    if table.header:
+        marks = _boxes_by_header(table)
+    else:
+        marks = _boxes_by_position(table)
+    if not marks:
+        raise ValueError(f"{path}: no rows with a box")
+    _refuse_widths(marks)
+    largest = max(max(mark.box) for mark in marks)
+    taken = unit or ("px" if largest > 2 else "norm")
+    for mark in marks:
+        mark.size = (1.0, 1.0) if taken == "norm" else None
+    what = "pixels" if taken == "px" else "shares of width and height"
+    return marks, f"{path}: {len(marks)} boxes in {what}, up to {largest:g}"
+
+
+def _boxes_by_header(table: Table) -> list[Mark]:
+    columns = table.columns
+    clock = "frame" if "frame" in columns and "time" not in columns else "time"
+    corners = ("x1", "y1", "width", "height") if "width" in columns else BOX
+    if lacking := table.lacks("video", clock, *corners):
+        expected = "expected video,time_sec (or frame),x1,y1,x2,y2,label"
+        raise ValueError(f"{lacking}, {expected}")
+    marks = []
+    for where, cells in table.rows:
+        row = row_by_name(table, where, cells)
+        mark = Mark(where, row["video"], row.get("label", ""))
+        try:
+            if clock == "frame":
+                mark.frame = read_whole(row["frame"])
+                if mark.frame < 0:
+                    raise ValueError(f"frame {mark.frame}")
+            else:
+                mark.time_sec = read_seconds(row["time"])
+            mark.box = [read_number(row[key]) for key in corners]
+            mark.score = read_number(row.get("score") or "1")
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: {error}, expected numbers in {clock}, {', '.join(corners)}"
+            ) from None
+        if "width" in columns:
+            x, y, width, height = mark.box
+            mark.box = [x, y, x + width, y + height]
+        mark.person = row.get("person", "")
+        mark.part = row.get("part", "")
+        marks.append(mark)
+    return marks
+
+
+def row_by_name(table: Table, where: str, cells: list[str]) -> dict[str, str]:
+    """key of COLUMNS -> cell."""
+    more = [cell for cell in cells[len(table.header) :] if cell]
+    if more:
+        raise ValueError(
+            f"{where}: {len(cells) - len(table.header)} columns more than the header has; a text "
+            f'with the separator in it stands in "..."'
+        )
+    return {
+        key: cells[number] if number < len(cells) else "" for key, number in table.columns.items()
+    }
+
+
+def _boxes_by_position(table: Table) -> list[Mark]:
+    marks = []
+    for where, cells in table.rows:
+        if len(cells) == 2:
+            continue
+        try:
+            if not 6 <= len(cells) <= 8:
+                raise ValueError(f"{len(cells)} columns, expected 6 to 8")
+            box = [read_number(cell) for cell in cells[2:6]]
+            mark = Mark(where, cells[0], time_sec=read_seconds(cells[1]), box=box)
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: {error}: {','.join(cells)}; expected video,time_sec,x1,y1,x2,y2"
+                "[,label[,person or score]]"
+            ) from None
+        mark.label, mark.person = (*cells[6:], "", "")[:2]
+        if mark.label == "-1":
+            mark.label = ""
+        marks.append(mark)
+    if all(_is_share(mark.person) and not mark.label for mark in marks):  # a detector's
+        for mark in marks:
+            mark.score, mark.person = float(mark.person), ""
+    return marks
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= read_number(text) <= 1
+    except ValueError:
+        return False
+
+
+def _refuse_widths(marks: list[Mark]) -> None:
+    """x, y, width, height without a header that says so: corners in the wrong order, mostly."""
+    wrong = [mark for mark in marks if mark.box[2] <= mark.box[0] or mark.box[3] <= mark.box[1]]
+    if len(wrong) > 0.2 * len(marks):
+        raise ValueError(
+            f"{wrong[0].where}: x2 <= x1 or y2 <= y1 in {len(wrong)} of {len(marks)} boxes, "
+            f"here {list(wrong[0].box)}, expected corners x1,y1,x2,y2; for others the header "
+            "video,time_sec,x,y,width,height"
+        )
