@@ -1,19 +1,16 @@
-"""The rivals of co-finetuning, on the same encoder, data and evaluation; and how to compare them.
+"""Rivals of co-finetuning that change the loss or the encoder; the loop stays as it is.
 
-Self-distillation and SpotTune wrap the model, so one guarded line of the training loop serves both:
-`attach` returns an object with
-    loss(model, video, features, logits, batch, step)    added to the loss of a micro-batch
-    state_dict(), load_state_dict()                      part of a checkpoint
-    report()                                             added to a line of log.jsonl
-`finetune` and `downstream` are other orders of the same training: `stages` in cofinetune.py.
-`finetune+selfdistil` and `finetune+spottune` put the wrapper on the last stage, as their papers do.
+A method enters a run at one place: `make` returns what computes the loss of a micro-batch, and
+puts another encoder into the model where the method has one. Self-distillation is a criterion
+around the plain one, SpotTune an encoder around the plain one.
+`finetune` and `downstream` are other orders of the same training, `stages` in cofinetune.py;
+`finetune+selfdistil` and `finetune+spottune` put the method on their last stage, as the papers do.
 
-To use the two methods alone, copy this file and model.py, where the shapes are declared; torch and
-numpy. `compare` belongs to cofinetune.py: it starts runs of it and reads their folders.
+Copy this file and model.py to use the two methods alone.
 """
 
-import inspect
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -23,31 +20,52 @@ from torch.utils.checkpoint import checkpoint
 
 from model import CoFinetuneModel, VideoTransformer
 
+OPTIONS = {
+    "selfdistil": ("target", "weight", "refresh", "ema"),
+    "spottune": ("temperature", "at_test"),
+}
 
-def attach(method: str, model: CoFinetuneModel, options: dict) -> "SelfDistil | SpotTune":
-    """Put a method on an initialised model, before its optimisers are made. ValueError."""
-    kind = {"selfdistil": SelfDistil, "spottune": SpotTune}[method]
-    known = list(inspect.signature(kind).parameters)[1:]
-    if unknown := sorted(options.keys() - set(known)):
+
+def make(recipe, model: CoFinetuneModel, plain: Callable) -> Callable:
+    """The criterion of recipe.method around the plain one. Before the optimisers are made."""
+    if recipe.method == "selfdistil":
+        options = checked("selfdistil", recipe.method_options)
+        return SelfDistil(plain, model, recipe.micro_batches, **options)
+    if recipe.method == "spottune":
+        wrap_encoder(recipe, model)
+        return Routed(plain, model.encoder)
+    return plain
+
+
+def wrap_encoder(recipe, model: CoFinetuneModel) -> None:
+    """Give the model the encoder of recipe.method, if that has one of its own."""
+    if recipe.method == "spottune":
+        model.encoder = SpotTune(model.encoder, **checked("spottune", recipe.method_options))
+
+
+def checked(method: str, options: dict) -> dict:
+    """The options, if all are known. ValueError."""
+    unknown = sorted(options.keys() - set(OPTIONS[method]))
+    if unknown:
         raise ValueError(
-            f"method_options of {method}: unknown {', '.join(unknown)}; known: {', '.join(known)}"
+            f"method_options of {method}: unknown {', '.join(unknown)}; "
+            f"known: {', '.join(OPTIONS[method])}"
         )
-    if method == "selfdistil":
-        return SelfDistil(model, **options)
-    model.encoder = SpotTune(model.encoder, **options)
-    return model.encoder
+    return options
 
 
-def check(method: str, **options: tuple) -> None:
-    """ValueError unless each is one of its choices, (value, [...]), or in (value, low, high)."""
-    for name, (value, *allowed) in options.items():
-        if isinstance(allowed[0], list):
-            good, text = value in allowed[0], "one of " + ", ".join(allowed[0])
-        else:
-            good = type(value) in (int, float) and allowed[0] <= value <= allowed[1]
-            text = "a number from {} to {}".format(*allowed)
-        if not good:
-            raise ValueError(f"method_options of {method}: {name} = {value!r}; expected {text}")
+def expect_one_of(name: str, value, *choices: str) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"method_options: {name} = {value!r}, expected one of {', '.join(choices)}"
+        )
+
+
+def expect_number(name: str, value, least: float, most: float = math.inf) -> None:
+    if type(value) not in (int, float) or not least <= value <= most:
+        raise ValueError(
+            f"method_options: {name} = {value!r}, expected a number from {least} to {most}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -60,84 +78,110 @@ class SelfDistil:
 
     What we know of the paper is its abstract: the encoder of the last epoch teaches that of the
     current one, against forgetting. What is compared, how and how strongly are our choices:
-        target   pooled (B, D) | tokens (B, t, h, w, D) | logits, by the teacher's copy of the heads
-        form     cosine: 1 - cos, mean over vectors | mse: mean over all numbers | kl: of logits,
-                 teacher || student; for boxes the sum over classes, each a yes or no
+        target   pooled (B, D) | tokens (B, t, h, w, D): 1 - cosine, the mean over vectors;
+                 logits, by the teacher's copy of the heads: Kullback-Leibler, as in Learning
+                 without Forgetting; for boxes the sum over classes, each a yes or no
         weight   of this loss beside the task's
         refresh  steps from one teacher to the next (several datasets have no common epoch);
                  0: never, the initial weights stay
         ema      share of the old teacher that a refresh keeps; a mean teacher: refresh 1, ema 0.999
-    It is a sum over rows divided by clips, so that micro-batches and ranks of equally many clips
-    add up to the loss of the whole batch, however unevenly their boxes fall.
+
+    pieces: micro-batches that make up a task's batch. The distance is a sum over rows divided by
+    clips, so that pieces and ranks of equally many clips add up to the loss of the whole batch,
+    however unevenly their boxes fall.
     """
 
     def __init__(
-        self, model: CoFinetuneModel, target: str = "pooled", form: str = "cosine",
-        weight: float = 1.0, refresh: int = 100, ema: float = 0.0,
+        self, plain: Callable, model: CoFinetuneModel, pieces: int = 1, *,
+        target: str = "pooled", weight: float = 1.0, refresh: int = 100, ema: float = 0.0,
     ):  # fmt: skip
-        check(
-            "selfdistil",
-            target=(target, ["pooled", "tokens", "logits"]),
-            form=(form, ["cosine", "mse", "kl"] if target == "logits" else ["cosine", "mse"]),
-            weight=(weight, 0, math.inf),
-            refresh=(refresh, 0, math.inf),
-            ema=(ema, 0, 1),
-        )
-        self.target, self.form, self.weight = target, form, weight
-        self.refresh, self.ema = refresh, ema
+        expect_one_of("target", target, "pooled", "tokens", "logits")
+        expect_number("weight", weight, 0)
+        expect_number("refresh", refresh, 0)
+        expect_number("ema", ema, 0, 1)
+        self.plain, self.model, self.pieces = plain, model, pieces
+        self.target, self.weight, self.refresh, self.ema = target, weight, refresh, ema
         # Not a deepcopy, which would copy, or share, whatever hooks hang on the model.
         heads = {task: head.head for task, head in model.heads.items()}
         self.teacher = CoFinetuneModel(model.encoder.config, heads)
         self.teacher.load_state_dict(model.state_dict())
         self.teacher.to(next(model.parameters()).device).requires_grad_(False).eval()
-        self.refreshed, self.latest = -1, torch.zeros(())
+        self.step = -1  # of the distances
+        self.distances = []  # of the step's micro-batches so far
 
-    def loss(
-        self, model: CoFinetuneModel, video: Tensor, features: tuple[Tensor, Tensor],
-        logits: Tensor, batch, step: int,
+    def __call__(
+        self, task, step: int, video: Tensor, features: tuple[Tensor, Tensor], logits: Tensor,
+        batch, count: float,
     ) -> Tensor:  # fmt: skip
-        """weight * distance of the student (features, logits) from the teacher on the same clips.
+        """The plain loss and weight * distance of the student from the teacher on the same clips.
 
-        A refresh that is due at `step` comes first, once, however many micro-batches the step has;
-        the weights it copies are equal on all ranks, so the teachers are too.
+        Where autocast is on, it is on for the teacher too: as the student saw the clips.
         """
-        if self.refresh and step % self.refresh == 0 and step != self.refreshed:
-            self.refreshed = step
-            new = model.state_dict()
-            for name, old in self.teacher.state_dict().items():
-                old.lerp_(new[name], 1 - self.ema)
+        if step != self.step:
+            self.begin(step)
         with torch.no_grad():
-            goals = self.teacher.encoder(video)
+            goals = self.teacher.encoder(video)  # (B, D), (B, t, h, w, D)
             if self.target == "logits":
-                goals = (self.teacher.classify(goals, batch.task, batch.boxes, batch.box_clip),)
-                features = (logits,)
-        place = int(self.target == "tokens")
-        rows = self.distance(features[place].float(), goals[place].float(), batch.boxes is not None)
-        total = rows.sum() / len(video)  # of (B,) or, for logits of boxes, (K,)
-        self.latest = total.detach()
-        return self.weight * total
-
-    def distance(self, ours: Tensor, goal: Tensor, boxes: bool) -> Tensor:
-        """A number for each row, exactly 0 where student and teacher are equal."""
-        if self.form == "mse":
-            return (ours - goal).square().flatten(1).mean(1)
-        if self.form == "cosine":  # half the squared distance of unit vectors: 1 - cos, exact at 0
-            apart = F.normalize(ours, dim=-1) - F.normalize(goal, dim=-1)
-            return apart.square().sum(-1, keepdim=True).flatten(1).mean(1) / 2
-        if boxes:
-            ours, goal = (F.logsigmoid(torch.cat([x, -x], 1)) for x in (ours, goal))  # (K, 2C)
+                goals = self.teacher.classify(goals, batch.task, batch.boxes, batch.box_clip)
+        if self.target == "pooled":
+            rows = cosine_distance(features[0], goals[0])  # (B,)
+        elif self.target == "tokens":
+            rows = cosine_distance(features[1], goals[1])  # (B,)
+        elif batch.boxes is None:
+            rows = softmax_distance(logits, goals)  # (B,)
         else:
-            ours, goal = ours.log_softmax(1), goal.log_softmax(1)
-        return (goal.exp() * (goal - ours)).sum(1)
+            rows = sigmoid_distance(logits, goals)  # (K,)
+        distance = rows.sum() / len(video)
+        self.distances.append(distance.detach())
+        loss = self.plain(task, step, video, features, logits, batch, count)
+        return loss + self.weight * distance / self.pieces
+
+    def begin(self, step: int) -> None:
+        """Before a step's first micro-batch: the refresh that is due.
+
+        The weights it copies are equal on all ranks, so the teachers are too.
+        """
+        self.step = step
+        self.distances = []
+        if self.refresh and step % self.refresh == 0:
+            student = self.model.state_dict()
+            for name, old in self.teacher.state_dict().items():
+                old.lerp_(student[name], 1 - self.ema)
 
     def report(self) -> dict:
-        return {"distillation": self.latest.item()}
+        """Into the log: the mean distance of the step, not weighted."""
+        if not self.distances:
+            return {}
+        return {"distillation": torch.stack(self.distances).mean().item()}
 
     def state_dict(self) -> dict:
         return self.teacher.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
         self.teacher.load_state_dict(state)
+
+
+def cosine_distance(ours: Tensor, goal: Tensor) -> Tensor:
+    """(B, ..., D) twice -> (B,): 1 - cosine, the mean over all vectors of a row.
+
+    By half the squared distance of the unit vectors, which is exactly 0 where both are equal.
+    """
+    apart = F.normalize(ours.float(), dim=-1) - F.normalize(goal.float(), dim=-1)
+    return apart.square().sum(-1).reshape(len(apart), -1).mean(1) / 2
+
+
+def softmax_distance(ours: Tensor, goal: Tensor) -> Tensor:
+    """(B, C) logits twice -> (B,): Kullback-Leibler, goal || ours, of the classes."""
+    ours, goal = ours.float().log_softmax(1), goal.float().log_softmax(1)
+    return (goal.exp() * (goal - ours)).sum(1)
+
+
+def sigmoid_distance(ours: Tensor, goal: Tensor) -> Tensor:
+    """(K, C) logits twice -> (K,): Kullback-Leibler, goal || ours, summed over yes or no of C."""
+    ours, goal = ours.float(), goal.float()
+    yes = goal.sigmoid() * (F.logsigmoid(goal) - F.logsigmoid(ours))
+    no = (-goal).sigmoid() * (F.logsigmoid(-goal) - F.logsigmoid(-ours))
+    return (yes + no).sum(1)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -159,31 +203,22 @@ class SpotTune(VideoTransformer):
     `blocks` are the trained twins, by the names they have in the encoder that is wrapped.
         temperature  of the Gumbel-softmax
         at_test      argmax | sample
-        policy       learned | frozen | finetuned: one path for all clips, and no policy network
     """
 
     def __init__(
-        self, encoder: VideoTransformer, temperature: float = 5.0, at_test: str = "argmax",
-        policy: str = "learned",
+        self, encoder: VideoTransformer, *, temperature: float = 5.0, at_test: str = "argmax"
     ):  # fmt: skip
-        check(
-            "spottune",
-            temperature=(temperature, 1e-3, math.inf),
-            at_test=(at_test, ["argmax", "sample"]),
-            policy=(policy, ["learned", "frozen", "finetuned"]),
-        )
+        expect_number("temperature", temperature, 1e-3)
+        expect_one_of("at_test", at_test, "argmax", "sample")
         super().__init__(encoder.config)
         self.load_state_dict(encoder.state_dict())
         pretrained = VideoTransformer(encoder.config)
         pretrained.load_state_dict(encoder.state_dict())
         self.frozen = pretrained.blocks.requires_grad_(False)
-        self.temperature, self.at_test, self.fixed = temperature, at_test, None
-        if policy == "learned":
-            small = dict(width=64, depth=1, heads=2, cls=False, pool="norm-mean", drop_path=0.0)
-            self.policy = VideoTransformer(replace(encoder.config, **small))
-            self.choice = nn.Linear(64, 2 * encoder.config.depth)
-        else:
-            self.fixed = float(policy == "finetuned")
+        self.temperature, self.at_test = temperature, at_test
+        small = dict(width=64, depth=1, heads=2, cls=False, pool="norm-mean", drop_path=0.0)
+        self.policy = VideoTransformer(replace(encoder.config, **small))
+        self.choice = nn.Linear(64, 2 * encoder.config.depth)  # frozen, finetuned for each block
         self.usage = torch.zeros(encoder.config.depth)
         self.to(next(encoder.parameters()).device).train(encoder.training)
 
@@ -210,8 +245,6 @@ class SpotTune(VideoTransformer):
 
     def route(self, video: Tensor) -> Tensor:
         """(B, depth), exactly 0 (frozen) or 1 (finetuned), with the gradient of the softmax."""
-        if self.fixed is not None:
-            return video.new_full((len(video), self.config.depth), self.fixed)
         pooled, _ = self.policy(video)
         with torch.autocast(video.device.type, enabled=False):
             logits = self.choice(pooled.float()).unflatten(1, (-1, 2))  # (B, depth, 2)
@@ -220,8 +253,37 @@ class SpotTune(VideoTransformer):
             soft = F.gumbel_softmax(logits, self.temperature)
         return soft.argmax(2) + (soft - soft.detach())[..., 1]
 
-    def loss(self, model, video, features, logits, batch, step) -> Tensor:
-        return logits.new_zeros(())
+
+class Routed:
+    """The plain criterion, and SpotTune's choices in the log."""
+
+    def __init__(self, plain: Callable, encoder: SpotTune):
+        self.plain, self.encoder = plain, encoder
+
+    def __call__(self, *of_a_micro_batch) -> Tensor:
+        return self.plain(*of_a_micro_batch)
 
     def report(self) -> dict:
-        return {"finetuned_share": self.usage.tolist()}
+        return {"finetuned_share": self.encoder.usage.tolist()}
+
+    def state_dict(self) -> dict:
+        return {}  # the encoder's weights are the model's
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+# Until the loop calls `make`: the interface of before.
+def attach(method: str, model: CoFinetuneModel, options: dict):
+    from types import SimpleNamespace
+
+    recipe = SimpleNamespace(method=method, method_options=options, micro_batches=1)
+
+    def nothing(task, step, video, features, logits, batch, count):
+        return logits.new_zeros(())
+
+    criterion = make(recipe, model, nothing)
+    criterion.loss = lambda model, video, features, logits, batch, step: criterion(
+        None, step, video, features, logits, batch, 1
+    )
+    return criterion
