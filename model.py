@@ -83,8 +83,10 @@ class ModelConfig:
     gelu: Literal["tanh", "none"] = setting("tanh", "its approximation (ViViT); none (VideoMAE)")
     eps: float = setting(1e-6, "of the blocks' norms", above=0)
     final_eps: float = setting(1e-6, "of the norm after the last block", above=0)
-    pos: Literal["learned", "learned-axes", "sincos"] = setting(
-        "learned", "positions: learned from noise, from sin-cos tables per axis; fixed (VideoMAE)"
+    pos: Literal["learned", "learned-axes", "sincos", "rope"] = setting(
+        "learned",
+        "positions: learned from noise, from sin-cos tables per axis; fixed (VideoMAE); rotary in"
+        " every attention (V-JEPA 2)",
     )
     pos_resize: Literal["bicubic", "bilinear-corners"] = setting(
         "bicubic", "of positions, for other clips than native ones: as VideoMAE, as ViViT (Scenic)"
@@ -110,8 +112,12 @@ class ModelConfig:
             raise ValueError(f"frames and size {sides} are not multiples of tubelet {self.tubelet}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width {self.width} is odd or no multiple of heads {self.heads}")
-        if not self.cls and self.pool == "cls" or self.cls and self.pos == "sincos":
+        if not self.cls and self.pool == "cls" or self.cls and self.pos in ("sincos", "rope"):
             raise ValueError(f"cls={self.cls} excludes pool {self.pool!r} or pos {self.pos!r}")
+        if self.pos == "rope" and self.width // self.heads < 6:
+            raise ValueError(
+                f"width {self.width} in {self.heads} heads: rope needs 6 numbers of a head"
+            )
         if len(self.mean) not in (0, 3) or len(self.mean) != len(self.std):
             raise ValueError(
                 f"mean is {self.mean} and std {self.std}, expected three numbers each, or none"
@@ -227,6 +233,25 @@ def resize_positions(pos: Tensor, native: tuple, grid: tuple, mode: str) -> Tens
     return torch.cat([pos[:, :cls], table.flatten(1, 3).to(pos.dtype)], 1)
 
 
+def rotate(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Queries or keys (B, heads, t*h*w, d), turned by angles that grow with t, h, w: their products
+    then depend on how far apart two tokens are (rotary positions, on three axes as V-JEPA 2).
+
+    A third of the d numbers, rounded down to pairs, belongs to each axis; what is left stays as it
+    is. Numbers 2i and 2i+1 make a pair, but their angles are those of frequencies 2i and 2i+1
+    (modulo half the third), not of one: a mistake of V-JEPA 2, which its weights were trained with.
+    """
+    part = x.shape[-1] // 6 * 2
+    rate = 10000.0 ** (-torch.arange(part // 2, device=x.device) / (part / 2))
+    axes = (torch.arange(count, device=x.device) for count in grid)
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3, 1)  # (N, 3, 1)
+    angles = (places * rate).repeat(1, 1, 2).flatten(1)  # (N, 3 * part)
+    turned, rest = x.split([3 * part, x.shape[-1] - 3 * part], -1)
+    swapped = torch.stack([-turned[..., 1::2], turned[..., ::2]], -1).flatten(-2)
+    turned = turned * angles.cos().to(x.dtype) + swapped * angles.sin().to(x.dtype)
+    return torch.cat([turned, rest], -1)
+
+
 # ------------------------------------------------------------------------------------------------
 # Transformer
 # ------------------------------------------------------------------------------------------------
@@ -239,6 +264,7 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.heads, self.gelu, self.drop_path = config.heads, config.gelu, drop_path
+        self.rotary = config.pos == "rope"
         self.norm1 = nn.LayerNorm(width, config.eps)
         self.qkv = nn.Linear(width, 3 * width)  # rows q | k | v, each head by head
         self.proj = nn.Linear(width, width)
@@ -256,16 +282,19 @@ class Block(nn.Module):
             nn.init.normal_(q, std=math.sqrt(5 / (width * math.sqrt(width // self.heads))))
             k.copy_(q + 0.02 * torch.randn_like(q))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop(self.attend(self.norm1(x)))
+    def forward(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        x = x + self.drop(self.attend(self.norm1(x), grid))
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate=self.gelu)))
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, d)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, heads, N, d)
         if qkv.device.type == "cpu":  # whose kernel takes an eighth longer over rows far apart
             qkv = qkv.contiguous()
-        x = F.scaled_dot_product_attention(*qkv.unbind(0))  # (B, heads, N, d)
+        q, k, v = qkv.unbind(0)
+        if self.rotary:
+            q, k = rotate(q, grid), rotate(k, grid)
+        x = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
         return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
 
     def drop(self, branch: Tensor) -> Tensor:
@@ -288,7 +317,9 @@ class VideoTransformer(nn.Module):
         self.config = config
         self.patch = Tubelets(config.tubelet, config.width)
         self.cls = nn.Parameter(torch.zeros(1, 1, config.width)) if config.cls else None
-        if config.pos == "sincos":  # follows from the config, so checkpoints do not hold it
+        if config.pos == "rope":  # each block turns its queries and keys
+            self.pos = None
+        elif config.pos == "sincos":  # follows from the config, so checkpoints do not hold it
             self.register_buffer("pos", position_table(config), persistent=False)
         else:
             self.pos = nn.Parameter(position_table(config))
@@ -300,9 +331,9 @@ class VideoTransformer(nn.Module):
         x, grid = self.embed(video)
         for block in self.blocks:
             if self.config.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, grid, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, grid)
         return self.read_out(x, grid)
 
     def embed(self, video: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
@@ -312,7 +343,9 @@ class VideoTransformer(nn.Module):
         x = x.flatten(1, 3)  # (B, N, D), t-major
         if self.cls is not None:
             x = torch.cat([self.cls.expand(len(x), 1, -1).to(x.dtype), x], 1)  # (B, 1 + N, D)
-        return x + resize_positions(self.pos, self.config.grid, grid, self.config.pos_resize), grid
+        if self.pos is not None:
+            x = x + resize_positions(self.pos, self.config.grid, grid, self.config.pos_resize)
+        return x, grid
 
     def read_out(self, x: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Tokens after the last block -> pooled (B, D), tokens (B, t, h, w, D)."""

@@ -233,15 +233,15 @@ class SpotTune(VideoTransformer):
         x, grid = self.embed(video)
         for frozen, tuned, gate in zip(self.frozen, self.blocks, route.T, strict=True):
             if self.config.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.mix, frozen, tuned, x, gate, use_reentrant=False)
+                x = checkpoint(self.mix, frozen, tuned, x, grid, gate, use_reentrant=False)
             else:
-                x = self.mix(frozen, tuned, x, gate)
+                x = self.mix(frozen, tuned, x, grid, gate)
         return self.read_out(x, grid)
 
     @staticmethod
-    def mix(frozen: nn.Module, tuned: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
+    def mix(frozen: nn.Module, tuned: nn.Module, x: Tensor, grid: tuple, gate: Tensor) -> Tensor:
         gate = gate[:, None, None].to(x.dtype)  # (B, 1, 1)
-        return (1 - gate) * frozen(x) + gate * tuned(x)
+        return (1 - gate) * frozen(x, grid) + gate * tuned(x, grid)
 
     def route(self, video: Tensor) -> Tensor:
         """(B, depth), exactly 0 (frozen) or 1 (finetuned), with the gradient of the softmax."""
