@@ -106,7 +106,7 @@ class SelfDistil:
         self.teacher = CoFinetuneModel(model.encoder.config, heads)
         self.teacher.load_state_dict(model.state_dict())
         self.teacher.to(next(model.parameters()).device).requires_grad_(False).eval()
-        self.step = -1  # of the distances
+        self.step = None  # of the distances
         self.distances = []  # of the step's micro-batches so far
 
     def __call__(

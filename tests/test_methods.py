@@ -224,6 +224,7 @@ def test_spottune_gradients(checkpointing):
         model = heads_model(checkpointing=again).train()
         criterion = make("spottune", model, supervised)
         encoder = model.encoder
+        encoder.train()
         assert not encoder.frozen[2].training and encoder.blocks[2].training
         for task in ("clips", "boxes"):
             torch.manual_seed(3)

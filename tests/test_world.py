@@ -1,16 +1,16 @@
-"""Tests of demo.py."""
+"""Tests of extras/world.py."""
 
+import argparse
 import csv
 import json
-import re
 
 import numpy as np
 import pytest
-from helpers import read_movie, run_here
+from helpers import read_movie
 
-from extras import world as demo
+from extras import world
 
-DEMO_SIZES = dict(
+SIZES = dict(
     actions_train=24,
     actions_val=12,
     templates_train=16,
@@ -22,94 +22,105 @@ DEMO_SIZES = dict(
 
 
 @pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory):
+def folder_of_world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "world"
-    demo.make_world(folder, workers=2, **DEMO_SIZES)
+    world.make_world(folder, workers=2, **SIZES)
     return folder
 
 
-def demo_contents(folder):
+def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*")}
 
 
-def demo_alone(pose="round", motion="still"):
+def draw_alone(pose="round", motion="still"):
     """A sprite drawn on black, and its pixels: (FRAMES, SIZE, SIZE) bool."""
-    sprite = demo.Sprite(np.random.default_rng(3), [pose], 9.0, 31.0, 33.0)
+    sprite = world.Sprite(np.random.default_rng(3), [pose], 9.0, 31.0, 33.0)
     sprite.move(motion, np.random.default_rng(4))
-    video = np.zeros((demo.FRAMES, demo.SIZE, demo.SIZE, 3), np.float32)
+    video = np.zeros((world.FRAMES, world.SIZE, world.SIZE, 3), np.float32)
     sprite.draw(video)
     return sprite, video.max(-1) > 0.02
 
 
-def test_demo_world_does_not_depend_on_processes_and_heals(demo_folder, tmp_path, capsys):
-    demo.make_world(tmp_path / "w", workers=1, **DEMO_SIZES)
-    expected = demo_contents(demo_folder)
-    assert demo_contents(tmp_path / "w") == expected
+def test_world_does_not_depend_on_processes_and_heals(folder_of_world, tmp_path, capsys):
+    world.make_world(tmp_path / "w", workers=1, **SIZES)
+    expected = contents(folder_of_world)
+    assert contents(tmp_path / "w") == expected
     torn, kept = (tmp_path / f"w/ava/videos/train_0000{i}.mp4" for i in (0, 1))
     since = kept.stat().st_mtime_ns
     torn.rename(f"{torn}.partial")
     (tmp_path / "w/actions/videos/val_00003.mp4").unlink()
-    demo.make_world(tmp_path / "w", workers=1, **DEMO_SIZES)
-    assert demo_contents(tmp_path / "w") == expected and kept.stat().st_mtime_ns == since
+    world.make_world(tmp_path / "w", workers=1, **SIZES)
+    assert contents(tmp_path / "w") == expected and kept.stat().st_mtime_ns == since
     assert "2 made" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_demo_annotations_have_the_real_formats(demo_folder):
+def test_annotations_have_the_real_formats(folder_of_world):
     named = set()
     for split in ("train", "val"):
-        rows = list(csv.reader((demo_folder / f"ava/{split}.csv").open()))
+        rows = list(csv.reader((folder_of_world / f"ava/{split}.csv").open()))
         assert {len(row) for row in rows} == {8}
         assert {row[1] for row in rows} == {"0902", "0903", "0904", "0905"}
         boxes = np.array([row[2:6] for row in rows], float)
         assert (boxes >= 0).all() and (boxes <= 1).all() and (boxes[:, :2] < boxes[:, 2:]).all()
-        counts = np.bincount([int(row[6]) for row in rows], minlength=len(demo.LABELS) + 1)[1:]
+        counts = np.bincount([int(row[6]) for row in rows], minlength=len(world.LABELS) + 1)[1:]
         assert split == "val" or counts.min() >= 3 and counts.max() > 8 * counts.min()
         named |= {f"ava/videos/{row[0]}.mp4" for row in rows}
-        lines = [line.rsplit(None, 1) for line in (demo_folder / f"actions/{split}.txt").open()]
+        lines = [line.rsplit(None, 1) for line in (folder_of_world / f"actions/{split}.txt").open()]
         assert np.ptp(np.bincount([int(label) for _, label in lines])) == 0
         named |= {f"actions/{path}" for path, _ in lines}
-        labels = json.loads((demo_folder / "templates/labels.json").read_text())
+        labels = json.loads((folder_of_world / "templates/labels.json").read_text())
         entries = {"train": "train.json", "val": "validation.json"}[split]
-        for entry in json.loads((demo_folder / "templates" / entries).read_text()):
+        for entry in json.loads((folder_of_world / "templates" / entries).read_text()):
             assert 0 <= int(labels[entry["template"].replace("[", "").replace("]", "")]) < 8
             named.add(f"templates/videos/{entry['id']}.mp4")
-    assert named == {path for path in demo_contents(demo_folder) if path.endswith(".mp4")}
-    found = list(csv.reader((demo_folder / "ava/val_boxes.csv").open()))
+    assert named == {path for path in contents(folder_of_world) if path.endswith(".mp4")}
+    found = list(csv.reader((folder_of_world / "ava/val_boxes.csv").open()))
     assert {len(row) for row in found} == {8} and {row[6] for row in found} == {""}
 
 
-def test_demo_second_902_is_half_a_second_into_the_file(demo_folder):
-    world, scenes = demo.World(**DEMO_SIZES), demo.plan_scenes(demo.World(**DEMO_SIZES), 0)
-    frames = dict(zip(*read_movie(demo_folder / "ava/videos/train_00001.mp4")))
-    for k in range(demo.SCENES):
-        drawn = demo.render(world, "ava", 0, demo.SCENES + k, scenes[demo.SCENES + k])
-        assert abs(frames[0.5 + k].astype(int) - drawn[demo.FRAMES // 2]).mean() < 8
+def test_second_902_is_half_a_second_into_the_file(folder_of_world):
+    sizes = world.World(**SIZES)
+    scenes = world.plan_scenes(sizes, world.TRAIN)
+    frames = dict(zip(*read_movie(folder_of_world / "ava/videos/train_00001.mp4"), strict=True))
+    for k in range(world.SCENES):
+        drawn = world.render(sizes, "ava", 0, world.SCENES + k, scenes[world.SCENES + k])
+        assert abs(frames[0.5 + k].astype(int) - drawn[world.FRAMES // 2]).mean() < 8
 
 
-@pytest.mark.parametrize("pose", demo.POSES)
-def test_demo_boxes_enclose_the_pixels(pose):
+@pytest.mark.parametrize("pose", world.POSES)
+def test_boxes_enclose_the_pixels(pose):
     for motion in ("still", "right", "grow"):
-        sprite, pixels = demo_alone(pose, motion)
-        rows, columns = np.nonzero(pixels[demo.FRAMES // 2])
+        sprite, pixels = draw_alone(pose, motion)
+        rows, columns = np.nonzero(pixels[world.FRAMES // 2])
         seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert np.abs(sprite.box() * demo.SIZE - seen).max() < 2.5
+        assert np.abs(sprite.box() * world.SIZE - seen).max() < 2.5
 
 
-def test_demo_motions_show_in_the_pixels():
+def test_motions_show_in_the_pixels():
     for name, (x, y) in dict(left=(-1, 0), right=(1, 0), up=(0, -1), down=(0, 1)).items():
-        centre = [np.argwhere(frame).mean(0) for frame in demo_alone(motion=name)[1]]
+        centre = [np.argwhere(frame).mean(0) for frame in draw_alone(motion=name)[1]]
         assert np.sign(np.round(centre[-1] - centre[0])).tolist() == [y, x]
-    area = {name: demo_alone(motion=name)[1].sum((1, 2)) for name in ("grow", "shrink", "blink")}
+    area = {name: draw_alone(motion=name)[1].sum((1, 2)) for name in ("grow", "shrink", "blink")}
     assert (np.diff(area["grow"]) >= 0).all() and (np.diff(area["shrink"]) <= 0).all()
     assert area["blink"].min() == 0 < area["blink"].max()
 
 
-def test_demo_refuses_what_it_would_spoil(demo_folder, tmp_path):
+def test_refuses_what_it_would_spoil(folder_of_world, tmp_path):
     with pytest.raises(ValueError, match="scenes_train 64, not 68"):
-        demo.make_world(demo_folder, **DEMO_SIZES | {"scenes_train": 68})
+        world.make_world(folder_of_world, **SIZES | {"scenes_train": 68})
     (tmp_path / "thesis.tex").write_text("...")
-    ran = run_here("extras/world.py", tmp_path)
-    assert ran.returncode == 2 and re.fullmatch("error: .*\n", ran.stderr)
-    with pytest.raises(ValueError, match="unknown size 'scenes'"):
-        demo.make_world(tmp_path / "new", scenes=3)
+    with pytest.raises(ValueError, match="files but no world.json"):
+        world.make_world(tmp_path)
+    with pytest.raises(ValueError, match="unknown size 'scenes' of a world; known: seed, actions"):
+        world.make_world(tmp_path / "new", scenes=3)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_command_makes_the_world_of_its_options(folder_of_world, tmp_path):
+    parser = argparse.ArgumentParser()
+    world.add_options(parser)
+    words = []
+    for name, value in SIZES.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    world.run(parser.parse_args([str(tmp_path / "w"), *words]), {}, None)
+    assert contents(tmp_path / "w") == contents(folder_of_world)
