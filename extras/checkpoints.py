@@ -1,0 +1,121 @@
+"""Checkpoints: written whole or not at all, read without unpickling anything, and the model that a
+run begins with or a checkpoint holds."""
+
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import torch
+
+import data
+from extras import methods, recipe as recipes
+from model import CoFinetuneModel, Head, ModelConfig
+
+
+def save(path: Path, state: dict) -> None:
+    """Write a checkpoint whole or not at all: temporary file, fsync, rename, fsync the folder."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # the latter: a full disk, by torch's zip writer
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written ({error}); the one before it is intact"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where folders can be opened (not on Windows)."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        os.fsync(number)
+        os.close(number)
+
+
+def load(path: str | Path) -> dict:
+    """A checkpoint of this project, by its file or its run's folder (best.pt, else last.pt).
+
+    Tensors and plain values; nothing is unpickled. ValueError in one sentence.
+    """
+    path = Path(path)
+    if path.is_dir():
+        here = [path / name for name in ("best.pt", "last.pt") if (path / name).exists()]
+        if not here:
+            raise ValueError(f"{path}: a folder without best.pt or last.pt")
+        path = here[0]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such checkpoint") from None
+    except (
+        OSError, RuntimeError, EOFError, ValueError, LookupError, struct.error,
+        pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(state, dict) or "model_config" not in state or "recipe" not in state:
+        raise ValueError(f"{path}: not a checkpoint of this project; `--init` reads other families")
+    return state | {"path": str(path)}
+
+
+def recipe_of(state: dict, kind: type):
+    """The recipe (of class `kind`) that a checkpoint was trained by. ValueError."""
+    try:
+        tasks = [data.Task(**table) for table in state["recipe"]["task"]]
+        return kind(**state["recipe"] | {"task": tasks})
+    except (TypeError, LookupError) as error:
+        raise ValueError(f"the checkpoint's recipe is not of this version: {error}") from None
+
+
+def make_heads(recipe, classes: dict[str, list[str]]) -> dict[str, Head]:
+    heads = {}
+    for task in recipe.task:
+        heads[task.name] = Head(
+            task.kind,
+            len(classes[task.name]),
+            dropout=task.dropout,
+            roi_size=task.roi_size,
+            prior=task.prior,
+        )
+    return heads
+
+
+def build_model(
+    recipe, classes: dict[str, list[str]], state: dict | None = None, say=print
+) -> CoFinetuneModel:
+    """The model a run starts with: of the checkpoint `state` > of recipe.init > from scratch."""
+    torch.manual_seed(recipe.seed)
+    heads = make_heads(recipe, classes)
+    if state:
+        return CoFinetuneModel(ModelConfig(**state["model_config"]), heads)
+    if not recipe.init:
+        say("initialised from scratch")
+        return CoFinetuneModel(recipes.model_config(recipe.model), heads)
+    from extras import pretrained
+
+    weights = pretrained.load(recipe.init)
+    # The checkpoint decides on the architecture; of [model] count the keys that may leave it.
+    free = recipes.LEAVES_INIT & recipe.model.keys()
+    model = pretrained.build(weights, heads, **{key: recipe.model[key] for key in free})
+    say(f"initialised from {recipe.init} ({weights.family})")
+    return model
+
+
+def model_of(state: dict, kind: type) -> CoFinetuneModel:
+    """The trained model of a checkpoint, with the network of its method."""
+    recipe = recipe_of(state, kind)
+    model = build_model(recipe, state["classes"], state)
+    if recipe.method == "spottune":
+        methods.attach("spottune", model, recipe.method_options)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        words = " ".join(str(error).split())
+        raise ValueError(f"the checkpoint's weights do not fit its recipe: {words}") from None
+    return model

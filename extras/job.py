@@ -1,0 +1,187 @@
+"""The processes of a run: a job with ranks, and how each of them leaves it.
+
+A job always ends by itself. Whatever kills one of its processes, the others notice (a closed
+connection, a lost parent), say one sentence and leave within seconds, without waiting for loader
+workers or peers that will never answer: see `Job.watch`, `leave`, and `errors_of_peers`.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+GRACE_SEC = 20  # for the step in progress after SIGTERM; torchrun kills 30 s after it
+
+
+class PeerLost(Exception):
+    """Another process of the job is gone."""
+
+
+@dataclass
+class Job:
+    """This process among those of the run. One process takes the same path, without exchange."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Does this rank write files and speak?"""
+        return self.rank == 0
+
+    def say(self, *words, end: str = "\n") -> None:
+        if self.first:
+            print(*words, end=end, flush=True)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Elementwise, over the ranks; through the CPU, so that it does not wait for the GPU's
+        queue. Every rank waits for it, so it is the barrier as well."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        with errors_of_peers():
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def barrier(self) -> None:
+        self.sum([0.0])
+
+    def gather(self, part) -> list:
+        """The parts of all ranks, on rank 0; [] on the others."""
+        if self.size == 1:
+            return [part]
+        parts = [None] * self.size if self.first else None
+        with errors_of_peers():
+            dist.gather_object(part, parts)
+        return parts or []
+
+    def everywhere(self, part) -> list:
+        """The parts of all ranks, on every rank."""
+        if self.size == 1:
+            return [part]
+        parts = [None] * self.size
+        with errors_of_peers():
+            dist.all_gather_object(parts, part)
+        return parts
+
+
+@contextlib.contextmanager
+def errors_of_peers():
+    """A collective call that fails because a peer is gone: PeerLost, in one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise PeerLost(
+            "another process of the job is gone (killed, by the system if memory ran out, or "
+            f"stopped by an error of its own): {reason}"
+        ) from error
+
+
+def join(recipe) -> Job:
+    """Join the job that torchrun describes in the environment; a plain `python` is a job of one."""
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    cuda = recipe.device == "cuda" or recipe.device == "auto" and torch.cuda.is_available()
+    if cuda and not torch.cuda.is_available():
+        raise ValueError("device = cuda, but torch finds no GPU here; --device cpu works anywhere")
+    rank, local, size = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    if cuda and local >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local} of this machine has no GPU of its own, torch finds "
+            f"{torch.cuda.device_count()}: GPUS=... ./train_ddp.sh, or --device cpu"
+        )
+    if cuda:
+        torch.cuda.set_device(local)
+        torch.set_float32_matmul_precision("high")
+    if launched():
+        watch_launcher()
+    if size > 1:  # counts, losses and results travel over gloo, a GPU's gradients over NCCL
+        with errors_of_peers():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    return Job(rank, max(size, 1), torch.device("cuda", local) if cuda else torch.device("cpu"))
+
+
+def launched() -> bool:
+    """Did torchrun start this process?"""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+# ------------------------------------------------------------------------------------------------
+# How a process leaves
+# ------------------------------------------------------------------------------------------------
+
+
+def leave(code: int, sentence: str = "") -> None:
+    """End this process now, with its loader workers, after one sentence on the screen.
+
+    Not by returning: the interpreter would join workers that ignore signals, and peers that are
+    gone. Under torchrun the sentence goes where the launcher shows it last, once for the job.
+    """
+    if sentence:
+        last_words(sentence)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def last_words(sentence: str) -> None:
+    """To stderr; under torchrun into the file from which it reads why a rank failed."""
+    place = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not place:
+        print(sentence, file=sys.stderr, flush=True)
+        return
+    extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+    with contextlib.suppress(OSError), open(place, "w", encoding="utf-8") as file:
+        json.dump({"message": {"message": sentence, "extraInfo": extra}}, file)
+
+
+def watch_launcher() -> None:
+    """Leave when the launcher is gone: nobody would ever end the ranks that it leaves behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.environ.pop("TORCHELASTIC_ERROR_FILE", None)  # nobody reads it any more
+        leave(1, "the launcher of the job is gone (killed?): this process leaves too")
+
+    threading.Thread(target=watch, name="watch-launcher", daemon=True).start()
+
+
+class Interrupt:
+    """SIGINT and SIGTERM ask for a stop after the current step. A second Ctrl-C stops at once; a
+    second SIGTERM does not: torchrun sends one to the ranks that are still saving."""
+
+    def __init__(self):
+        self.received = 0
+        self.previous = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self.receive)
+
+    def receive(self, number: int, frame) -> None:
+        if launched() and not self.received:
+            # A peer that hangs or is gone must not keep this rank: torchrun would wait 30 s for it.
+            timer = threading.Timer(GRACE_SEC, leave, (128 + number, "stopped within a step"))
+            timer.daemon = True
+            timer.start()
+        self.received = number
+        signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
+
+    def restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

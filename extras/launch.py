@@ -1,0 +1,42 @@
+"""torchrun for this project: starts the ranks, and leaves the last word to the one that failed.
+
+`torchrun cofinetune.py` works as well; it ends with its own traceback, printed around the sentence
+that says what was wrong. Here that sentence is the last thing on the screen.
+"""
+
+import os
+import signal
+import sys
+
+
+def main(arguments: list[str]) -> int:
+    # The launcher reports a failed rank in thirty lines of its own before the sentence.
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    os.environ.setdefault("TORCHELASTIC_ERROR_FILE", os.devnull)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        message = failure.message
+        if isinstance(message, dict):
+            message = message.get("message", "")
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            message = (
+                f"rank {rank} was killed by {name} (the system kills when memory runs out); the "
+                "same command goes on from the last checkpoint"
+            )
+        if message:
+            print(message, file=sys.stderr)
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""What a run shows of its results: on the screen, in curves and in pictures of keyframes."""
+
+import json
+import os
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+import data
+from extras import pictures
+
+
+def summary(metrics: dict) -> str:
+    """The printed form of a metrics.json: every number with its protocol, counts and chance."""
+    lines = []
+    for name, measured in metrics["task"].items():
+        lines += clip_lines(name, measured) if measured["kind"] == "clip" else box_lines(name, measured)
+    if "ema" in metrics:
+        lines += ["with averaged weights", textwrap.indent(summary(metrics["ema"]), "  ")]
+    return "\n".join(lines)
+
+
+def chance(measured: dict, key: str) -> str:
+    value = measured["chance"].get(key)
+    return "" if value is None else f" (chance {value:.4f})"
+
+
+def clip_lines(name: str, measured: dict) -> list[str]:
+    line = f"{name}: top-1 {measured['top1']:.4f}{chance(measured, 'top1')}"
+    if measured["classes"] > 5:
+        line += f", top-5 {measured['top5']:.4f}{chance(measured, 'top5')}"
+    line += f"; {measured['clips']} clips, {measured['views']} views each"
+    return [line + lost(measured)]
+
+
+def lost(measured: dict) -> str:
+    return f", {measured['missing']} missing, {measured['undecodable']} undecodable"
+
+
+def box_lines(name: str, measured: dict) -> list[str]:
+    frames = measured["keyframes"]
+    if measured["mAP"] is None:
+        return [f"{name}: no mAP, none of its classes has a box"]
+    lines = [
+        f"{name}: mAP {measured['mAP']:.4f}{chance(measured, 'mAP')} by {measured['protocol']}; "
+        f"{measured['boxes']} boxes, {frames['matched']} of {frames['ground_truth']} keyframes"
+        + lost(measured)
+    ]
+    groups = {key: group for key, group in measured["groups"].items() if group["mAP"] is not None}
+    if len(groups) > 1:  # one group alone repeats the mAP
+        for key, group in groups.items():
+            lines.append(
+                f"  {key}: mAP {group['mAP']:.4f}{chance(measured, key)}, {group['classes']} classes"
+            )
+    return lines
+
+
+def class_table(metrics: dict, most: int = 20) -> str:
+    """AP of each class with the boxes it rests on; the best and the worst when there are many."""
+    lines = []
+    for name, measured in metrics["task"].items():
+        scored = [one for one in measured.get("per_class", ()) if one["ap"] is not None]
+        scored.sort(key=lambda one: -one["ap"])
+        if not scored:
+            continue
+        lines.append(f"{name}: AP by class (validation boxes)")
+        left_out = len(scored) - most
+        if left_out > 0:
+            scored = [*scored[: most // 2], None, *scored[-most // 2 :]]
+        for one in scored:
+            if one is None:
+                lines.append(f"  ... {left_out} more")
+            else:
+                lines.append(f"  {one['ap']:.4f}  {one['name']} ({one['num_gt']})")
+    return "\n".join(lines)
+
+
+def contents(folder: Path) -> str:
+    files = [path.name for path in folder.iterdir() if path.is_file()]
+    return f"in {folder}: " + ", ".join(sorted(name for name in files if name[0] != "."))
+
+
+def draw_log(path: Path) -> None:
+    """curves.png beside a log: the loss of every task, each point the mean of nine steps, and the
+    scores of the evaluations."""
+    losses, scores = {}, {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        for task, loss in record.get("loss", {}).items():
+            steps, values = losses.setdefault(f"loss {task}", ([], []))
+            steps.append(record["step"])
+            values.append(loss)
+        for task, measured in record.get("metrics", {}).get("task", {}).items():
+            name, value = f"top-1 {task}", measured.get("top1")
+            if measured["kind"] == "box":
+                name, value = f"mAP {task}", measured["mAP"]
+            steps, values = scores.setdefault(name, ([], []))
+            steps.append(record["step"])
+            values.append(value)
+    for _, values in losses.values():
+        values[:] = np.convolve(np.pad(values, 4, "edge"), np.ones(9) / 9, "valid")
+    panels = [pictures.draw_curves(losses)]
+    if any(len(steps) > 1 for steps, _ in scores.values()):
+        panels.append(pictures.draw_curves(scores))
+    pictures.write_png(path.with_name("curves.png"), np.concatenate(panels))
+
+
+def preview(recipe, dataset: data.Dataset, detections: dict, path: Path) -> None:
+    """Some keyframes (path.png) and their clips (path.mp4), with annotated boxes in green and
+    detected ones, with the two best labels, in amber."""
+    task = dataset.task
+    truth = data.read_boxes(os.path.join(recipe.root, task.val), len(dataset.classes), False, {})
+    items = []
+    for item in dataset.items:
+        if item.key in truth and detections[item.key] is not None:
+            items.append(item)
+    stills, film = [], []
+    for item in items[:: max(len(items) // recipe.preview, 1)][: recipe.preview]:
+        persons, (boxes, scores) = truth[item.key], detections[item.key]
+        texts = [[dataset.classes[label - 1] for label in sorted(p.labels)] for p in persons]
+        texts += [best_labels(dataset.classes, row, 2) for row in scores]
+        colours = [pictures.GREEN] * len(persons) + [pictures.AMBER] * len(boxes)
+        boxes = np.concatenate([np.reshape([p.box for p in persons], (-1, 4)), boxes])
+        times = item.time_sec + (np.arange(task.frames) - task.frames // 2) * task.step_sec
+        drawn = []
+        for frame in data.decode_clip(item.path, times):
+            drawn.append(pictures.draw_boxes(frame, boxes, texts, colours))
+        stills.append(drawn[task.frames // 2])
+        if drawn[0].shape == stills[0].shape:  # a film has frames of one size
+            film += drawn
+    if stills:
+        pictures.write_png(path.with_suffix(".png"), pictures.grid(stills))
+        pictures.write_video(path.with_suffix(".mp4"), film, 1 / task.step_sec)
+
+
+def best_labels(names: list[str], scores: np.ndarray, top: int) -> list[str]:
+    return [f"{names[c]} {scores[c]:.2f}" for c in np.argsort(-scores)[:top]]

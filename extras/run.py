@@ -1,0 +1,350 @@
+"""A run's folder: what is there already, checkpoints, the log, the stop after a signal.
+
+    recipe.toml      what really ran; starts the run again
+    log.jsonl        an object per step, and one per evaluation
+    last.pt best.pt  checkpoints, whole or not at all
+    metrics.json     of the end; detections.csv, curves.png, preview.png, preview.mp4
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from extras import checkpoints, recipe as recipes, report
+from extras.job import Interrupt, Job
+
+
+class Run:
+    """What `train` leans on so that nothing is lost: it begins where last.pt stands, and every
+    checkpoint counts on a log that is on the disk."""
+
+    def __init__(self, recipe, job: Job, stream, train_sets: dict, fresh: bool = False):
+        """Look into the folder. ValueError if it holds another recipe's run, or one at work."""
+        self.recipe, self.job, self.stream = recipe, job, stream
+        self.out = Path(recipe.out)
+        self.classes = {name: dataset.classes for name, dataset in train_sets.items()}
+        self.counts = {name: dataset.class_counts() for name, dataset in train_sets.items()}
+        self.interrupt, self.state, self.ema = Interrupt(), None, {}
+        self.step, self.best = 0, -1.0
+        if job.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock = lock(self.out)
+            if fresh and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+                self.forget()
+        job.barrier()
+        last = self.out / "last.pt"
+        if last.exists():
+            self.state = checkpoints.load(last)
+            self.refuse_another(last)
+            self.step, self.best = self.state["step"], self.state["best"]
+        if len(set(job.everywhere(self.step))) > 1:
+            raise ValueError(
+                f"the processes start at different steps: {self.out} must lie on a disk that all "
+                "machines share"
+            )
+
+    def forget(self) -> None:
+        """What --fresh deletes, unless the run is to begin with it."""
+        old = [self.out / "last.pt", self.out / "best.pt", *self.out.glob("step-*.pt")]
+        if self.recipe.init and Path(self.recipe.init).resolve() in [p.resolve() for p in old]:
+            raise ValueError(
+                f"--fresh would delete init = {self.recipe.init}: take another --out"
+            )
+        for path in (*old, self.out / "log.jsonl", self.out / "metrics.json"):
+            path.unlink(missing_ok=True)
+
+    def refuse_another(self, last: Path) -> None:
+        """ValueError if the checkpoint is of another recipe, other items or other classes."""
+        saved = checkpoints.recipe_of(self.state, type(self.recipe))
+        different = recipes.differences(self.recipe, saved)
+        if self.state["stream"] != self.stream.state():
+            different.append("the items of the datasets")
+        for name in self.classes | self.state["classes"]:
+            if self.classes.get(name) != self.state["classes"].get(name):
+                different.append(f"the classes of task {name}")
+        if different:
+            new = [task.name for task in self.recipe.task if task.name not in self.state["classes"]]
+            hint = ""
+            if new:
+                hint = f" (a new task begins from these weights: --init {last} --out ANOTHER)"
+            raise ValueError(
+                f"{last} is of another recipe: {'; '.join(different)}. Take another --out, or "
+                f"--fresh to start over{hint}"
+            )
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.recipe.steps and (self.out / "metrics.json").exists()
+
+    def metrics(self) -> dict:
+        self.job.say(f"{self.out} is done already; --fresh starts over")
+        return json.loads((self.out / "metrics.json").read_text(encoding="utf-8"))
+
+    def resume(self, model, criterion, optimisers: list) -> None:
+        """Put the checkpoint, if there is one, into what is trained; open the log."""
+        self.model, self.criterion, self.optimisers = model, criterion, optimisers
+        if self.recipe.ema:
+            self.ema = {key: value.clone() for key, value in model.state_dict().items()}
+        if self.state:
+            model.load_state_dict(self.state["model"])
+            for optimiser, saved in zip(optimisers, self.state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+            criterion.load_state_dict(self.state["method"])
+            for key, value in self.state["ema"].items():
+                self.ema[key] = value.to(self.job.device)
+            self.job.say(f"resumed {self.out / 'last.pt'} at step {self.step} of {self.recipe.steps}")
+            self.state = None  # twice the model and more, in every process
+        # What `init` decided stands in the recipe that is kept, so that it says what ran.
+        config = dataclasses.asdict(model.encoder.config)
+        self.recipe = dataclasses.replace(self.recipe, model=config)
+        if self.job.first:
+            write_text(self.out / "recipe.toml", recipes.to_toml(self.recipe))
+        self.log = Log(self.out, self.job, self.recipe, self.step)
+        self.log.announce(model)
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left; after a signal to any rank all stop at once, saved."""
+        for step in range(self.step, self.recipe.steps):
+            if self.job.sum([self.interrupt.received])[0]:
+                self.checkpoint(step, "last.pt")
+                self.job.say(
+                    f"\nstopped before step {step}; {self.out / 'last.pt'} is complete, and the "
+                    "same command resumes it"
+                )
+                raise SystemExit(128 + (self.interrupt.received or signal.SIGTERM))
+            yield step
+        self.interrupt.restore()
+
+    def next(self, batches: Iterator) -> list:
+        """The next micro-batches, with the time that they kept the loop waiting."""
+        began = time.time()
+        micro_batches = next(batches)
+        self.log.waited_sec = time.time() - began
+        return micro_batches
+
+    def record(self, step: int, losses: dict, rate: float, norm: float, clips: int) -> None:
+        """Average the weights, log the step."""
+        if self.ema:
+            for key, value in self.model.state_dict().items():
+                self.ema[key].lerp_(value, 1 - self.recipe.ema)
+        extra, lr = self.criterion.report(), self.recipe.lr * rate
+        self.log.step(step, losses, lr, norm, clips * self.job.size, self.stream.damaged, extra)
+
+    def evaluation_due(self, step: int) -> bool:
+        every, done = self.recipe.eval_every, step + 1
+        return bool(every) and done % every == 0 and done < self.recipe.steps
+
+    def keep(self, step: int) -> None:
+        """The checkpoints that are due; after the evaluation, which a resumed run does not make up
+        for."""
+        recipe, done = self.recipe, step + 1
+        if recipe.keep_every and done % recipe.keep_every == 0:
+            self.checkpoint(done, f"step-{done}.pt")
+        if done % recipe.save_every == 0 or done == recipe.steps:
+            self.checkpoint(done, "last.pt")
+
+    def evaluated(self, done: int, metrics: dict, **more) -> None:
+        """Log an evaluation after `done` steps; the best one is kept."""
+        self.log.evaluation(done, metrics, **more)
+        if metrics["score"] > self.best:
+            self.best = metrics["score"]
+            self.checkpoint(done, "best.pt")
+
+    def finish(self, metrics: dict) -> dict:
+        """The end: metrics.json, curves.png, and what lies where."""
+        self.evaluated(self.recipe.steps, metrics, final=True)
+        if self.job.first:
+            write_text(self.out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+            report.draw_log(self.out / "log.jsonl")
+            print(report.contents(self.out))
+        return metrics
+
+    def checkpoint(self, step: int, name: str) -> None:
+        """After `step` steps, on rank 0: everything that a resumed run or a reader needs."""
+        if not self.job.first:
+            return
+        self.log.sync()
+        heads = {name: dataclasses.asdict(head.head) for name, head in self.model.heads.items()}
+        state = dict(
+            model=self.model.state_dict(),
+            model_config=dataclasses.asdict(self.model.encoder.config),
+            heads=heads,
+            classes=self.classes,
+            class_counts=self.counts,
+            step=step,
+            best=self.best,
+            ema=self.ema,
+            stream=self.stream.state(),
+            optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
+            method=self.criterion.state_dict(),
+            recipe=dataclasses.asdict(self.recipe),
+            torch=str(torch.__version__),
+        )
+        checkpoints.save(self.out / name, state)
+
+
+def lock(folder: Path):
+    """Hold a run's folder for this process, until it ends in whatever way. ValueError if it is
+    held. Where the system has no such locks (Windows) two runs are not told apart."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = open(folder / ".lock", "w")
+    try:
+        # Not flock, which the loader's forked workers would inherit and keep.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(f"{folder}: a run is at work in this folder; take another --out") from None
+    return file
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most that this process has held: of a GPU its memory, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, others KiB
+
+
+class Log:
+    """log.jsonl (every step), the progress line, TensorBoard where it is installed. Rank 0 writes.
+
+    What depends on the machine stands under "time", so that two logs can be compared without it.
+    """
+
+    def __init__(self, out: Path, job: Job, recipe, start: int):
+        self.path, self.job, self.recipe = out / "log.jsonl", job, recipe
+        self.tty, self.board = sys.stdout.isatty(), None
+        self.waited_sec, self.named = 0.0, set()
+        self.since, self.steps, self.clips, self.waits, self.losses = time.time(), 0, 0, 0.0, {}
+        self.patience_sec = 10  # of the first line, which has the first estimate
+        if not job.first:
+            return
+        write_text(self.path, "".join(self.lines_before(start)))
+        self.file = open(self.path, "a", encoding="utf-8")
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(out), purge_step=start)
+
+    def lines_before(self, start: int) -> list[str]:
+        """What the log has of the steps that the checkpoint counts; the later ones come again."""
+        kept = []
+        if not self.path.exists():
+            return kept
+        for line in self.path.read_text(encoding="utf-8").splitlines(True):
+            if not line.endswith("}\n"):  # a kill can leave half a line
+                continue
+            record = json.loads(line)
+            end = start + 1 if "metrics" in record else start
+            if "final" not in record and record["step"] < end:
+                kept.append(line)
+        return kept
+
+    def announce(self, model) -> None:
+        """The first line of a run: what is trained where."""
+        device, job, recipe = self.job.device, self.job, self.recipe
+        if device.type == "cuda":
+            where = torch.cuda.get_device_name(device)
+        else:
+            where = f"CPU ({torch.get_num_threads()} threads)"
+        if job.size > 1:
+            where = f"{job.size} processes, each on {where}"
+        parameters = sum(p.numel() for p in model.parameters())
+        job.say(
+            f"{parameters / 1e6:.1f} M parameters on {where}, {recipe.steps} steps, {recipe.precision}"
+        )
+        if device.type == "cpu" and parameters > 2e7:
+            job.say("without a GPU this is slow; to see it work: --model.arch tiny")
+
+    def step(
+        self, step: int, losses: dict, lr: float, norm: float, clips: int, damaged: dict,
+        extra: dict,
+    ) -> None:  # fmt: skip
+        for path in damaged.keys() - self.named:  # on the rank that met it
+            self.named.add(path)
+            self.show(f"{path} cannot be decoded: another clip of its task is trained instead")
+        if not self.job.first:
+            return
+        now = time.time()
+        clock = dict(unix=round(now, 3), waited_sec=round(self.waited_sec, 4))
+        record = dict(step=step, loss=losses, lr=lr, grad_norm=norm, **extra, time=clock)
+        self.file.write(json.dumps(record) + "\n")
+        if self.board:
+            for key, value in (losses | dict(lr=lr, grad_norm=norm)).items():
+                self.board.add_scalar(f"train/{key}", value, step)
+        self.steps += 1
+        self.clips += clips
+        self.waits += self.waited_sec
+        for task, loss in losses.items():
+            self.losses.setdefault(task, []).append(loss)
+        done, last = step + 1, step + 1 == self.recipe.steps
+        seconds = max(now - self.since, 1e-9)
+        if done % self.recipe.log_every == 0 or last or seconds > self.patience_sec:
+            self.file.flush()
+            self.progress(done, lr, seconds, len(damaged))
+            self.since, self.steps, self.clips, self.waits, self.losses = now, 0, 0, 0.0, {}
+            self.patience_sec = 60
+
+    def progress(self, done: int, lr: float, seconds: float, damaged: int) -> None:
+        """One line for people, over the steps since the last one."""
+        left = datetime.timedelta(
+            seconds=round((self.recipe.steps - done) * seconds / self.steps)
+        )
+        words = [f"step {done}/{self.recipe.steps}"]
+        for task, losses in self.losses.items():
+            words.append(f"{task} {sum(losses) / len(losses):.3f}")
+        words += [
+            f"lr {lr:.2g}",
+            f"{self.clips / seconds:.3g} clips/s",
+            f"data wait {self.waits / seconds:.0%}",
+            f"{memory_gib(self.job.device):.1f} GiB",
+            f"left {left}",
+        ]
+        if damaged:
+            words.append(f"damaged videos {damaged}")
+        stays = self.tty and done < self.recipe.steps
+        self.show("  ".join(words), end="" if stays else "\n")
+
+    def show(self, text: str, end: str = "\n") -> None:
+        over = "\r\x1b[K" if self.tty else ""  # the progress line
+        print(over + text, end=end, flush=True)
+
+    def evaluation(self, step: int, metrics: dict, **more) -> None:
+        if not self.job.first:
+            return
+        self.file.write(json.dumps(dict(step=step, metrics=metrics, **more)) + "\n")
+        self.file.flush()
+        self.show(report.summary(metrics))
+        self.since = time.time()
+        if self.board:
+            for name, measured in metrics["task"].items():
+                value = measured["mAP"] if measured["kind"] == "box" else measured["top1"]
+                self.board.add_scalar(f"val/{name}", value, step)
+
+    def sync(self) -> None:
+        """On the disk, before the checkpoint that counts on it."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
