@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 import data
-from extras import methods, recipe as recipes
+from extras import methods
+from extras import recipe as recipes
 from model import CoFinetuneModel, Head, ModelConfig
 
 

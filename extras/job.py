@@ -96,7 +96,9 @@ def join(recipe) -> Job:
     cuda = recipe.device == "cuda" or recipe.device == "auto" and torch.cuda.is_available()
     if cuda and not torch.cuda.is_available():
         raise ValueError("device = cuda, but torch finds no GPU here; --device cpu works anywhere")
-    rank, local, size = (int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    rank, local, size = (
+        int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    )
     if cuda and local >= torch.cuda.device_count():
         raise ValueError(
             f"process {local} of this machine has no GPU of its own, torch finds "

@@ -19,8 +19,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 # The keys of [model] that may leave what an `init` checkpoint says.
 LEAVES_INIT = {"frames", "size", "drop_path", "checkpointing"}
 PATHS = (
-    "train val videos val_videos labels eval_labels "
-    "exclude_train exclude_val train_boxes val_boxes"
+    "train val videos val_videos labels eval_labels exclude_train exclude_val train_boxes val_boxes"
 ).split()
 
 
@@ -107,7 +106,7 @@ def make_tasks(tables: list[dict]) -> tuple[list[data.Task], list[str]]:
         wrong += settings.misfits(data.Task, table).values()
         if not wrong:
             task = data.Task(**table)
-            wrong += data.task_problems(task)
+            wrong += data._impossible(task)
             if task.name in [other.name for other in tasks]:
                 wrong.append("a second task of this name")
             tasks.append(task)

@@ -15,7 +15,9 @@ def summary(metrics: dict) -> str:
     """The printed form of a metrics.json: every number with its protocol, counts and chance."""
     lines = []
     for name, measured in metrics["task"].items():
-        lines += clip_lines(name, measured) if measured["kind"] == "clip" else box_lines(name, measured)
+        lines += (
+            clip_lines(name, measured) if measured["kind"] == "clip" else box_lines(name, measured)
+        )
     if "ema" in metrics:
         lines += ["with averaged weights", textwrap.indent(summary(metrics["ema"]), "  ")]
     return "\n".join(lines)

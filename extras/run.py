@@ -1,9 +1,9 @@
 """A run's folder: what is there already, checkpoints, the log, the stop after a signal.
 
-    recipe.toml      what really ran; starts the run again
-    log.jsonl        an object per step, and one per evaluation
-    last.pt best.pt  checkpoints, whole or not at all
-    metrics.json     of the end; detections.csv, curves.png, preview.png, preview.mp4
+recipe.toml      what really ran; starts the run again
+log.jsonl        an object per step, and one per evaluation
+last.pt best.pt  checkpoints, whole or not at all
+metrics.json     of the end; detections.csv, curves.png, preview.png, preview.mp4
 """
 
 import contextlib
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from extras import checkpoints, recipe as recipes, report
+from extras import checkpoints, report
+from extras import recipe as recipes
 from extras.job import Interrupt, Job
 
 
@@ -56,9 +57,7 @@ class Run:
         """What --fresh deletes, unless the run is to begin with it."""
         old = [self.out / "last.pt", self.out / "best.pt", *self.out.glob("step-*.pt")]
         if self.recipe.init and Path(self.recipe.init).resolve() in [p.resolve() for p in old]:
-            raise ValueError(
-                f"--fresh would delete init = {self.recipe.init}: take another --out"
-            )
+            raise ValueError(f"--fresh would delete init = {self.recipe.init}: take another --out")
         for path in (*old, self.out / "log.jsonl", self.out / "metrics.json"):
             path.unlink(missing_ok=True)
 
@@ -101,7 +100,9 @@ class Run:
             criterion.load_state_dict(self.state["method"])
             for key, value in self.state["ema"].items():
                 self.ema[key] = value.to(self.job.device)
-            self.job.say(f"resumed {self.out / 'last.pt'} at step {self.step} of {self.recipe.steps}")
+            self.job.say(
+                f"resumed {self.out / 'last.pt'} at step {self.step} of {self.recipe.steps}"
+            )
             self.state = None  # twice the model and more, in every process
         # What `init` decided stands in the recipe that is kept, so that it says what ran.
         config = dataclasses.asdict(model.encoder.config)
@@ -310,9 +311,7 @@ class Log:
 
     def progress(self, done: int, lr: float, seconds: float, damaged: int) -> None:
         """One line for people, over the steps since the last one."""
-        left = datetime.timedelta(
-            seconds=round((self.recipe.steps - done) * seconds / self.steps)
-        )
+        left = datetime.timedelta(seconds=round((self.recipe.steps - done) * seconds / self.steps))
         words = [f"step {done}/{self.recipe.steps}"]
         for task, losses in self.losses.items():
             words.append(f"{task} {sum(losses) / len(losses):.3f}")
