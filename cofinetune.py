@@ -157,7 +157,7 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
         return run.metrics()
     check_evaluation(recipe, val_sets, run.counts)  # what would stop it at the end stops it now
     model = checkpoints.build_model(recipe, run.classes, run.state, job.say).to(job.device)
-    criterion = make_criterion(recipe, model)
+    criterion = methods.make(recipe, model, Criterion())  # self-distillation, SpotTune: here
     optimisers = make_optimisers(model, recipe)
     run.resume(model, criterion, optimisers)
     trunk = wrap(model.encoder, recipe, job)
@@ -178,20 +178,6 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
         run.keep(step)
     metrics = evaluate(model, recipe, job, val_sets, run.counts, run.ema, run.out)
     return run.finish(metrics)
-
-
-def make_criterion(recipe, model):
-    if recipe.method not in ("selfdistil", "spottune"):
-        return Criterion()
-    method = methods.attach(recipe.method, model, recipe.method_options)
-
-    def criterion(task, step, video, features, logits, batch, count):
-        extra = method.loss(model, video, features, logits, batch, step)
-        return task_loss(task, logits, batch, count) + extra * (len(video) / count.clips)
-
-    criterion.report, criterion.state_dict = method.report, method.state_dict
-    criterion.load_state_dict = method.load_state_dict
-    return criterion
 
 
 # ------------------------------------------------------------------------------------------------
@@ -754,7 +740,8 @@ def main(words: list[str]) -> int:
         known += [f"--{name.replace('_', '-')}" for name in vars(options)]
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f", did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{command}: unknown option or word {unknown[0]}{hint}")
+        what = "unknown option" if unknown[0].startswith("-") else "one word too many:"
+        raise ValueError(f"{command}: {what} {unknown[0]}{hint}")
     code = run(options, overrides, sys.modules[__name__])
     if dist.is_initialized():
         # Wait: gloo may abort when a rank leaves while another still speaks.

@@ -112,8 +112,7 @@ def model_of(state: dict, kind: type) -> CoFinetuneModel:
     """The trained model of a checkpoint, with the network of its method."""
     recipe = recipe_of(state, kind)
     model = build_model(recipe, state["classes"], state)
-    if recipe.method == "spottune":
-        methods.attach("spottune", model, recipe.method_options)
+    methods.wrap_encoder(recipe, model)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:

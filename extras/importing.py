@@ -196,7 +196,7 @@ def _cvat_rows(
             yield Mark(boxes[0]["where"], video, "", math.nan, boxes[0]["corners"], size)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _look(videos: Videos, name: str) -> tuple[str, tuple | str]:
     """The stem of the video that a file calls `name`; its frame_times, or what is wrong with it."""
     stem = name if name in videos.stems else Path(name).stem

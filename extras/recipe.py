@@ -72,7 +72,7 @@ def read(kind: type, source: str, overrides: dict[str, str] | None = None):
     tasks, wrong = make_tasks(table.pop("task", []))
     recipe = kind(**table, task=tasks)
     recipe.root = str((base / recipe.root).resolve())
-    problems += wrong or check(recipe)
+    problems += wrong + check(recipe)
     if problems:
         raise ValueError(f"recipe {source} cannot be run:\n  " + "\n  ".join(problems))
     return recipe

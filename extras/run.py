@@ -179,6 +179,8 @@ class Run:
             model=self.model.state_dict(),
             model_config=dataclasses.asdict(self.model.encoder.config),
             heads=heads,
+            mean=list(self.model.scale[0]),
+            std=list(self.model.scale[1]),
             classes=self.classes,
             class_counts=self.counts,
             step=step,

@@ -21,7 +21,11 @@ import torch.nn.functional as F
 
 import cofinetune
 import model as M
-from extras import world
+from cofinetune import Recipe
+from extras import checkpoints, job, world
+from extras import recipe as recipes
+from extras.checkpoints import recipe_of
+from extras.job import Job
 
 # ------------------------------------------------------------------------------------------------
 # For every section
@@ -39,6 +43,12 @@ def run_python(*words, **options):
     return subprocess.run(words, capture_output=True, text=True, **options)
 
 
+def raise_exit(code, sentence=""):
+    """What ends a process otherwise, with its tests."""
+    print(sentence, file=sys.stderr)
+    raise SystemExit(code)
+
+
 def run_here(script, *words):
     """The same in this process, since importing torch takes seconds. What the script does not
     catch, `run_python` would show as a traceback, is raised."""
@@ -49,6 +59,7 @@ def run_here(script, *words):
         contextlib.redirect_stderr(error),
         contextlib.chdir(HERE),
         mock.patch.object(sys, "argv", words),
+        mock.patch.object(job, "leave", raise_exit),
     ):
         try:
             runpy.run_path(script, run_name="__main__")
@@ -215,7 +226,7 @@ def run_options(root, out, *more, steps=6):
 def run_train(root, out, *more, **kinds):
     rest, overrides = cofinetune.split_overrides(run_options(root, out, *more, **kinds))
     assert not rest
-    return cofinetune.train(cofinetune.read_recipe("demo", overrides), cofinetune.World())
+    return cofinetune.train(recipes.read(Recipe, "demo", overrides), Job())
 
 
 def run_command(*words, code=0, run=run_here, **options):
@@ -257,14 +268,14 @@ def run_metrics(out):
 
 def run_apart(*folders):
     """The largest difference between the weights of two runs."""
-    one, other = (cofinetune.load(out / "last.pt")["model"] for out in folders)
+    one, other = (checkpoints.load(out / "last.pt")["model"] for out in folders)
     assert one.keys() == other.keys()
     return max((one[key] - other[key]).abs().max().item() for key in one)
 
 
 def run_start_weights(state):
     """What the run of a checkpoint began with."""
-    return cofinetune.build_model(cofinetune.recipe_of(state), state["classes"]).state_dict()
+    return checkpoints.build_model(recipe_of(state, Recipe), state["classes"]).state_dict()
 
 
 @pytest.fixture(scope="session")
