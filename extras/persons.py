@@ -1,0 +1,346 @@
+"""persons: the boxes of the persons in videos, found by a detector of torchvision.
+
+    video,second,x1,y1,x2,y2,,score        a row per person; corners in [0, 1] of the upright picture
+    video,second                           a video in which nobody was found
+
+is what predict (--boxes), a task's val_boxes and ava_eval.py read. The detectors know COCO's
+persons. On AVA they find fewer of the annotated ones than the detectors finetuned on AVA by which
+published results are measured, and the mAP is lower with them.
+"""
+
+import argparse
+import csv
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+import data
+from extras.videos import frame_times
+
+DETECTOR = "fasterrcnn_resnet50_fpn_v2"
+ON_A_CPU = "fasterrcnn_mobilenet_v3_large_fpn"
+PERSON = 1  # the label of a person in every detector that torchvision trained on COCO
+INSTALL = "torchvision finds the persons; pip install torchvision (the one made for this torch)"
+
+Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""A picture (h, w, 3) uint8 RGB -> boxes (k, 4) of persons in pixels, scores (k,)."""
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+# ------------------------------------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Find the persons in a video, or in the videos of a folder, and write their boxes as csv. "
+        "Videos that the csv has already are skipped, so the same command goes on where it was "
+        "stopped. The detectors were trained on COCO: on AVA they find fewer of the persons than "
+        "the detectors finetuned on AVA that published results stand on."
+    )
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file or a folder, or several")
+    parser.add_argument("boxes", help="the csv to write: video,second,x1,y1,x2,y2,,score")
+    add_detector_options(parser)
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="where the detector runs (default: auto, the GPU if there is one)",
+    )
+
+
+def add_detector_options(parser: argparse.ArgumentParser) -> None:
+    """Those that predict has too."""
+    group = parser.add_argument_group("person detector")
+    group.add_argument(
+        "--every-sec",
+        type=float,
+        default=1.0,
+        help="seconds from one look at a video to the next (default: 1, above 0)",
+    )
+    group.add_argument(
+        "--detector",
+        default=DETECTOR,
+        help=f"of torchvision.models.detection (default: {DETECTOR}; on a CPU "
+        f"{ON_A_CPU} is some twenty times as fast and finds fewer)",
+    )
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="of the detector (default: torchvision downloads those trained on COCO, once)",
+    )
+    group.add_argument(
+        "--min-score",
+        type=float,
+        default=0.5,
+        help="least score of a person (default: 0.5, from 0 to 1)",
+    )
+
+
+def check_detector_options(options: argparse.Namespace) -> None:
+    if not options.every_sec > 0:
+        raise ValueError(f"--every-sec {options.every_sec:g}: expected more than 0")
+    if not 0 <= options.min_score <= 1:
+        raise ValueError(f"--min-score {options.min_score:g}: expected 0 to 1")
+
+
+def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
+    """-> 1 if a video could not be read, else 0."""
+    check_detector_options(options)
+    if overrides:
+        raise ValueError(f"persons has no --{', --'.join(overrides)}")
+    found = find_videos(options.videos)
+    target = Path(options.boxes)
+    if target.is_dir() or data.is_video(target.name):
+        raise ValueError(f"{target}: expected the csv to write, the last of the words")
+    done = videos_in(target)
+    files = {name: path for name, path in found.items() if name not in done}
+    if len(files) < len(found):
+        print(
+            f"{len(found) - len(files)} of {len(found)} videos have rows in {target} and are "
+            "skipped; without that file all would be looked at anew"
+        )
+    if not files:
+        return 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    detector = load_detector(options.detector, options.weights, options.device)
+    damaged = 0
+    started = time.monotonic()
+    for number, (name, path) in enumerate(files.items(), 1):
+        try:
+            rows = find_persons(name, path, detector, options.every_sec, options.min_score)
+        except data.DecodeError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            damaged += 1
+            continue
+        append(target, rows)
+        seconds = len({row[1] for row in rows if len(row) > 2})
+        left = (time.monotonic() - started) * (len(files) / number - 1)
+        print(
+            f"{name}: {sum(len(row) > 2 for row in rows)} persons in {seconds} pictures; "
+            f"video {number} of {len(files)}, {left:.0f} s left",
+            flush=True,
+        )
+    if damaged == len(found):
+        raise data.DecodeError(f"none of {damaged} videos can be read, nothing was written")
+    print(f"boxes of {len(found) - damaged} videos in {target}")
+    return 1 if damaged else 0
+
+
+def videos_in(boxes: Path) -> set[str]:
+    """The videos that a csv of boxes has rows of."""
+    if not boxes.exists():
+        return set()
+    with open(boxes, newline="", encoding="utf-8-sig") as file:
+        return {row[0] for row in csv.reader(file) if row}
+
+
+def append(boxes: Path, rows: list[list]) -> None:
+    """Add the rows of a video to the csv: all of them or, whatever happens, none."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    before = boxes.read_bytes() if boxes.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    part = boxes.with_name(boxes.name + ".part")
+    try:
+        part.write_bytes(before + text.getvalue().encode())
+        os.replace(part, boxes)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# Videos
+# ------------------------------------------------------------------------------------------------
+
+
+def find_videos(sources: Sequence[str]) -> dict[str, Path]:
+    """name -> file of the videos that are named or lie in a named folder.
+
+    The name is that of the file without suffix, as import gives it; where several share one,
+    their path from the folder that was named.
+    """
+    files: dict[Path, Path] = {}  # file -> its path from the folder that was named
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = sorted(data.list_videos(source))
+            if not inside:
+                raise ValueError(f"{source}: no video in this folder")
+            files |= {source / name: Path(name) for name in inside}
+        elif source.is_file():
+            files[source] = Path(source.name)
+        else:
+            raise FileNotFoundError(f"{source}: no such video")
+    stems = [path.stem for path in files]
+    found: dict[str, Path] = {}
+    for path, inside in files.items():
+        name = path.stem if stems.count(path.stem) == 1 else inside.with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"{path} and {found[name]} have the same name, {name!r}: rename one")
+        found[name] = path
+    return found
+
+
+def regular_times(end_sec: float, every_sec: float) -> np.ndarray:
+    """The middles of the every_sec long pieces of a video."""
+    return np.arange(min(every_sec, end_sec) / 2, end_sec, every_sec)
+
+
+def watch(path: str | Path, times_sec: Sequence[float]) -> Iterator[np.ndarray]:
+    """decode_clip(path, times_sec), picture by picture: (h, w, 3) uint8 RGB, upright.
+
+    The times increase. The video is decoded once, from its start to the last of them, and one
+    picture is in memory. Raises DecodeError.
+    """
+    canvas = data._Canvas(None, None, 1)
+    canvas.frames = 1
+    try:
+        with data._open(path) as container:
+            stream, ticks = data._video_stream(container, path)
+            targets = iter(ticks(times_sec))
+            target = next(targets, None)
+            rate = stream.average_rate or stream.guessed_rate or 25
+            start, shown, since = stream.start_time or 0, None, -np.inf
+            for number, frame in enumerate(container.decode(stream)):
+                if container.format.name == "avi" or frame.pts is None:
+                    now = start + round(number / rate / stream.time_base)
+                else:
+                    now = max(since, frame.pts)
+                while shown is not None and target is not None and target < now:
+                    canvas.put([0], shown)
+                    yield canvas.video[0].copy()
+                    target = next(targets, None)
+                if target is None:
+                    return
+                shown, since = frame, now
+            if shown is None:
+                raise data.DecodeError(f"{path}: no frame could be decoded")
+            while target is not None:
+                canvas.put([0], shown)
+                yield canvas.video[0].copy()
+                target = next(targets, None)
+    except (av.FFmpegError, OSError) as error:
+        raise data.DecodeError(f"{path}: {error.strerror or error}") from error
+
+
+# ------------------------------------------------------------------------------------------------
+# Detection
+# ------------------------------------------------------------------------------------------------
+
+
+def find_persons(
+    name: str, path: Path, detector: Detector, every_sec: float, min_score: float
+) -> list[list]:
+    """The rows of a video: [name, second, x1, y1, x2, y2, "", score], or [name, second] if nobody
+    is in it. Raises DecodeError."""
+    times = regular_times(frame_times(path)[1], every_sec).round(6)
+    rows = []
+    progress = Progress(name, len(times))
+    for second, picture in zip(times, watch(path, times), strict=True):
+        height, width = picture.shape[:2]
+        boxes, scores = detector(picture)
+        for box, score in zip(boxes, scores, strict=True):
+            x1, y1, x2, y2 = (np.asarray(box) / [width, height, width, height]).clip(0, 1)
+            if score >= min_score and (x2 - x1) * width >= 1 and (y2 - y1) * height >= 1:
+                corners = [f"{x:.4f}" for x in (x1, y1, x2, y2)]
+                rows.append([name, f"{second:.10g}", *corners, "", f"{score:.4f}"])
+        progress.step()
+    progress.end()
+    return rows or [[name, f"{times[0]:.10g}"]]
+
+
+class Progress:
+    """A line on a terminal that counts pictures; in a log file a line each half a minute."""
+
+    def __init__(self, name: str, count: int):
+        self.name, self.count, self.done = name, count, 0
+        self.started = self.shown = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+
+    def step(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.shown < (0.5 if self.terminal else 30) or self.done == self.count:
+            return
+        self.shown = now
+        left = (now - self.started) * (self.count / self.done - 1)
+        text = f"{self.name}: picture {self.done} of {self.count}, {left:.0f} s left"
+        print(text, file=sys.stderr, end=" \r" if self.terminal else "\n", flush=True)
+
+    def end(self) -> None:
+        if self.terminal:
+            print("\x1b[2K", file=sys.stderr, end="\r", flush=True)
+
+
+def load_detector(name: str, weights: str | None, device: str = "auto") -> Detector:
+    """A detector of torchvision.models.detection with COCO's weights, or those of a file.
+
+    Raises ValueError with one sentence where torchvision, the name or the weights fail.
+    """
+    try:
+        from torchvision.models import detection, get_model, list_models
+    except ImportError as error:
+        raise ValueError(f"{INSTALL}: {error}") from None
+    except RuntimeError as error:  # "operator torchvision::nms does not exist"
+        raise ValueError(f"{INSTALL}: the one installed does not fit: {error}") from None
+    names = list_models(module=detection)
+    if name not in names:
+        raise ValueError(f"--detector {name} is not one of {', '.join(names)}")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if weights:
+        state = read_weights(weights)
+        network = get_model(name, weights=None, weights_backbone=None, **classes_of(state))
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"--weights {weights} are not those of a {name}: {reason}") from None
+    else:
+        try:
+            network = get_model(name, weights="DEFAULT")
+        except (OSError, RuntimeError) as error:  # no network; a download that was cut
+            raise ValueError(
+                f"the weights of {name} could not be downloaded ({error}); fetch them on another "
+                "machine and name the file: --weights FILE"
+            ) from None
+    if device == "cpu" and name == DETECTOR:
+        print(f"on a CPU this takes seconds a picture; --detector {ON_A_CPU} is faster")
+    network = network.eval().to(device)
+
+    @torch.inference_mode()
+    def detector(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image = torch.from_numpy(picture).to(device).permute(2, 0, 1) / 255  # (3, h, w)
+        found = network([image])[0]
+        person = found["labels"] == PERSON
+        return found["boxes"][person].cpu().numpy(), found["scores"][person].cpu().numpy()
+
+    return detector
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """A state dict, also one inside a training script's checkpoint ("model")."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"--weights {path}: no such file") from None
+    except Exception as error:  # whatever a damaged file makes torch raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--weights {path}: not a readable checkpoint ({reason})") from None
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"--weights {path}: expected a state dict of the detector")
+    return state
+
+
+def classes_of(state: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Own detectors may know persons only: the number of classes of a Faster R-CNN, if it is one."""
+    scores = state.get("roi_heads.box_predictor.cls_score.weight")
+    return {} if scores is None else {"num_classes": len(scores)}
