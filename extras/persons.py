@@ -1,7 +1,7 @@
 """persons: the boxes of the persons in videos, found by a detector of torchvision.
 
-    video,second,x1,y1,x2,y2,,score        a row per person; corners in [0, 1] of the upright picture
-    video,second                           a video in which nobody was found
+    video,second,x1,y1,x2,y2,,score    a row per person; corners in [0, 1] of the upright picture
+    video,second                       a video in which nobody was found
 
 is what predict (--boxes), a task's val_boxes and ava_eval.py read. The detectors know COCO's
 persons. On AVA they find fewer of the annotated ones than the detectors finetuned on AVA by which
@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -101,31 +102,31 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
     if target.is_dir() or data.is_video(target.name):
         raise ValueError(f"{target}: expected the csv to write, the last of the words")
     done = videos_in(target)
-    files = {name: path for name, path in found.items() if name not in done}
-    if len(files) < len(found):
+    new = [video for video in found if video.name not in done]
+    if len(new) < len(found):
         print(
-            f"{len(found) - len(files)} of {len(found)} videos have rows in {target} and are "
+            f"{len(found) - len(new)} of {len(found)} videos have rows in {target} and are "
             "skipped; without that file all would be looked at anew"
         )
-    if not files:
+    if not new:
         return 0
     target.parent.mkdir(parents=True, exist_ok=True)
     detector = load_detector(options.detector, options.weights, options.device)
     damaged = 0
     started = time.monotonic()
-    for number, (name, path) in enumerate(files.items(), 1):
+    for number, video in enumerate(new, 1):
         try:
-            rows = find_persons(name, path, detector, options.every_sec, options.min_score)
+            rows = find_persons(video, detector, options.every_sec, options.min_score)
         except data.DecodeError as error:
             print(f"left out: {error}", file=sys.stderr)
             damaged += 1
             continue
         append(target, rows)
         seconds = len({row[1] for row in rows if len(row) > 2})
-        left = (time.monotonic() - started) * (len(files) / number - 1)
+        left = (time.monotonic() - started) * (len(new) / number - 1)
         print(
-            f"{name}: {sum(len(row) > 2 for row in rows)} persons in {seconds} pictures; "
-            f"video {number} of {len(files)}, {left:.0f} s left",
+            f"{video.name}: {sum(len(row) > 2 for row in rows)} persons in {seconds} pictures; "
+            f"video {number} of {len(new)}, {left:.0f} s left",
             flush=True,
         )
     if damaged == len(found):
@@ -162,31 +163,30 @@ def append(boxes: Path, rows: list[list]) -> None:
 # ------------------------------------------------------------------------------------------------
 
 
-def find_videos(sources: Sequence[str]) -> dict[str, Path]:
-    """name -> file of the videos that are named or lie in a named folder.
+@dataclass
+class Video:
+    name: str  # as import names it: of the file without suffix; where several share one, a path
+    file: Path
+    listed: str  # its path from the folder that was named
 
-    The name is that of the file without suffix, as import gives it; where several share one,
-    their path from the folder that was named.
-    """
-    files: dict[Path, Path] = {}  # file -> its path from the folder that was named
+
+def find_videos(sources: Sequence[str]) -> list[Video]:
+    """The videos that are named or lie in a named folder. Raises ValueError, OSError."""
+    files: dict[str, Path] = {}
     for source in map(Path, sources):
         if source.is_dir():
-            inside = sorted(data.list_videos(source))
+            inside = {name: source / name for name in data.list_videos(source)}
             if not inside:
                 raise ValueError(f"{source}: no video in this folder")
-            files |= {source / name: Path(name) for name in inside}
         elif source.is_file():
-            files[source] = Path(source.name)
+            inside = {source.name: source}
         else:
             raise FileNotFoundError(f"{source}: no such video")
-    stems = [path.stem for path in files]
-    found: dict[str, Path] = {}
-    for path, inside in files.items():
-        name = path.stem if stems.count(path.stem) == 1 else inside.with_suffix("").as_posix()
-        if name in found:
-            raise ValueError(f"{path} and {found[name]} have the same name, {name!r}: rename one")
-        found[name] = path
-    return found
+        for listed, file in inside.items():
+            if files.setdefault(listed, file) != file:
+                raise ValueError(f"{files[listed]} and {file} have the same name: one at a time")
+    names = data.Videos("", list(files))
+    return [Video(names.name_of(listed), file, listed) for listed, file in files.items()]
 
 
 def regular_times(end_sec: float, every_sec: float) -> np.ndarray:
@@ -202,6 +202,11 @@ def watch(path: str | Path, times_sec: Sequence[float]) -> Iterator[np.ndarray]:
     """
     canvas = data._Canvas(None, None, 1)
     canvas.frames = 1
+
+    def upright(frame: av.VideoFrame) -> np.ndarray:
+        canvas.put([0], frame)
+        return canvas.video[0].copy()
+
     try:
         with data._open(path) as container:
             stream, ticks = data._video_stream(container, path)
@@ -215,8 +220,7 @@ def watch(path: str | Path, times_sec: Sequence[float]) -> Iterator[np.ndarray]:
                 else:
                     now = max(since, frame.pts)
                 while shown is not None and target is not None and target < now:
-                    canvas.put([0], shown)
-                    yield canvas.video[0].copy()
+                    yield upright(shown)
                     target = next(targets, None)
                 if target is None:
                     return
@@ -224,8 +228,7 @@ def watch(path: str | Path, times_sec: Sequence[float]) -> Iterator[np.ndarray]:
             if shown is None:
                 raise data.DecodeError(f"{path}: no frame could be decoded")
             while target is not None:
-                canvas.put([0], shown)
-                yield canvas.video[0].copy()
+                yield upright(shown)
                 target = next(targets, None)
     except (av.FFmpegError, OSError) as error:
         raise data.DecodeError(f"{path}: {error.strerror or error}") from error
@@ -237,24 +240,24 @@ def watch(path: str | Path, times_sec: Sequence[float]) -> Iterator[np.ndarray]:
 
 
 def find_persons(
-    name: str, path: Path, detector: Detector, every_sec: float, min_score: float
+    video: Video, detector: Detector, every_sec: float, min_score: float
 ) -> list[list]:
     """The rows of a video: [name, second, x1, y1, x2, y2, "", score], or [name, second] if nobody
     is in it. Raises DecodeError."""
-    times = regular_times(frame_times(path)[1], every_sec).round(6)
+    times = regular_times(frame_times(video.file)[1], every_sec).round(6)
     rows = []
-    progress = Progress(name, len(times))
-    for second, picture in zip(times, watch(path, times), strict=True):
+    progress = Progress(video.name, len(times))
+    for second, picture in zip(times, watch(video.file, times), strict=True):
         height, width = picture.shape[:2]
         boxes, scores = detector(picture)
         for box, score in zip(boxes, scores, strict=True):
             x1, y1, x2, y2 = (np.asarray(box) / [width, height, width, height]).clip(0, 1)
             if score >= min_score and (x2 - x1) * width >= 1 and (y2 - y1) * height >= 1:
                 corners = [f"{x:.4f}" for x in (x1, y1, x2, y2)]
-                rows.append([name, f"{second:.10g}", *corners, "", f"{score:.4f}"])
+                rows.append([video.name, f"{second:.10g}", *corners, "", f"{score:.4f}"])
         progress.step()
     progress.end()
-    return rows or [[name, f"{times[0]:.10g}"]]
+    return rows or [[video.name, f"{times[0]:.10g}"]]
 
 
 class Progress:
@@ -341,6 +344,6 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
 
 
 def classes_of(state: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Own detectors may know persons only: the number of classes of a Faster R-CNN, if it is one."""
+    """Of a Faster R-CNN the number of classes, since own ones may know persons only."""
     scores = state.get("roi_heads.box_predictor.cls_score.weight")
     return {} if scores is None else {"num_classes": len(scores)}

@@ -68,7 +68,8 @@ def draw_boxes(
     """A copy of frame (H, W, 3) uint8 with boxes (K, 4) in [0, 1] and the lines of text of each.
 
     colours: one, or a list of K. Text is inside the picture, on a dark ground, and clear of earlier
-    text where there is room: the same box twice, with true and with predicted labels, shows both.
+    text and of small boxes where there is room: the same box twice, with true and with predicted
+    labels, shows both.
     The picture is enlarged `scale` times; 0: as often as a small frame needs to be read.
     """
     scale = scale or max(1, 240 // min(frame.shape[:2]))
@@ -85,10 +86,15 @@ def draw_boxes(
         picture[y1 + line : y1 + line + len(inside), x1 + line : x1 + line + inside.shape[1]] = (
             inside
         )
-    taken = np.zeros((height, width), bool)
-    for (x1, y1, _, y2), lines, colour in zip(corners, texts, colours, strict=True):
+    taken, labels = np.zeros((height, width), bool), []
+    for (x1, y1, x2, y2), lines in zip(corners, texts, strict=True):
         lines = [text[: width // (6 * size)] for text in lines][: height // (9 * size)]
         h, w = 9 * size * len(lines), 6 * size * max(map(len, lines), default=0)
+        labels.append((lines, h, w))
+        area = (x2 - x1) * (y2 - y1)
+        if area < 4 * h * w and area < height * width / 4:  # a label in it would hide the person
+            taken[y1:y2, x1:x2] = True
+    for (x1, y1, _, y2), (lines, h, w), colour in zip(corners, labels, colours, strict=True):
         x = max(0, min(x1, width - w))
         places = (y1 - h, y2, y1 + line, *range(0, height, 9 * size))
         places = [y for y in places if 0 <= y <= height - h]

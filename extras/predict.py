@@ -1,10 +1,10 @@
 """predict: what a trained model sees in new videos.
 
-    detections.csv     video, second, box, action, score: as evaluation writes it and ava_eval.py reads
-    clips.csv          video, start, end, label, score: the clip tasks, along the video
-    annotated.mp4      the video with boxes that move and their labels; several: annotated/NAME.mp4
-    boxes.csv          the persons that `--boxes detect` found
-    predict.json       which checkpoint and which boxes; the files that the next run here replaces
+    detections.csv    the scores of persons, as evaluation writes them and ava_eval.py reads them
+    clips.csv         video, start, end, label, score: the clip tasks, along the video
+    annotated.mp4     the video with boxes that move and their labels; several: annotated/NAME.mp4
+    boxes.csv         the persons that `--boxes detect` found
+    predict.json      which checkpoint and which boxes; the files that the next run here replaces
 
 With several box (clip) tasks in a model each has a file of its own: detections-TASK.csv.
 """
@@ -28,7 +28,7 @@ import torch
 import ava_eval
 import data
 from extras import persons, pictures
-from extras.annotations import read_box_rows
+from extras.annotations import Clock, Mark, place, read_boxes_table
 from extras.videos import frame_times
 
 FREE = ("out", "device", "precision", "workers", "threads")  # keys of the recipe that count here
@@ -46,13 +46,23 @@ CAPTION = [0.0, 0.0, 0.0, 0.0]  # a box without extent: text in the corner of th
 class Film:
     """A video, and what is known and predicted of it."""
 
-    name: str  # in every csv
-    file: Path
-    end_sec: float
-    frames: int
-    size: tuple[int, int]  # upright width and height, px
+    video: persons.Video
+    clock: Clock
     keyframes: dict[int, "Keyframe"] = field(default_factory=dict)  # by microseconds, of its boxes
     clips: dict[int, list[str]] = field(default_factory=dict)  # best labels, by the clip's middle
+
+    @property
+    def name(self) -> str:
+        """In every csv."""
+        return self.video.name
+
+    @property
+    def file(self) -> Path:
+        return self.video.file
+
+    @property
+    def end_sec(self) -> float:
+        return self.clock.end_sec
 
 
 @dataclass
@@ -170,16 +180,14 @@ def tasks_of(recipe, boxes: str | None) -> tuple[list[data.Task], list[data.Task
     return of_boxes, of_clips
 
 
-def open_films(files: dict[str, Path]) -> tuple[list[Film], int]:
+def open_films(found: list[persons.Video]) -> tuple[list[Film], int]:
     """The videos that can be read, and how many cannot, named on the screen."""
     films, damaged = [], []
-    for name, file in files.items():
+    for video in found:
         try:
-            times, end_sec, width, height = frame_times(file)
+            films.append(Film(video, Clock(*frame_times(video.file))))
         except data.DecodeError as error:
             damaged.append(str(error))
-            continue
-        films.append(Film(name, file, end_sec, len(times), (width, height)))
     if not films:
         raise data.DecodeError("; ".join(damaged))
     for problem in damaged:
@@ -200,8 +208,8 @@ def several(what: str, task: data.Task, tasks: list[data.Task]) -> str:
 
 
 class Written:
-    """The files of this prediction. Those of an earlier one in the same folder are removed first, so
-    that nothing old is taken for a result; other files there are not touched."""
+    """The files of this prediction. Those of an earlier one in the same folder are removed first,
+    so that nothing old is taken for a result; other files there are not touched."""
 
     def __init__(self, out: Path, options: argparse.Namespace, state: dict):
         if (out / "last.pt").exists():
@@ -288,15 +296,15 @@ def find_boxes(
     file = options.boxes
     if file == "detect":
         file = written.add("boxes.csv")
+        somebody = False
         detector = persons.load_detector(options.detector, options.weights, device.type)
         for film in films:
-            rows = persons.find_persons(
-                film.name, film.file, detector, options.every_sec, options.min_score
-            )
+            rows = persons.find_persons(film.video, detector, options.every_sec, options.min_score)
             persons.append(file, rows)
+            somebody = somebody or len(rows[0]) > 2
+        if not somebody:
+            raise ValueError("the detector found nobody: a lower --min-score, or --boxes whole")
     read_boxes(films, file, {task.offset_sec for task in tasks})
-    if not any(film.keyframes for film in films):  # of a file: said already
-        raise ValueError("nobody was found; a lower --min-score, or --boxes whole")
 
 
 def stamp_of(second: float) -> int:
@@ -309,70 +317,57 @@ def read_boxes(films: list[Film], file: str | Path, offsets: set[float]) -> None
     offsets: annotation time minus file time of the model's tasks. Rows that all lie outside of
     their video, but inside once an offset is taken off, count from the start of the movie.
     """
-    rows, in_pixels = read_box_rows(file)
-    if in_pixels:
-        print(f"{file}: boxes in pixels, since some of their numbers are above 1")
-    by_film, others = sort_rows(films, rows)
+    marks, sentence = read_boxes_table(file)
+    print(sentence)
+    by_film, others = sort_marks(films, marks)
     if not any(by_film.values()):
-        raise ValueError(
-            f"{file}: no box of {some([film.name for film in films])}; it has boxes of "
-            f"{some(others) or 'no video'}"
-        )
+        names = some([film.name for film in films])
+        raise ValueError(f"{file}: no box of {names}, these are of {some(others)}")
     problems = []
     for film in films:
-        width, height = film.size if in_pixels else (1, 1)
         shift = offset_of(film, by_film[film.name], offsets)
-        empty = 0
-        for row in by_film[film.name]:
-            second = row.time_sec - shift
-            x1, y1, x2, y2 = (np.array(row.box) / [width, height, width, height]).clip(0, 1)
-            if not 0 <= second < film.end_sec:
-                problems.append(
-                    f"{row.where}: second {row.time_sec:g} is outside the {film.end_sec:.3f} s of "
-                    f"{film.file.name}"
-                )
-            elif x1 >= x2 or y1 >= y2:
-                problems.append(f"{row.where}: an empty box, x2 <= x1 or y2 <= y1")
-                empty += 1
-            else:
-                keyframe = film.keyframes.setdefault(stamp_of(row.time_sec), Keyframe(second, []))
-                keyframe.add((float(x1), float(y1), float(x2), float(y2)), row.score)
-        if empty and empty == len(by_film[film.name]):
-            problems.append(
-                f"all {empty} boxes of {film.name} are empty, x2 <= x1 or y2 <= y1: expected "
-                "x1,y1,x2,y2, not x,y,width,height"
-            )
+        for mark in by_film[film.name]:
+            mark.time_sec -= shift
+            problem = place(mark, film.clock)
+            if not 0 <= mark.score <= 1:
+                problem, mark.box = f"score {mark.score:g} is not in [0, 1], left out", ()
+            if problem:
+                problems.append(f"{mark.where}: {problem}")
+            if len(mark.box):
+                stamp = stamp_of(mark.time_sec + shift)
+                keyframe = film.keyframes.setdefault(stamp, Keyframe(mark.time_sec, []))
+                keyframe.add(tuple(mark.box), mark.score)
     if not any(film.keyframes for film in films):
-        raise ValueError(f"{file}: no box can be used: {problems[-1]}")
+        raise ValueError(f"none of {len(marks)} boxes can be used: {'; '.join(problems[:3])}")
     without = [film.name for film in films if not film.keyframes]
     if without:
-        problems.append(f"{file}: no box for {some(without)}")
-    for problem in problems[:SHOWN]:
-        print(f"left out: {problem}", file=sys.stderr)
+        problems.append(f"{file}: no box of {some(without)}")
+    print(*problems[:SHOWN], sep="\n", file=sys.stderr)
     if len(problems) > SHOWN:
-        print(f"left out: {len(problems) - SHOWN} more of these", file=sys.stderr)
+        print(f"and {len(problems) - SHOWN} more", file=sys.stderr)
 
 
-def sort_rows(films: list[Film], rows: list) -> tuple[dict[str, list], list[str]]:
-    """The rows of each film, by its name; and what the videos of the others are called."""
-    by_film: dict[str, list] = {film.name: [] for film in films}
-    names = {film.file.stem: film.name for film in films} | {film.name: film.name for film in films}
-    others = {}
-    for row in rows:
-        name = row.video if row.video in names else Path(row.video).stem
-        if name in names:
-            by_film[names[name]].append(row)
+def sort_marks(films: list[Film], marks: list[Mark]) -> tuple[dict[str, list[Mark]], list[str]]:
+    """The boxes of each film, by its name; and what the videos of the others are called."""
+    names = {film.video.listed: film.name for film in films}
+    videos = data.Videos("", list(names))
+    by_film: dict[str, list[Mark]] = {film.name: [] for film in films}
+    others: dict[str, None] = {}
+    for mark in marks:
+        found = videos.find(mark.video)
+        if len(found) == 1:
+            by_film[names[found[0]]].append(mark)
         else:
-            others[row.video] = None
+            others[mark.video] = None
     return by_film, list(others)
 
 
-def offset_of(film: Film, rows: list, offsets: set[float]) -> float:
-    """Seconds from the start of the movie to that of its file, if the rows count in the movie."""
+def offset_of(film: Film, marks: list[Mark], offsets: set[float]) -> float:
+    """Seconds from the start of the movie to that of its file, if the boxes count in the movie."""
     for offset in (0.0, *sorted(offsets)):
-        if any(0 <= row.time_sec - offset < film.end_sec for row in rows):
+        if any(0 <= mark.time_sec - offset < film.end_sec for mark in marks):
             if offset:
-                print(f"{film.name}: the seconds of its boxes count from {offset:g} s on")
+                print(f"{film.name}: the seconds of its boxes are of the movie, less {offset:g} s")
             return offset
     return 0.0
 
@@ -471,7 +466,7 @@ def best_labels(classes: list[str], scores: np.ndarray, top: int) -> list[str]:
 
 def annotate(film: Film, path: Path) -> None:
     """Write the film with its boxes and labels. One pass over it, one picture in memory."""
-    rate = Fraction(film.frames / film.end_sec).limit_denominator(1001)
+    rate = Fraction(len(film.clock.times_sec) / film.end_sec).limit_denominator(1001)
     times = np.arange(max(1, round(film.end_sec * rate))) / float(rate)
     motion = Motion(list(film.keyframes.values()))
     middles = sorted(film.clips)

@@ -50,6 +50,10 @@ def stand_in(scores=(0.9,)):
     return detector
 
 
+def video(path):
+    return persons.Video(path.stem, path, path.name)
+
+
 def run(*words):
     parser = argparse.ArgumentParser()
     persons.add_options(parser)
@@ -70,7 +74,10 @@ def read(path):
         dict(H264, rotation=-90),
         dict(H264, rotation=180),
         dict(H264, rate=Fraction(30000, 1001), suffix=".mkv"),
-        dict(H264, pts=[0, 40, 50, 200, 210, 260, 900, 905, 1300] + [1400 + 33 * i for i in range(81)]),
+        dict(
+            H264,
+            pts=[0, 40, 50, 200, 210, 260, 900, 905, 1300] + [1400 + 33 * i for i in range(81)],
+        ),
         dict(MPEG4, suffix=".avi"),
         dict(codec="mpeg2video", g=12, bf=2, suffix=".ts"),
     ],
@@ -106,7 +113,7 @@ def test_watch_names_what_cannot_be_read(tmp_path):
 def test_boxes_lie_where_the_person_is(tmp_path, rate, rotation, size):
     """Known places in [0, 1] of the upright picture, at the middles of the seconds."""
     movie = square_movie(tmp_path / "a.mp4", rate, rotation, size, first=7)
-    rows = persons.find_persons("a", movie, stand_in(), 1.0, 0.5)
+    rows = persons.find_persons(video(movie), stand_in(), 1.0, 0.5)
     assert [row[:2] for row in rows] == [["a", "0.5"], ["a", "1.5"], ["a", "2.5"]]
     for row in rows:
         shown = np.floor(float(row[1]) * rate) / rate  # the frame on screen began here
@@ -145,8 +152,8 @@ def test_a_video_without_persons_and_boxes_of_no_extent(tmp_path):
     def thin(picture):
         return np.array([[5, 5, 5.4, 60], [-20, -10, 30, 500], [97, 3, 120, 9]]), np.ones(3)
 
-    assert persons.find_persons("a", movie, nobody, 1.0, 0.5) == [["a", "0.5"]]
-    rows = persons.find_persons("a", movie, thin, 3.0, 0.5)
+    assert persons.find_persons(video(movie), nobody, 1.0, 0.5) == [["a", "0.5"]]
+    rows = persons.find_persons(video(movie), thin, 3.0, 0.5)
     assert rows == [["a", "1.5", "0.0000", "0.0000", "0.3125", "1.0000", "", "1.0000"]]
 
 
@@ -195,14 +202,15 @@ def test_names_are_those_of_import(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = persons.find_videos([str(tmp_path)])
-    assert {name: str(path.relative_to(tmp_path)) for name, path in found.items()} == {
+    assert {one.name: one.listed for one in found} == {
         "a": "a.mp4", "x/b": "x/b.mp4", "y/b": "y/b.mp4", "c": "y/c.MOV"
     }  # fmt: skip
+    assert all(one.file == tmp_path / one.listed for one in found)
     (tmp_path / "z").mkdir()
     for sources, problem in (
         ([str(tmp_path / "z")], "no video in this folder"),
         ([str(tmp_path / "no.mp4")], "no.mp4: no such video"),
-        ([str(tmp_path / "x/b.mp4"), str(tmp_path / "y/b.mp4")], "rename one"),
+        ([str(tmp_path / "x/b.mp4"), str(tmp_path / "y/b.mp4")], "one at a time"),
     ):
         with pytest.raises((ValueError, OSError), match=problem):
             persons.find_videos(sources)
@@ -245,7 +253,7 @@ def test_a_detector_of_torchvision(tmp_path):
     boxes, scores = detector(data.decode_clip(picture, [0.5])[0])
     assert boxes.shape == (len(scores), 4) and len(scores) > 0
     assert (boxes >= 0).all() and (boxes <= [96, 72, 96, 72]).all()
-    rows = persons.find_persons("a", picture, detector, 0.5, 0.0)
+    rows = persons.find_persons(video(picture), detector, 0.5, 0.0)
     assert {row[1] for row in rows} == {"0.25", "0.75"} and len(rows[0]) == 8
     for weights, problem in ((None, "--detector nobody is not one of"), ("x.pth", "no such file")):
         with pytest.raises(ValueError, match=problem):
