@@ -298,7 +298,7 @@ def _boxes_by_position(table: Table) -> list[Mark]:
         marks.append(mark)
     if all(_is_share(mark.person) and not mark.label for mark in marks):  # a detector's
         for mark in marks:
-            mark.score, mark.person = float(mark.person), ""
+            mark.score, mark.person = read_number(mark.person), ""
     return marks
 
 

@@ -1,0 +1,131 @@
+"""info: what a checkpoint holds, of this project or of another family that `init` reads."""
+
+import argparse
+import math
+import textwrap
+from pathlib import Path
+
+from extras import pretrained
+
+WIDTH = 100  # of a printed line
+SHOWN = 12  # classes of a head, unless --classes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Print what a checkpoint holds: the network and its input, heads and classes, how far it "
+        "was trained, by which recipe and how well, and what `init` would take of it."
+    )
+    parser.add_argument(
+        "checkpoint", help="a file, the folder of a run, or a folder of save_pretrained"
+    )
+    parser.add_argument("--classes", action="store_true", help="all classes of every head")
+
+
+def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+    if overrides:
+        raise ValueError(f"info has no --{', --'.join(overrides)}")
+    path = Path(options.checkpoint)
+    if (path / "last.pt").exists() or (path / "best.pt").exists():
+        state = method.load(path)
+        path = Path(state["path"])
+    weights = pretrained.load(path)
+    shown = None if options.classes else SHOWN
+    lines = network_lines(path, weights) + head_lines(weights, shown)
+    if weights.family == pretrained.OWN:
+        state = method.load(path)
+        lines += training_lines(state, method.recipe_of(state))
+    lines += init_lines(weights)
+    for title, text in lines:
+        print(textwrap.fill(text, WIDTH, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
+
+
+def network_lines(path: Path, weights: pretrained.Pretrained) -> list[tuple[str, str]]:
+    config = weights.config
+    encoder = sum(tensor.numel() for tensor in weights.encoder.values())
+    heads = sum(tensor.numel() for tensor in weights.head_state.values())
+    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    height, width = config.size
+    tubelet = " x ".join(map(str, config.tubelet))
+    tokens = math.prod(config.grid)
+    if weights.mean:
+        colours = f"(RGB in [0, 1] - {rounded(weights.mean)}) / {rounded(weights.std)}"
+    else:
+        colours = "by each clip's own mean and deviation"
+    return [
+        ("file", f"{path}, {size:.1f} MB, {weights.family}"),
+        (
+            "encoder",
+            f"{encoder / 1e6:.2f} M parameters ({heads / 1e6:.2f} M more in heads): width "
+            f"{config.width}, depth {config.depth}, {config.heads} heads of attention, positions "
+            f"{config.pos}, pool {config.pool}",
+        ),
+        (
+            "input",
+            f"{config.frames} frames of {height} x {width} px (h x w), in tubelets of {tubelet}: "
+            f"{tokens} tokens; colours {colours}",
+        ),
+    ]
+
+
+def rounded(values: list[float]) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+def head_lines(weights: pretrained.Pretrained, shown: int | None) -> list[tuple[str, str]]:
+    """shown: at most so many names of classes; None: all."""
+    lines = []
+    for name, head in weights.heads.items():
+        text = f"{name} ({head.kind} task), {head.classes} classes"
+        names = weights.classes.get(name, [])
+        if names:
+            text += ": " + ", ".join(names[:shown])
+        if shown is not None and len(names) > shown:
+            text += f", ... and {len(names) - shown} more (--classes)"
+        lines.append(("head", text))
+    return lines or [("head", "none")]
+
+
+def training_lines(state: dict, recipe) -> list[tuple[str, str]]:
+    boxes = [task.name for task in recipe.task if task.kind == "box" and task.val]
+    clips = [task.name for task in recipe.task if task.kind == "clip" and task.val]
+    by = (
+        f"mAP ({recipe.protocol}) of {', '.join(boxes)}"
+        if boxes
+        else f"top-1 of {', '.join(clips)}"
+    )
+    best = state.get("best", -1.0)
+    lines = [
+        ("trained", f"{state['step']} of {recipe.steps} steps, torch {state.get('torch', '?')}"),
+        ("best so far", f"{best:.4f}, {by}" if best >= 0 else "not evaluated yet"),
+        (
+            "recipe",
+            f"{recipe.name}: {recipe.method}, {recipe.optimiser} at lr {recipe.lr:g}, "
+            f"{recipe.schedule} over {len(recipe.task)} tasks, seed {recipe.seed}"
+            + (f", from {recipe.init}" if recipe.init else ""),
+        ),
+    ]
+    for task in recipe.task:
+        lines.append(
+            (
+                "task",
+                f"{task.name} ({task.kind}), batch {task.batch}, {task.frames} frames, one every "
+                f"{task.step_sec:.3g} s, {task.size} px, {task.train or 'only evaluated'}",
+            )
+        )
+    return lines
+
+
+def init_lines(weights: pretrained.Pretrained) -> list[tuple[str, str]]:
+    """What a new run takes that names this checkpoint as `init`."""
+    text = (
+        f"the encoder, {len(weights.encoder)} tensors; [model] of the checkpoint, not the recipe's"
+    )
+    if weights.family == pretrained.OWN:
+        text += "; a head where the recipe has a task of its name, kind and number of classes"
+    else:
+        text += "; no head, new ones begin untrained"
+    lines = [("init takes", text)]
+    lines += [("", line) for line in weights.report if not line.startswith("mapped: all")]
+    return lines
