@@ -367,53 +367,82 @@ class VideoTransformer(nn.Module):
 # ------------------------------------------------------------------------------------------------
 #
 # RoIAlign (He et al. 2017, arXiv 1703.06870) samples a box on a regular grid, bilinearly, and takes
-# the mean of each bin's samples. Whether a sample counts and how its four neighbours weigh both
-# factor into a part for its row and one for its column: two small matrices per box say it all.
+# the mean of each bin's samples. How the four neighbours of a sample weigh factors into a part for
+# its row and one for its column: two small matrices per box say it all.
 
 
-def align_weights(
-    start: Tensor, end: Tensor, cells: int, bins: int, sampling: int = 0, aligned: bool = True
-) -> Tensor:
-    """RoIAlign along one axis: sides (K,) in cells -> weights (K, bins, cells).
+def align_weights(start: Tensor, end: Tensor, cells: int, bins: int) -> Tensor:
+    """RoIAlign along one axis: sides (K,) in cells, from 0 to `cells` -> weights (K, bins, cells).
 
-    The numbers of torchvision.ops.roi_align: `sampling` samples per bin (0: as many as the bin has
-    cells, rounded up); a sample over one cell outside counts as zero, a nearer one is clamped;
-    `aligned` puts the centre of cell j at j + 0.5; without it a box is at least one cell long.
+    The numbers of torchvision.ops.roi_align(aligned=True): a bin has as many samples as cells,
+    rounded up; the centre of cell j is at j + 0.5; a sample beyond the outermost centres takes the
+    outermost cell; a box without length gives zeros.
     """
-    start, end = (start - 0.5, end - 0.5) if aligned else (start, end)
-    length = end - start if aligned else (end - start).clamp(min=1)
-    step = (length / bins)[:, None]  # (K, 1)
-    count = torch.full_like(step, sampling) if sampling else step.ceil()
+    start, end = start - 0.5, end - 0.5
+    step = ((end - start) / bins)[:, None]  # (K, 1)
+    count = step.ceil()  # samples per bin
     bin_start = start[:, None] + torch.arange(bins, device=start.device) * step  # (K, bins)
     cell = torch.arange(cells, device=start.device)
-    weights = start.new_zeros(len(start), bins, cells)
-    for i in range(int(max(count.flatten().tolist(), default=0))):
+    weights = start.new_zeros(start.shape[0], bins, cells)
+    for i in range(math.ceil(cells / bins)):  # as many as the longest box has
         at = bin_start + (i + 0.5) * step / count
-        inside = (at >= -1) & (at <= cells) & (i < count)
         hat = 1 - (at.clamp(0, cells - 1)[..., None] - cell).abs()  # (K, bins, cells)
-        weights += torch.where(inside[..., None], hat.clamp(min=0), 0)
+        weights += torch.where((i < count)[..., None], hat.clamp(min=0), 0)
     return weights / count.clamp(min=1)[..., None]
 
 
 def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor) -> Tensor:
-    """features (B, h, w, D), weights (K, p, h) and (K, q, w) -> (K, p*q, D).
+    """features (B, h, w, D), weights (K, p, h) and (K, p, w) -> the best of the bins, (K, D).
 
-    One product per clip: its features are read by all its boxes, never copied for each of them, and
-    no gradient is scattered, so backward is deterministic.
+    One product for all boxes: every clip has room for as many as the fullest one holds. Features
+    are not copied for each box and no gradient is scattered, so backward is deterministic. Boxes
+    are best left on the CPU: a number of them is a shape here, for which a GPU would be waited for.
     """
-    order = box_clip.argsort(stable=True)
-    counts = torch.bincount(box_clip, minlength=len(features)).tolist()  # boxes per clip
-    down, across = (x[order].to(features, non_blocking=True) for x in (down, across))
+    (clips, h, w, width), p = features.shape, down.shape[1]
+    room = box_clip.shape[0]  # all that an exported graph knows
+    if not torch.compiler.is_exporting():
+        room = int(torch.bincount(box_clip, minlength=clips).max())
+    earlier = (box_clip[:, None] == box_clip).tril(-1).sum(1)  # (K,) boxes of the clip before it
+    place = box_clip * room + earlier  # (K,) of each box among clips * room
+    weights = down.new_zeros(clips * room, p, h + w)
+    weights[place] = torch.cat([down, across], 2)  # together: one copy to the GPU
+    down, across = send(weights, features.device).split([h, w], 2)
     weights = torch.einsum("kph,kqw->kpqhw", down, across)
-    weights = weights.flatten(3).flatten(1, 2)  # (K, pq, hw)
-    clips = zip(weights.split(counts), features.flatten(1, 2), strict=True)
-    pooled = torch.cat([of_clip @ cells for of_clip, cells in clips])
-    return pooled[order.argsort().to(features.device, non_blocking=True)]
+    weights = weights.reshape(clips, room * p * p, h * w)
+    bins = weights @ features.flatten(1, 2)  # (B, room*p*p, D)
+    best = bins.view(clips * room, p * p, width).amax(1)  # (B*room, D)
+    return best.index_select(0, send(place, features.device))
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """To the device; a GPU is not waited for, since the copy starts in pinned memory."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 # ------------------------------------------------------------------------------------------------
 # Heads and the model
 # ------------------------------------------------------------------------------------------------
+
+
+def check_boxes(boxes: Tensor | None, box_clip: Tensor | None, clips: int) -> None:
+    """ValueError for what are not boxes of so many clips. On a GPU only shapes are looked at: the
+    numbers would have to be waited for."""
+    if boxes is None or box_clip is None:
+        raise ValueError("a box task needs boxes and box_clip, found none")
+    if box_clip.ndim != 1 or boxes.shape != (len(box_clip), 4):
+        shapes = f"{tuple(boxes.shape)} and {tuple(box_clip.shape)}"
+        raise ValueError(f"boxes and box_clip are {shapes}, expected (K, 4) and (K,)")
+    if boxes.device.type != "cpu" or len(boxes) == 0:
+        return
+    if not (boxes[:, :2] <= boxes[:, 2:]).all():  # not a number is not either
+        raise ValueError(f"a box among {boxes.tolist()} is not x1 <= x2, y1 <= y2")
+    low, high = boxes.min().item(), boxes.max().item()
+    if low < -1 or high > 2:  # a whole frame away from the frame
+        raise ValueError(f"boxes go from {low:g} to {high:g}, expected 0 to 1: are they pixels?")
+    if box_clip.min() < 0 or box_clip.max() >= clips:
+        raise ValueError(f"box_clip is {box_clip.tolist()}, for {clips} clips")
 
 
 class TaskHead(nn.Module):
@@ -433,15 +462,13 @@ class TaskHead(nn.Module):
 
     def persons(self, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
         """-> (K, D). The keyframe's box stands for the whole clip: mean over time, then the best
-        bin of RoIAlign of the tokens under the box, clipped to the frame. Boxes are best left on
-        the CPU: their few numbers decide on sizes and counts, for which a GPU would be waited for.
-        """
+        bin of RoIAlign of the tokens under the box, clipped to the frame."""
         features = tokens.mean(1)  # (B, h, w, D)
         h, w = features.shape[1:3]
         x1, y1, x2, y2 = boxes.float().clamp(0, 1).unbind(1)
         down = align_weights(y1 * h, y2 * h, h, self.head.roi_size)
         across = align_weights(x1 * w, x2 * w, w, self.head.roi_size)
-        return pool_boxes(features, down, across, box_clip).amax(1)  # (K, D)
+        return pool_boxes(features, down, across, box_clip)
 
 
 class CoFinetuneModel(nn.Module):
@@ -473,6 +500,12 @@ class CoFinetuneModel(nn.Module):
         """What the encoder returns -> logits (B, C) of a clip task or (K, C) of a box task, K >= 0.
         float32 also under autocast: heads cost little, and box corners need the digits."""
         pooled, tokens = features
+        if task not in self.heads:
+            raise ValueError(f"no head for task {task!r}, there are {', '.join(self.heads)}")
+        if self.heads[task].head.kind == "box":
+            check_boxes(boxes, box_clip, len(tokens))
+        elif boxes is not None:
+            raise ValueError(f"task {task} classifies clips, but it was given boxes")
         with torch.autocast(tokens.device.type, enabled=False):
             return self.heads[task](pooled.float(), tokens.float(), boxes, box_clip)
 

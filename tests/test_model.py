@@ -26,7 +26,7 @@ def model_grads(net):
 @pytest.mark.parametrize("variant", MODEL_VARIANTS)
 def test_model_encoder_is_the_textbook_formula(variant):
     enc, (video, _, _) = tiny_model(**MODEL_VARIANTS[variant]).encoder, tiny_inputs()
-    for ours, oracle in zip(enc(video), model_oracle(enc, video)):
+    for ours, oracle in zip(enc(video), model_oracle(enc, video), strict=True):
         torch.testing.assert_close(ours, oracle, atol=5e-6, rtol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_model_checkpointing_keeps_gradients_and_saves_memory():
     for on in (False, True):
         net = tiny_model(drop_path=0.5, checkpointing=on).train()
 
-        def pack(tensor):
+        def pack(tensor, on=on):
             kept[on] += tensor.numel()
             return tensor
 
@@ -126,20 +126,15 @@ def test_model_starts_as_told():
         assert [part.std(other).max() > 1e-6 for other in range(3)] == [i == axis for i in range(3)]
 
 
-def model_roi_oracle(features, box, bins, sampling, aligned):
-    """torchvision's C++ kernel, sample by sample: features (h, w), box (4,) in cells, one dtype."""
+def model_roi_oracle(features, box, bins):
+    """torchvision's C++ kernel with aligned=True and sampling_ratio=0, sample by sample: features
+    (h, w), box (4,) in cells, one dtype -> (bins, bins)."""
     h, w = features.shape
-    shift = 0.5 if aligned else 0.0
-    (x1, y1), (x2, y2) = (c - shift for c in box[:2]), (c - shift for c in box[2:])
-    height, width = y2 - y1, x2 - x1
-    if not aligned:
-        height, width = np.maximum(height, 1), np.maximum(width, 1)
-    bin_h, bin_w = height / bins, width / bins
-    ny, nx = sampling or math.ceil(bin_h), sampling or math.ceil(bin_w)
+    x1, y1, x2, y2 = (c - 0.5 for c in box)
+    bin_h, bin_w = (y2 - y1) / bins, (x2 - x1) / bins
+    ny, nx = math.ceil(bin_h), math.ceil(bin_w)
 
     def bilinear(y, x):
-        if not (-1 <= y <= h and -1 <= x <= w):
-            return 0.0
         y, x = max(y, 0.0), max(x, 0.0)
         top, left = min(int(y), h - 1), min(int(x), w - 1)
         dy, dx = (y - top if top < h - 1 else 0.0), (x - left if left < w - 1 else 0.0)
@@ -154,7 +149,7 @@ def model_roi_oracle(features, box, bins, sampling, aligned):
                 for j in range(nx):
                     y = y1 + p * bin_h + (i + 0.5) * bin_h / ny
                     x = x1 + q * bin_w + (j + 0.5) * bin_w / nx
-                    out[p, q] += bilinear(y, x) / max(ny * nx, 1)
+                    out[p, q] += bilinear(y, x) / (ny * nx)
     return out
 
 
@@ -162,34 +157,33 @@ MODEL_BOXES = [  # x1, y1, x2, y2 in cells of a map of 9 rows and 13 columns
     (1.3, 2.1, 6.7, 7.9),
     (0, 0, 13, 9),
     (4.2, 3.3, 4.9, 3.8),  # inside, whole, below one cell
-    (-3.4, -2.2, 5.1, 4.4),
-    (8.2, 5.3, 20.9, 15.7),
-    (-30, -30, 40.5, 40.5),  # partly outside
-    (-9.5, 1, -2.5, 4),
-    (3, 12, 8, 18),
-    (-1.2, -1.2, -0.4, -0.4),  # outside, just at the border
+    (0, 0, 5.1, 4.4),
+    (8.2, 5.3, 13, 9),  # at the border
+    (0, 1, 0, 4),
+    (3, 9, 8, 9),
+    (0, 0, 0.4, 0.3),  # on the border, in a corner
     (5, 5, 5, 5),
     (2.5, 1.5, 2.5, 6),
-    (13, 9, 13, 9),
-    (7, 6, 3, 2),  # empty, line, inverted
+    (13, 9, 13, 9),  # empty, line
+    (0, 3, 13, 3.001),
 ]
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("sampling", [0, 1, 2, 3])
-def test_model_roi_align_is_torchvisions_kernel(sampling, aligned):
+@pytest.mark.parametrize("bins", [1, 3, 7, 8])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1e-6)])
+def test_model_roi_align_is_torchvisions_kernel(dtype, tolerance, bins):
+    maps = np.random.default_rng(0).uniform(-1, 1, (2, 9, 13)).astype(dtype)
     box_clip = torch.arange(len(MODEL_BOXES)) * 7 % 2
-    for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-6)):
-        maps = np.random.default_rng(0).uniform(-1, 1, (2, 9, 13)).astype(dtype)
-        boxes = np.array(MODEL_BOXES, dtype)
-        x1, y1, x2, y2 = torch.from_numpy(boxes).unbind(1)
-        down = M.align_weights(y1, y2, 9, 7, sampling, aligned)
-        across = M.align_weights(x1, x2, 13, 7, sampling, aligned)
-        features = torch.from_numpy(maps)[..., None]  # (2, 9, 13, 1)
-        ours = M.pool_boxes(features, down, across, box_clip).view(-1, 7, 7)
-        for k, box in enumerate(boxes):
-            oracle = model_roi_oracle(maps[box_clip[k]], box, 7, sampling, aligned)
-            np.testing.assert_allclose(ours[k].numpy(), oracle, 0, tolerance, err_msg=str(box))
+    boxes = np.array(MODEL_BOXES, dtype)
+    x1, y1, x2, y2 = torch.from_numpy(boxes).unbind(1)
+    down, across = M.align_weights(y1, y2, 9, bins), M.align_weights(x1, x2, 13, bins)
+    ours = down @ torch.from_numpy(maps)[box_clip] @ across.mT  # (K, bins, bins)
+    features = torch.from_numpy(maps)[..., None]  # (2, 9, 13, 1)
+    best = M.pool_boxes(features, down, across, box_clip)[:, 0]
+    for k, box in enumerate(boxes):
+        oracle = model_roi_oracle(maps[box_clip[k]], box, bins)
+        np.testing.assert_allclose(ours[k].numpy(), oracle, 0, tolerance, err_msg=str(box))
+        assert abs(best[k].item() - oracle.max()) < tolerance, box
 
 
 def test_model_box_head_is_time_mean_then_roi_align_then_max():
@@ -202,9 +196,41 @@ def test_model_box_head_is_time_mean_then_roi_align_then_max():
     ours = net.classify((pooled, tokens), "boxes", boxes, box_clip)
     for k, b in enumerate(box_clip.tolist()):
         maps = tokens[b].mean(0).numpy()
-        bins = [model_roi_oracle(maps[..., d], cells[k], 3, 0, True).max() for d in range(24)]
+        bins = [model_roi_oracle(maps[..., d], cells[k], 3).max() for d in range(24)]
         x = torch.from_numpy(np.array(bins, np.float32))
         torch.testing.assert_close(ours[k], net.heads["boxes"].fc(x))
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0), (1, 0, 0), (0, 5, 2), (3, 3, 3), (9, 0, 1)])
+def test_model_boxes_in_any_order_and_number_each_meet_their_own_clip(counts):
+    """And no clip's gradient depends on the boxes of another."""
+    g = torch.Generator().manual_seed(sum(counts))
+    box_clip = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    box_clip = box_clip[torch.randperm(len(box_clip), generator=g)]
+    corners = torch.rand(len(box_clip), 2, 2, generator=g).sort(1).values * torch.tensor([4, 6])
+    x1, y1, x2, y2 = corners.flatten(1).unbind(1)
+    weights = M.align_weights(y1, y2, 6, 3), M.align_weights(x1, x2, 4, 3)
+    features = torch.randn(3, 6, 4, 8, generator=g, requires_grad=True)
+    ours = M.pool_boxes(features, *weights, box_clip)
+    bins = torch.einsum("kph,khwd,kqw->kpqd", weights[0], features[box_clip], weights[1])
+    expected = bins.flatten(1, 2).amax(1)
+    torch.testing.assert_close(ours, expected)
+    share = torch.randn(ours.shape, generator=g)
+    gradients = [torch.autograd.grad((x * share).sum(), features)[0] for x in (ours, expected)]
+    torch.testing.assert_close(*gradients)
+    assert [grad.abs().sum().item() > 0 for grad in gradients[0]] == [n > 0 for n in counts]
+
+
+def test_model_box_head_is_one_graph_for_any_number_of_boxes():
+    """What `export` needs: nothing in the head asks for a value."""
+    net, (_, boxes, box_clip) = tiny_model().eval(), tiny_inputs()
+    head, (pooled, tokens) = net.heads["boxes"], (torch.randn(3, 24), torch.randn(3, 4, 6, 4, 24))
+    many = torch.export.Dim("boxes")
+    shapes = ({}, {}, {0: many}, {0: many})
+    graph = torch.export.export(head, (pooled, tokens, boxes, box_clip), dynamic_shapes=shapes)
+    for k in (0, 1, 3, 4):
+        some = pooled, tokens, boxes[:k], box_clip[:k]
+        torch.testing.assert_close(graph.module()(*some), head(*some))
 
 
 @pytest.mark.parametrize("variant", MODEL_VARIANTS)
@@ -273,6 +299,15 @@ def test_model_losses_are_their_formulas():
     torch.testing.assert_close(M.clip_loss(logits, labels, 0.1), smooth)
 
 
+MODEL_BOX = [[0.2, 0.3, 0.5, 0.9]]
+
+
+def model_call(task, boxes=None, box_clip=None):
+    boxes = None if boxes is None else torch.tensor(boxes, dtype=torch.float32)
+    box_clip = None if box_clip is None else torch.tensor(box_clip)
+    return tiny_model()(tiny_inputs()[0], task, boxes, box_clip)
+
+
 @pytest.mark.parametrize(
     "make, sentence",
     [
@@ -290,6 +325,20 @@ def test_model_losses_are_their_formulas():
         (lambda: M.Head("frame", 3), "kind is 'frame', expected one of clip, box"),
         (lambda: M.Head("clip", 3, prior=0.1), "for box heads"),
         (lambda: M.Head("box", 3, prior=1), "prior is 1, expected less than 1"),
+        (lambda: model_call("nothing"), "no head for task 'nothing', there are clips, boxes"),
+        (lambda: model_call("clips", MODEL_BOX, [0]), "task clips classifies clips"),
+        (lambda: model_call("boxes"), "a box task needs boxes and box_clip"),
+        (lambda: model_call("boxes", MODEL_BOX), "a box task needs boxes and box_clip"),
+        (lambda: model_call("boxes", MODEL_BOX[0], [0]), r"are \(4,\) and \(1,\), expected"),
+        (lambda: model_call("boxes", MODEL_BOX, [0, 1]), r"are \(1, 4\) and \(2,\), expected"),
+        (lambda: model_call("boxes", MODEL_BOX, [[0]]), r"are \(1, 4\) and \(1, 1\), expected"),
+        (lambda: model_call("boxes", [[3, 2, 90, 64]], [0]), "from 2 to 90, .*pixels"),
+        (lambda: model_call("boxes", [[-3, 0, 1, 1]], [0]), "from -3 to 1, expected 0 to 1"),
+        (lambda: model_call("boxes", [[0.6, 0, 0.5, 1]], [0]), "not x1 <= x2, y1 <= y2"),
+        (lambda: model_call("boxes", [[0, 0.6, 1, 0.5]], [0]), "not x1 <= x2, y1 <= y2"),
+        (lambda: model_call("boxes", [[0, 0, math.nan, 1]], [0]), "not x1 <= x2, y1 <= y2"),
+        (lambda: model_call("boxes", MODEL_BOX, [3]), r"box_clip is \[3\], for 3 clips"),
+        (lambda: model_call("boxes", MODEL_BOX, [-1]), r"box_clip is \[-1\], for 3 clips"),
         *(
             (
                 lambda s=shape: tiny_model()(torch.zeros(s), "clips"),

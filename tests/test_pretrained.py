@@ -170,9 +170,10 @@ def pt_safetensors(path, tensors, **edit):
 def pt_logits(net):
     """Logits of two clips larger than the native ones, so that positions are interpolated."""
     video = torch.randn(2, 3, 16, 32, 48, generator=torch.Generator().manual_seed(1))
-    boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0]])
+    boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0]]), torch.tensor([0, 1])
+    task, head = next(iter(net.heads.items()))
     with torch.no_grad():
-        return net.eval()(video, next(iter(net.heads)), boxes, torch.tensor([0, 1]))
+        return net.eval()(video, task, *(boxes if head.head.kind == "box" else ()))
 
 
 @pytest.mark.parametrize("name", PT_FAMILIES)
