@@ -30,6 +30,12 @@ PEER_LOST = (
 )
 
 
+WORKER_LOST = (
+    "a decoding process was killed, by the system if memory ran out: fewer --workers or smaller "
+    "batches; last.pt is intact, and the same command goes on from it"
+)
+
+
 class PeerLost(Exception):
     """Another process of the job is gone."""
 
@@ -147,6 +153,8 @@ def sentence_of(problem: BaseException) -> str:
         return f"error: {problem}"
     if isinstance(problem, RuntimeError) and dist.is_initialized() and lost_peer(problem):
         return f"error: {PEER_LOST}"  # within the backward, where DDP exchanges gradients
+    if isinstance(problem, RuntimeError) and "DataLoader worker" in str(problem):
+        return f"error: {WORKER_LOST}"  # torch raises it wherever the main thread is
     return ""
 
 
