@@ -18,6 +18,7 @@ import difflib
 import importlib
 import json
 import math
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -750,4 +751,13 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    jobs.run_and_leave(main, sys.argv[1:])
+    try:
+        code = main(sys.argv[1:])
+    except (ValueError, OSError, FloatingPointError, data.DecodeError, jobs.PeerLost) as problem:
+        jobs.leave(2, f"error: {problem}")
+    except KeyboardInterrupt:
+        jobs.leave(128 + signal.SIGINT, "stopped; the same command goes on or starts again")
+    except torch.OutOfMemoryError as problem:
+        jobs.leave(2, f"error: {str(problem).splitlines()[0]} Smaller batches, --micro-batches or "
+                      "--model.checkpointing true need less")  # fmt: skip
+    sys.exit(code)

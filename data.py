@@ -38,6 +38,7 @@ import csv
 import difflib
 import functools
 import glob
+import heapq
 import json
 import math
 import os
@@ -50,11 +51,14 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from av.format import Flags
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 VIDEO_SUFFIXES = set(  # of files that FFmpeg opens; phones, camcorders, cameras, recorders, the web
@@ -234,7 +238,7 @@ def decode_clip(
     size: tuple[int, int] | None = None,
     multiple: int = 1,
 ) -> np.ndarray:
-    """The RGB frames on screen at `times_sec`, upright: uint8 (T, h, w, 3).
+    """The RGB frames on screen at `times_sec`, upright, in square pixels: uint8 (T, h, w, 3).
 
     times_sec: seconds from the first frame, in any order; or a function of the video's duration
     that returns them, so that a random place costs no second opening. The result has the video's
@@ -245,99 +249,214 @@ def decode_clip(
     first of them, frames that nobody wants and no other refers to are skipped inside the decoder,
     and the wanted ones are scaled as yuv420p, before they become RGB.
     """
-    canvas = _Canvas(short_side, size, multiple)
     try:
-        with _open(path) as container:
-            stream, ticks = _video_stream(container, path)
+        with open_video(path) as container:
+            stream = video_stream(container, path)
+            joined, length_sec = False, None
+            if format_is(container, Flags.ts_discont):
+                joined, length_sec = _scan_clock(str(path), os.stat(path).st_mtime_ns)
             if callable(times_sec):
-                times_sec = times_sec(_duration_sec(container, stream))
-            canvas.frames, targets = len(times_sec), ticks(times_sec)
-            # AVI numbers B-frames in the order of decoding: frames are counted there instead.
-            if container.format.name != "avi":
+                times_sec = times_sec(length_sec or duration_sec(container, stream))
+            targets = to_ticks(stream, times_sec)
+            canvas = Canvas(len(targets), stream, short_side, size, multiple)
+            if can_seek(container, stream) and not joined:
                 # libdav1d loses frames with NONREF. Seeks can land late (MPEG-TS, open GOPs).
                 skip = stream.codec_context.name not in ("libdav1d", "av1", "libaom-av1")
-                for back_sec, skip in ((0, skip), (10, False)):
+                for back_sec, skip_here in ((0, skip), (10, False)):
                     back = round(back_sec / stream.time_base)
-                    if _read_window(container, stream, targets, back, skip, canvas, path):
+                    if _read_window(container, stream, targets, back, skip_here, canvas, path):
                         return canvas.video
-        with _open(path) as container:
-            stream, _ = _video_stream(container, path)
-            _read_from_start(container, stream, targets, canvas, path)
+        with open_video(path) as container:
+            _read_from_start(container, video_stream(container, path), targets, canvas, path)
             return canvas.video
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"{path}: {error.strerror or error}") from error
 
 
-def _open(path: str | Path) -> av.container.InputContainer:
-    # Always `with`: one that waits for the garbage collector holds 2 MB and a file descriptor.
-    return av.open(str(path), metadata_errors="replace")  # titles in Latin-1 are no reason to fail
+def open_video(path: str | Path) -> av.container.InputContainer:
+    """Always `with`: one that waits for the garbage collector holds 2 MB and a file descriptor."""
+    # `file:`, or the hour in 10:00.mp4 is taken for a protocol. Titles in Latin-1 are no reason to
+    # fail.
+    return av.open(f"file:{path}", metadata_errors="replace")
 
 
-def _video_stream(container, path: str | Path) -> tuple:
-    """The stream to decode, and a function from seconds to its timestamps."""
+def video_stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
+    """The stream to decode, ready for one thread. DecodeError if there is none."""
     stream = container.streams.best("video")  # video[0] can be a thumbnail or a smaller rendition
     if stream is None or stream.codec_context is None:
         raise DecodeError(f"{path}: no video stream that can be decoded")
+    if stream.disposition & Disposition.attached_pic:
+        raise DecodeError(f"{path}: no video, only sound with a cover picture")
     # Set before the first packet, ignored later. Workers are the parallelism; threads would read
     # ahead, and with av.logging.set_level they deadlock (PyAV#751).
-    stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "SLICE"
-    start, base = stream.start_time or 0, stream.time_base
-
-    def ticks(times_sec: Sequence[float]) -> list[int]:
-        # The tick at or before a time, with a grace of half a millisecond (at most half a tick):
-        # floats fall short of 151/25 s, and Matroska rounds a frame's own time to milliseconds.
-        exact = np.asarray(times_sec, np.float64) * base.denominator / base.numerator
-        return [start + int(t) for t in np.floor(exact + min(0.5, 0.0005 / float(base)))]
-
-    return stream, ticks
+    stream.codec_context.thread_count = 1
+    stream.codec_context.thread_type = "SLICE"
+    return stream
 
 
-def _duration_sec(container, stream) -> float:
+def format_is(container: av.container.InputContainer, flag: Flags) -> bool:
+    return bool(container.format.flags & flag.value)
+
+
+def has_clock(container: av.container.InputContainer) -> bool:
+    """False where a frame's time depends on where reading began: raw streams know none, MPEG
+    program streams (DVDs) only that of some frames."""
+    return container.format.name != "mpeg" and not format_is(container, Flags.no_timestamps)
+
+
+def can_seek(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """Whether a part of the file tells the times of its frames; else it is read from the start."""
+    if container.format.name == "avi":  # it knows only the order of decoding, not that of display
+        return stream.codec_context.reorder_depth == 0
+    return has_clock(container)
+
+
+def to_ticks(stream: av.VideoStream, times_sec: Sequence[float]) -> list[int]:
+    """Seconds from the first frame -> the timestamps of the stream at or before them."""
+    # With a grace of half a millisecond (at most half a tick): floats fall short of 151/25 s, and
+    # Matroska rounds a frame's own time to milliseconds.
+    base = stream.time_base
+    exact = np.asarray(times_sec, np.float64) * base.denominator / base.numerator
+    whole = np.floor(exact + min(0.5, 0.0005 / float(base)))
+    start = stream.start_time or 0
+    return [start + int(tick) for tick in whole]
+
+
+def frame_rate(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction:
+    """Frames per second as the file says; 25 where it does not."""
+    if format_is(container, Flags.no_timestamps):  # the demuxer says 25 for all of them
+        return stream.codec_context.framerate or stream.average_rate or Fraction(25)
+    return stream.average_rate or stream.guessed_rate or Fraction(25)
+
+
+def duration_sec(container: av.container.InputContainer, stream: av.VideoStream) -> float:
     """Matroska has it for the file only, an interrupted recording not at all: ask the packets."""
+    start = stream.start_time or 0
     if stream.duration:
         return float(stream.duration * stream.time_base)
     if container.duration:
-        late = float((stream.start_time or 0) * stream.time_base)  # Matroska counts from 0
-        late *= "matroska" in container.format.name
-        return container.duration / av.time_base - late
-    ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
-    return float((max(ends) - (stream.start_time or 0)) * stream.time_base) if ends else 0.0
+        seconds = container.duration / av.time_base
+        if "matroska" in container.format.name:  # counts from 0
+            seconds -= float(start * stream.time_base)
+        return seconds
+    packets, end = 0, start
+    for packet in container.demux(stream):
+        packets += packet.size > 0
+        if packet.pts is not None:
+            end = max(end, packet.pts + (packet.duration or 0))
+    if format_is(container, Flags.no_timestamps):
+        return float(packets / frame_rate(container, stream))
+    return float((end - start) * stream.time_base)
+
+
+class Clock:
+    """Gives frames (or packets) in their order ticks that never go back, whatever their stamps.
+
+    What has no stamp is counted. Where recordings were joined (`cat`, a recorder's restart) and the
+    stamps start anew, the time goes on one frame later; `jumps` counts these places. The limits of
+    MPEG-TS are ffmpeg's own; elsewhere stamps can be in disorder, by fewer frames than a second's.
+    """
+
+    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream):
+        broadcast = format_is(container, Flags.ts_discont)  # MPEG-TS, MPEG-PS
+        back_sec = 0.1 if broadcast and has_clock(container) else 1
+        self.step = 1 / (frame_rate(container, stream) * stream.time_base)  # ticks of a frame
+        self.back = back_sec / stream.time_base
+        self.ahead = (10 if broadcast else math.inf) / float(stream.time_base)
+        self.start = stream.start_time or 0
+        self.now: Fraction | int | None = None  # of the newest frame; `newest` never goes back
+        self.newest: float = -math.inf
+        self.shift: Fraction | int = 0
+        self.jumps = 0
+
+    def tick(self, stamp: int | None) -> int:
+        if self.now is None:
+            self.now = self.start if stamp is None else stamp
+        elif stamp is None:
+            self.now += self.step
+        else:
+            moved = stamp + self.shift - self.now
+            if moved < -self.back or moved > self.ahead:
+                self.shift += self.step - moved
+                self.jumps += 1
+                moved = self.step
+            self.now += moved
+        self.newest = max(self.newest, round(self.now))
+        return self.newest
+
+
+@functools.lru_cache(maxsize=4096)
+def _scan_clock(path: str, modified_ns: int) -> tuple[bool, float | None]:
+    """Whether the clock of an MPEG-TS or -PS starts anew inside of it, and its length in seconds.
+
+    Nothing but all its packets can tell: 2 ms for 10 s of film, 0.2 s for 15 minutes, once a file.
+    """
+    with open_video(path) as container:
+        stream = video_stream(container, path)
+        clock, first = Clock(container, stream), None
+        for packet in container.demux(stream):
+            if packet.size:
+                tick = clock.tick(packet.dts)
+                first = tick if first is None else first
+        if first is None:
+            return False, None
+        return clock.jumps > 0, float((clock.now + clock.step - first) * stream.time_base)
 
 
 def _read_window(
-    container, stream, targets: list[int], back: int, skip: bool, canvas: "_Canvas", path
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    targets: list[int],
+    back: int,
+    skip: bool,
+    canvas: "Canvas",
+    path: str | Path,
 ) -> bool:
     """Decode what the targets need, from the keyframe before `first - back`; False: impossible."""
-    first, last, start = min(targets), max(targets), stream.start_time or 0
-    first = max(first, start)
-    container.seek(first - back, stream=stream)  # in ticks, since a stream is given
+    start = stream.start_time or 0
+    first, last = max(min(targets), start), max(targets)
+    try:
+        container.seek(first - back, stream=stream)  # in ticks, since a stream is given
+    except av.FFmpegError:
+        return False  # a format that cannot seek
     packets = []
     for packet in container.demux(stream):  # a few seconds of compressed data, nothing is decoded
         if packet.size:
             packets.append(packet)
         if not packet.size or packet.dts is not None and packet.dts > last:  # dts <= pts
             break
+    if container.format.name == "avi" and any(packet.pts != packet.dts for packet in packets):
+        return False  # a guess
     # Choosing among packets is exact for B-frames and variable rates, without an index. Those
     # between a keyframe and a cut (discard) are decoded but never on screen.
     shown = sorted({p.pts for p in packets if p.pts is not None and not p.is_discard})
     if not shown or shown[0] > first:
         return False
     _check_inside(targets, start, shown[-1], stream.time_base, path)
-    wanted: dict[int, list[int]] = {}
-    for k, target in enumerate(targets):
-        wanted.setdefault(shown[max(bisect_right(shown, target) - 1, 0)], []).append(k)
+    wanted: dict[int, list[int]] = {}  # timestamp -> places in the clip
+    for place, target in enumerate(targets):
+        stamp = shown[max(bisect_right(shown, target) - 1, 0)]
+        wanted.setdefault(stamp, []).append(place)
     return _decode(stream.codec_context, packets, wanted, skip, canvas)
 
 
 def _decode(
-    decoder, packets: list, wanted: dict[int, list[int]], skip: bool, canvas: "_Canvas"
+    decoder: av.VideoCodecContext,
+    packets: list[av.Packet],
+    wanted: dict[int, list[int]],
+    skip: bool,
+    canvas: "Canvas",
 ) -> bool:
-    """Put the wanted frames into the canvas, timestamp -> places; False if one did not come out."""
+    """Put the wanted frames into the canvas; False if one did not come out."""
     newest = -math.inf
     for packet in [*packets, None]:  # None empties the decoder
         needed = not skip or packet is None or packet.pts in wanted
         decoder.skip_frame = "DEFAULT" if needed else "NONREF"
-        for frame in decoder.decode(packet):
+        try:
+            frames = decoder.decode(packet)
+        except av.InvalidDataError:
+            return False
+        for frame in frames:
             if frame.pts is None or frame.pts <= newest:
                 return False  # timestamps that are not in the order of display
             newest = frame.pts
@@ -348,68 +467,152 @@ def _decode(
     return False
 
 
-def _read_from_start(container, stream, targets: list[int], canvas: "_Canvas", path) -> None:
-    """Decode everything: always right, and slow. Frames without usable timestamps are counted."""
-    rate = stream.average_rate or stream.guessed_rate or 25
-    left = sorted(range(len(targets)), key=targets.__getitem__)
-    start, shown, since = stream.start_time or 0, None, -math.inf
-    for number, frame in enumerate(container.decode(stream)):
-        if container.format.name == "avi" or frame.pts is None:
-            now = start + round(number / rate / stream.time_base)
-        else:
-            now = max(since, frame.pts)
-        due = [k for k in left if targets[k] < now] if shown else []
-        if due:
-            canvas.put(due, shown)
-            left = left[len(due) :]
-        if not left:
-            return
+def frames_in_order(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(tick, frame) of all frames from the start on: always right, and slow.
+
+    AVI stamps packets in the order of decoding only. So the n-th frame takes the n-th stamp: a gap
+    that a recorder left stays where it was. What cannot be decoded before the first frame is left
+    out: files that begin inside a group of pictures.
+    """
+    clock = Clock(container, stream)
+    counted = format_is(container, Flags.no_timestamps)
+    is_avi = container.format.name == "avi"
+    stamps: list[int] = []  # AVI: a heap of those whose frames are still in the decoder
+    for packet in container.demux(stream):
+        if is_avi and packet.size:
+            heapq.heappush(stamps, packet.dts)
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            if clock.now is None:
+                continue
+            raise
+        for frame in frames:
+            stamp = frame.pts
+            if counted:
+                stamp = None
+            elif is_avi:
+                stamp = heapq.heappop(stamps) if stamps else None
+            yield clock.tick(stamp), frame
+        while len(stamps) > stream.codec_context.reorder_depth:  # of packets without a picture
+            heapq.heappop(stamps)
+
+
+def _read_from_start(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    targets: list[int],
+    canvas: "Canvas",
+    path: str | Path,
+) -> None:
+    left = sorted(range(len(targets)), key=targets.__getitem__)  # places in the clip
+    shown, since = None, 0
+    for now, frame in frames_in_order(container, stream):
+        if shown is not None:
+            due = [place for place in left if targets[place] < now]
+            if due:
+                canvas.put(due, shown)
+                left = left[len(due) :]
+            if not left:
+                return
         shown, since = frame, now
     if shown is None:
         raise DecodeError(f"{path}: no frame could be decoded")
-    _check_inside(targets, start, since, stream.time_base, path)
+    _check_inside(targets, stream.start_time or 0, since, stream.time_base, path)
     canvas.put(left, shown)
 
 
-def _check_inside(targets: list[int], start: int, end: int, time_base, path) -> None:
+def _check_inside(
+    targets: list[int], start: int, end: int, time_base: Fraction, path: str | Path
+) -> None:
     # Otherwise a wrong offset would make a dataset of stills.
-    if min(targets) > end + 1 / time_base or max(targets) < start - 1 / time_base:
-        asked = [float((target - start) * time_base) for target in (min(targets), max(targets))]
+    first, last = min(targets), max(targets)
+    if first > end + 1 / time_base or last < start - 1 / time_base:
         raise DecodeError(
-            f"{path}: asked for {asked[0]:.3f} to {asked[1]:.3f} s, but the last "
-            f"frame is at {float((end - start) * time_base):.3f} s"
+            f"{path}: asked for {float((first - start) * time_base):.3f} to "
+            f"{float((last - start) * time_base):.3f} s, but the last frame is at "
+            f"{float((end - start) * time_base):.3f} s"
         )
 
 
-class _Canvas:
+class Canvas:
     """Takes the frames of one clip and keeps them scaled, upright and in RGB in one array.
 
     All frames share its reformatters (a frame's own would build a scaler per frame). There are two:
     scaling planar yuv420p, then converting at equal size, is five times cheaper than one step.
     """
 
-    def __init__(self, short_side: int | None, size: tuple[int, int] | None, multiple: int):
-        self.short_side, self.size, self.multiple = short_side, size, multiple
-        self.frames, self.video = 0, None
+    def __init__(
+        self,
+        frames: int,
+        stream: av.VideoStream,
+        short_side: int | None = None,
+        size: tuple[int, int] | None = None,
+        multiple: int = 1,
+    ):
+        self.frames, self.short_side, self.size, self.multiple = frames, short_side, size, multiple
+        self.pixel_aspect = pixel_aspect(stream)
+        self.video: np.ndarray | None = None
         self.scaler, self.converter = VideoReformatter(), VideoReformatter()
 
     def put(self, places: list[int], frame: av.VideoFrame) -> None:
-        turns = frame.rotation // 90 % 4  # phones film sideways; PyAV leaves it to us
+        transpose, flips = orientation(frame)  # phones film sideways; PyAV leaves it to us
         if self.video is None:
-            sides = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-            scale = self.short_side / min(sides) if self.short_side else 1.0
-            sides = [max(int(s * scale / self.multiple + 0.5), 1) * self.multiple for s in sides]
-            self.video = np.empty((self.frames, *(self.size or sides), 3), np.uint8)  # (T, h, w, 3)
-        height, width = self.video.shape[1:3] if turns % 2 == 0 else self.video.shape[2:0:-1]
+            sides = [frame.height, frame.width * self.pixel_aspect]
+            if transpose:
+                sides.reverse()
+            height, width = self.size or self._fit(sides)
+            self.video = np.empty((self.frames, height, width, 3), np.uint8)  # (T, h, w, 3)
+        height, width = self.video.shape[1:3]
+        if transpose:
+            height, width = width, height
         if (height, width) != (frame.height, frame.width):
             frame = self.scaler.reformat(
                 frame, width, height, "yuv420p", interpolation="BILINEAR", threads=1
             )
         plane = self.converter.reformat(frame, format="rgb24", threads=1).planes[0]
         image = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, : width * 3]
-        image = np.rot90(image.reshape(height, width, 3), turns)
+        image = image.reshape(height, width, 3)
+        if transpose:
+            image = image.swapaxes(0, 1)
+        image = image[flips]
         for place in places:
             self.video[place] = image
+
+    def _fit(self, sides: list[float]) -> list[int]:
+        scale = self.short_side / min(sides) if self.short_side else 1.0
+        return [max(int(s * scale / self.multiple + 0.5), 1) * self.multiple for s in sides]
+
+
+def orientation(frame: av.VideoFrame) -> tuple[bool, tuple[slice, slice]]:
+    """How a stored picture becomes upright: `swapaxes(0, 1)` or not, then `[flips]`.
+
+    From the display matrix, as ffmpeg's autorotation: x' = a x + c y, y' = b x + d y. It may mirror
+    (front cameras), which `frame.rotation` cannot say.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, (slice(None), slice(None))
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
+    transpose = abs(b) > abs(a)
+    right, down = (c, b) if transpose else (a, d)
+    return transpose, (
+        slice(None, None, -1 if down < 0 else 1),
+        slice(None, None, -1 if right < 0 else 1),
+    )
+
+
+def pixel_aspect(stream: av.VideoStream) -> float:
+    """Width over height of a pixel on screen: DVDs and DV film a wide picture in narrow frames.
+
+    Under 1 % it is what rounding to even sides left, beyond 4 a damaged header: 1.
+    """
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if 0.25 <= aspect <= 4 and abs(aspect - 1) > 0.01:
+        return aspect
+    return 1.0
 
 
 # ------------------------------------------------------------------------------------------------

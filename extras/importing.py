@@ -501,11 +501,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="CVAT: only this attribute is an action; can be repeated",
     )
     add = commands.add_parser("show", help="a picture of annotated keyframes").add_argument
-    add("recipe", type=Path)
+    add("source", type=Path)
     add("--out", type=Path, default=Path("show.png"))
     add("--count", type=int, default=12, help="keyframes of each part of each task")
     add = commands.add_parser("check", help="read every video of a recipe").add_argument
-    add("recipe", type=Path)
+    add("source", type=Path)
     add("--quick", action="store_true", help="decode only the first frame of each video")
     add("--workers", type=int, default=os.cpu_count())
     add = commands.add_parser("prepare", help="re-encode videos for quick reading").add_argument

@@ -200,31 +200,25 @@ def watch(path: str | Path, times_sec: Sequence[float]) -> Iterator[np.ndarray]:
     The times increase. The video is decoded once, from its start to the last of them, and one
     picture is in memory. Raises DecodeError.
     """
-    canvas = data._Canvas(None, None, 1)
-    canvas.frames = 1
-
-    def upright(frame: av.VideoFrame) -> np.ndarray:
-        canvas.put([0], frame)
-        return canvas.video[0].copy()
-
     try:
-        with data._open(path) as container:
-            stream, ticks = data._video_stream(container, path)
-            targets = iter(ticks(times_sec))
+        with data.open_video(path) as container:
+            stream = data.video_stream(container, path)
+            canvas = data.Canvas(1, stream)
+
+            def upright(frame: av.VideoFrame) -> np.ndarray:
+                canvas.put([0], frame)
+                return canvas.video[0].copy()
+
+            targets = iter(data.to_ticks(stream, times_sec))
             target = next(targets, None)
-            rate = stream.average_rate or stream.guessed_rate or 25
-            start, shown, since = stream.start_time or 0, None, -np.inf
-            for number, frame in enumerate(container.decode(stream)):
-                if container.format.name == "avi" or frame.pts is None:
-                    now = start + round(number / rate / stream.time_base)
-                else:
-                    now = max(since, frame.pts)
+            shown = None
+            for now, frame in data.frames_in_order(container, stream):
                 while shown is not None and target is not None and target < now:
                     yield upright(shown)
                     target = next(targets, None)
                 if target is None:
                     return
-                shown, since = frame, now
+                shown = frame
             if shown is None:
                 raise data.DecodeError(f"{path}: no frame could be decoded")
             while target is not None:

@@ -1,35 +1,53 @@
 """check and prepare: every video of a recipe or a folder, once; show: a look at the annotations."""
 
-import functools
+import argparse
+import hashlib
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.format import Flags
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from data import (
+    Clock,
+    Dataset,
     DecodeError,
+    Item,
     Task,
-    _duration_sec,
-    _open,
-    _video_stream,
     decode_clip,
+    duration_sec,
+    format_is,
+    frame_rate,
+    frames_in_order,
+    has_clock,
     list_videos,
     open_task,
-    read_recipe,
-    read_tasks,
+    open_video,
+    orientation,
+    pixel_aspect,
+    video_stream,
 )
 from extras.pictures import GREEN, draw_boxes, draw_text, grid, write_png
+from extras.recipe import read_tasks
 
-# ------------------------------------------------------------------------------------------------
-# check and prepare: every video of a recipe or a folder, once
-# ------------------------------------------------------------------------------------------------
+
+def _splits(recipe: str | Path) -> list[tuple[Task, Path, str]]:
+    """(task, the folder of its paths, split) of everything that a recipe names."""
+    splits = []
+    for task, root in read_tasks(recipe):
+        for split in ("train", "val"):
+            if getattr(task, split):
+                splits.append((task, root, split))
+    return splits
 
 
 def _walk(work: Callable, items: list, workers: int) -> Iterator[tuple]:
@@ -43,129 +61,189 @@ def _walk(work: Callable, items: list, workers: int) -> Iterator[tuple]:
 
     start, end = time.monotonic(), "\r" if sys.stderr.isatty() else "\n"
     with ThreadPoolExecutor(workers) as pool:  # threads will do: FFmpeg works outside the GIL
-        for done, pair in enumerate(zip(items, pool.map(attempt, items)), 1):
+        for done, result in enumerate(pool.map(attempt, items), 1):
             if end == "\r" or done % 100 == 0:
                 left = (time.monotonic() - start) * (len(items) / done - 1)
-                print(
-                    f"video {done} of {len(items)}, {left:.0f} s left ",
-                    file=sys.stderr,
-                    end=end if done < len(items) else "\n",
-                )
-            yield pair
+                text = f"video {done} of {len(items)}, {left:.0f} s left "
+                print(text, file=sys.stderr, end=end if done < len(items) else "\n")
+            yield items[done - 1], result
+
+
+# ------------------------------------------------------------------------------------------------
+# check
+# ------------------------------------------------------------------------------------------------
 
 
 def frame_times(path: str | Path, decode: bool = False) -> tuple[np.ndarray, float, int, int]:
     """Seconds at which each frame is shown, the end of the last one, upright width and height.
 
+    The size is of the pictures as they are stored, in which annotation tools count pixels.
     Reads the whole file; decodes its first frame, or (`decode`) all. Raises DecodeError, also for
-    frames that come out damaged and for a file that ends long before its header says.
+    frames that come out damaged, for a file that ends long before its header says, and for a clock
+    that starts anew where `decode_clip` cannot know it.
     """
     try:
-        with _open(path) as container:
-            stream, _ = _video_stream(container, path)
-            frame, damaged, number = None, 0, 0
-            for number, frame in enumerate(container.decode(stream), 1):
-                damaged += decode and frame.is_corrupt
-                if not decode:
-                    break
-            if frame is None or damaged:
-                raise DecodeError(
-                    f"{path}: {damaged} of {number} frames are damaged"
-                    if damaged
-                    else f"{path}: no frame could be decoded"
-                )
-        with _open(path) as container:
-            stream, _ = _video_stream(container, path)
-            rate = stream.average_rate or stream.guessed_rate or 25
-            shown = sorted(
-                {
-                    packet.pts
-                    for packet in container.demux(stream)
-                    if packet.pts is not None and not packet.is_discard
-                }
+        with open_video(path) as container:
+            stream = video_stream(container, path)
+            shown, jumps = _packet_ticks(container, stream)
+            start, base = stream.start_time or 0, stream.time_base
+            step_sec = float(1 / frame_rate(container, stream))
+            promised_sec = duration_sec(container, stream)
+            guessed = not has_clock(container)
+            joined = jumps and format_is(container, Flags.ts_discont)
+        if jumps and not joined:
+            raise DecodeError(
+                f"{path}: its clock starts anew inside of it, as of recordings joined, and what "
+                "comes then would never be seen; `prepare` writes it with one clock"
             )
-            start = stream.start_time or 0
-            times = np.array([float((pts - start) * stream.time_base) for pts in shown])
-            if container.format.name == "avi" or not shown:  # as in _read_from_start
-                times = np.arange(max(len(shown), number)) / float(rate)
-            promised = _duration_sec(container, stream)
-        if times[-1] < 0.9 * promised - 1:
-            raise DecodeError(f"{path}: breaks off at {times[-1]:.1f} of {promised:.1f} s")
-        width, height = (frame.width, frame.height)[:: -1 if frame.rotation // 90 % 2 else 1]
-        return times, float(times[-1] + 1 / rate), width, height
+        ticks, width, height = _decoded_ticks(path, decode or joined or guessed)
+        if joined or guessed or not shown:
+            shown = ticks
+        times = np.array([float((tick - start) * base) for tick in shown])
+        if not (joined or guessed) and times[-1] < 0.9 * promised_sec - 1:
+            raise DecodeError(f"{path}: breaks off at {times[-1]:.1f} of {promised_sec:.1f} s")
+        return times, float(times[-1] + step_sec), width, height
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"{path}: {error.strerror or error}") from error
 
 
-def _splits(recipe: Path) -> list[tuple[Task, Path, str]]:
-    tables = read_recipe(recipe)
-    tasks = read_tasks(tables.get("task", []), str(recipe))
-    return [
-        (task, recipe.parent / tables.get("root", "."), split)
-        for task in tasks
-        for split in ("train", "val")
-        if getattr(task, split)
-    ]
+def _packet_ticks(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> tuple[list[int], int]:
+    """The ticks of all frames in their order, without decoding; how often the clock starts anew."""
+    is_avi = container.format.name == "avi"  # as in frames_in_order
+    clock, shown = Clock(container, stream), set()
+    for packet in container.demux(stream):
+        if packet.size:
+            clock.tick(packet.dts)
+        stamp = packet.dts if is_avi else packet.pts
+        if packet.size and stamp is not None and not packet.is_discard:
+            shown.add(stamp)
+    return sorted(shown), clock.jumps
 
 
-def check(recipe: Path, workers: int, quick: bool = False) -> bool:
-    """Read every annotation and video of a recipe; print counts and what is missing or damaged."""
-    wanted, problems = {}, []  # file -> times of its keyframes
-    for task, root, split in _splits(recipe):
-        try:
-            dataset = open_task(replace(task, bad_share=1.0), root, split)
-        except (ValueError, FileNotFoundError) as error:
-            problems.append(str(error))
+def _decoded_ticks(path: str | Path, everything: bool) -> tuple[list[int], int, int]:
+    """The ticks of all frames, or of the first; upright width and height."""
+    ticks, damaged, frame = [], 0, None
+    with open_video(path) as container:
+        for tick, frame in frames_in_order(container, video_stream(container, path)):
+            ticks.append(tick)
+            damaged += everything and frame.is_corrupt
+            if not everything:
+                break
+        if frame is None:
+            raise DecodeError(f"{path}: no frame could be decoded")
+        if damaged:
+            raise DecodeError(f"{path}: {damaged} of {len(ticks)} frames are damaged")
+        transpose, _ = orientation(frame)
+        if transpose:
+            return ticks, frame.height, frame.width
+        return ticks, frame.width, frame.height
+
+
+def check(source: Path, workers: int, quick: bool = False) -> bool:
+    """Read every annotation and video of a recipe, or every video of a folder; print counts and
+    what is missing, damaged or in the wrong place. True: nothing is."""
+    problems: list[str] = []
+    if source.is_dir():
+        wanted = {str(source / name): [] for name in sorted(list_videos(source))}
+        if not wanted:
+            raise ValueError(f"{source}: no videos there")
+    else:
+        wanted = _read_annotations(source, problems)
+
+    def read(path: str) -> float:
+        times, end_sec, *_ = frame_times(path, not quick)
+        decode_clip(path, [times[len(times) // 2]], short_side=64)  # as training does: by a seek
+        return end_sec
+
+    for path, result in _walk(read, list(wanted), workers):
+        if isinstance(result, DecodeError):
+            problems.append(str(result))
             continue
-        print(
-            f"{task.name} {split}: {len(dataset.classes)} classes, "
-            + ", ".join(f"{count} {what}" for what, count in dataset.report.items() if count)
-        )
-        problems += [
-            f"{task.name} {split}: {video} is missing, wanted by {where}"
-            for video, where in dataset.missing.items()
-        ]
-        for item in dataset.items:
-            wanted.setdefault(item.path, []).append(item.time_sec)
-    for path, found in _walk(lambda path: frame_times(path, not quick), list(wanted), workers):
-        if isinstance(found, DecodeError):
-            problems.append(str(found))
-        elif outside := [t for t in wanted[path] if t < 0 or t >= found[1]]:  # nan, a clip: neither
+        outside = [t for t in wanted[path] if t < 0 or t >= result]  # nan, a clip: neither
+        if outside:
             problems.append(
-                f"{path}: {len(outside)} keyframes are outside its {found[1]:.3f} s, "
+                f"{path}: {len(outside)} keyframes are outside its {result:.3f} s, "
                 f"the first at {outside[0]:.3f} s"
             )
     print(*problems, f"{len(wanted)} videos, {len(problems)} problems", sep="\n")
     return not problems
 
 
+def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float]]:
+    """The videos of all tasks -> the times of their keyframes."""
+    wanted: dict[str, list[float]] = {}
+    trained: dict[str, set[str]] = {}  # task -> files
+    for task, root, split in _splits(recipe):
+        try:
+            dataset = open_task(replace(task, bad_share=1.0), root, split)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            continue
+        counts = [f"{count} {what}" for what, count in dataset.report.items() if count]
+        print(f"{task.name} {split}: {len(dataset.classes)} classes, " + ", ".join(counts))
+        for video, where in dataset.missing.items():
+            problems.append(f"{task.name} {split}: {video} is missing, wanted by {where}")
+        files = {os.path.realpath(item.path) for item in dataset.items}
+        if split == "train":
+            trained[task.name] = files
+        both = sorted(files & trained.get(task.name, set())) if split == "val" else []
+        if both:
+            problems.append(
+                f"{task.name}: {len(both)} of the {len(files)} videos to validate on are trained "
+                f"on too, the first is {both[0]}"
+            )
+        for item in dataset.items:
+            wanted.setdefault(item.path, []).append(item.time_sec)
+    return wanted
+
+
+# ------------------------------------------------------------------------------------------------
+# prepare
+# ------------------------------------------------------------------------------------------------
+
+
 def prepare(source: Path, target: Path, short_side: int, keyframe_sec: float, workers: int) -> bool:
-    """prepare_video for each video under source that target has not yet, in the same folders."""
+    """prepare_video for each video under source that target has not yet, in the same folders.
+
+    Prints what could not be prepared and goes on. True: nothing.
+    """
     jobs: dict[Path, Path] = {}
+    problems: list[str] = []
     for name in sorted(list_videos(source)):
-        path = (target / name).with_suffix(".mp4")
-        if target.resolve() in (source / name).resolve().parents:
+        video, path = source / name, (target / name).with_suffix(".mp4")
+        if target.resolve() in video.resolve().parents:
             continue
         if path in jobs:
-            raise ValueError(f"{jobs[path]} and {source / name} both become {path}: rename one")
-        jobs[path] = source / name
+            problems.append(f"{video}: {jobs[path]} becomes {path} too: rename one")
+        else:
+            jobs[path] = video
     if not jobs:
         raise ValueError(f"{source}: no videos there that are not in {target} already")
-    todo = [(video, path) for path, video in jobs.items() if not path.exists()]
-    work = functools.partial(prepare_video, short_side=short_side, keyframe_sec=keyframe_sec)
-    damaged = [error for _, error in _walk(lambda job: work(*job), todo, workers) if error]
-    before, after = (
-        sum(path.stat().st_size for path in paths if path.exists()) / 1e6
-        for paths in (jobs.values(), jobs)
-    )
+
+    def work(path: Path) -> None:
+        prepare_video(jobs[path], path, short_side, keyframe_sec)
+
+    todo = [path for path in jobs if not os.path.exists(path)]
+    prepared = 0
+    for _, error in _walk(work, todo, workers):
+        if error is None:
+            prepared += 1
+        else:
+            problems.append(str(error))
     print(
-        *damaged,
-        f"{len(jobs)} videos: {len(todo) - len(damaged)} prepared, "
-        f"{len(jobs) - len(todo)} were there, {len(damaged)} damaged; {before:.1f} MB -> "
-        f"{after:.1f} MB",
+        *problems,
+        f"{len(jobs)} videos: {prepared} prepared, {len(jobs) - len(todo)} were there, "
+        f"{len(problems)} left out; {_megabytes(jobs.values()):.1f} MB -> "
+        f"{_megabytes(jobs):.1f} MB",
         sep="\n",
     )
-    return not damaged
+    return not problems
+
+
+def _megabytes(paths: Iterable[Path]) -> float:
+    return sum(os.path.getsize(path) for path in paths if os.path.exists(path)) / 1e6
 
 
 def prepare_video(
@@ -173,78 +251,230 @@ def prepare_video(
 ) -> None:
     """Re-encode as H.264 mp4, short side at most short_side px, a key frame every keyframe_sec.
 
-    Each frame keeps its time to the tick, the first its offset, the stream its rotation mark, so
-    that decode_clip gives the same frames for the same times. Sound is dropped. Raises DecodeError;
-    target appears complete or not at all.
+    Each frame keeps its time to the tick, the first its offset, the stream its display matrix, so
+    that decode_clip gives the same frames for the same times. Pixels become square, sound is
+    dropped. Raises DecodeError; target appears complete or not at all.
     """
-    part, scaler = target.with_name(f"{target.name}.part"), VideoReformatter()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    # Short, whatever the name: with a suffix more, a long one would be over 255 bytes.
+    part = target.with_name(f".{hashlib.sha1(os.fsencode(target.name)).hexdigest()[:16]}.part")
     try:
-        with _open(source) as container:
-            stream, _ = _video_stream(container, source)
-            rate = stream.average_rate or stream.guessed_rate or 25
-            base, start = stream.time_base, stream.start_time or 0
-            # The header counts a late start in movie_timescale, by default only milliseconds.
-            options = {"movflags": "faststart", "movie_timescale": str(base.denominator)}
-            with av.open(str(part), "w", format="mp4", options=options) as output:
-                encoder, now, key = None, start, start
-                for number, frame in enumerate(container.decode(stream)):
-                    if encoder is None:
-                        encoder = output.add_stream(
-                            "libx264", rate=rate, options={"preset": "fast", "crf": "20"}
-                        )
-                        scale = min(1.0, short_side / min(frame.width, frame.height))
-                        encoder.width = 2 * max(round(frame.width * scale / 2), 1)  # yuv420p: even
-                        encoder.height = 2 * max(round(frame.height * scale / 2), 1)
-                        encoder.pix_fmt, encoder.codec_context.time_base = "yuv420p", base
-                        encoder.codec_context.colorspace = frame.colorspace
-                        encoder.codec_context.color_range = frame.color_range
-                        encoder.codec_context.thread_count = 1
-                        if frame.rotation:
-                            encoder.set_display_rotation(frame.rotation)
-                    # As in _read_from_start; and the first frame is held from the start on.
-                    counted = container.format.name == "avi" or frame.pts is None
-                    tick = start + round(number / rate / base) if counted else frame.pts
-                    now = max(tick, now + 1) if number else start
-                    due = not number or (now - key) * base >= keyframe_sec
-                    key = now if due else key
-                    frame = scaler.reformat(
-                        frame, encoder.width, encoder.height, "yuv420p", threads=1
-                    )
-                    frame.pts, frame.time_base = now, base
-                    frame.pict_type = PictureType.I if due else PictureType.NONE
-                    output.mux(encoder.encode(frame))
-                if encoder is None:
-                    raise DecodeError(f"{source}: no frame could be decoded")
-                output.mux(encoder.encode(None))
-        part.replace(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _encode(source, part, short_side, keyframe_sec)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"{source}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def show(recipe: Path, out: Path, count: int) -> None:
-    """A picture of some keyframes (middles of clips) of every task, read as training reads them."""
+def _encode(source: Path, target: Path, short_side: int, keyframe_sec: float) -> None:
+    scaler, encoder, key = VideoReformatter(), None, 0
+    with open_video(source) as container:
+        stream = video_stream(container, source)
+        rate, base = frame_rate(container, stream), stream.time_base
+        # The header counts a late start in movie_timescale, by default only milliseconds.
+        options = {"movflags": "faststart", "movie_timescale": str(base.denominator)}
+        with av.open(f"file:{target}", "w", format="mp4", options=options) as output:
+            now = stream.start_time or 0  # from there on the first frame is held
+            for tick, frame in frames_in_order(container, stream):
+                if encoder is None:
+                    encoder = _add_encoder(
+                        output, frame, rate, base, pixel_aspect(stream), short_side
+                    )
+                    due = True
+                else:
+                    now = max(tick, now + 1)
+                    due = (now - key) * base >= keyframe_sec
+                if due:
+                    key = now
+                frame = scaler.reformat(frame, encoder.width, encoder.height, "yuv420p", threads=1)
+                frame.pts, frame.time_base = now, base
+                frame.pict_type = PictureType.I if due else PictureType.NONE
+                output.mux(encoder.encode(frame))
+            if encoder is None:
+                raise DecodeError(f"{source}: no frame could be decoded")
+            output.mux(encoder.encode(None))
+
+
+def _add_encoder(
+    output: av.container.OutputContainer,
+    frame: av.VideoFrame,
+    rate: Fraction,
+    base: Fraction,
+    aspect: float,
+    short_side: int,
+) -> av.VideoStream:
+    options = {"preset": "fast", "crf": "20"}
+    encoder = output.add_stream("libx264", rate=rate, options=options)
+    width, height = frame.width * aspect, frame.height
+    scale = min(1.0, short_side / min(width, height))
+    encoder.width = 2 * max(round(width * scale / 2), 1)  # yuv420p: even
+    encoder.height = 2 * max(round(height * scale / 2), 1)
+    encoder.pix_fmt = "yuv420p"
+    context = encoder.codec_context
+    context.time_base, context.thread_count = base, 1
+    context.colorspace, context.color_range = frame.colorspace, frame.color_range
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        numbers = np.frombuffer(matrix, np.int32).tolist()
+        numbers[6:8] = 0, 0  # a shift in px of the old size, which players do without
+        encoder.set_display_matrix(numbers)
+    return encoder
+
+
+# ------------------------------------------------------------------------------------------------
+# show
+# ------------------------------------------------------------------------------------------------
+
+
+def show(source: Path, out: Path, count: int) -> None:
+    """A picture of some keyframes (middles of clips) of every task, read as training reads them; or
+    of the middles of some videos of a folder."""
+    if source.is_dir():
+        wanted = _from_folder(source, count)
+    else:
+        wanted = _from_tasks(source, count)
     pictures = []
-    for task, root, split in _splits(recipe):
-        dataset = open_task(task, root, split)
-        for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
-            item = dataset.items[index]
-            names = [[dataset.classes[c] for c in row.nonzero()[0]] or ["-"] for row in item.labels]
-            boxes, times, text = item.boxes, [item.time_sec], f"{item.time_sec:.3f} s"
-            if task.kind == "clip":
-                boxes, names = [[0, 0, 1, 1]], [[dataset.classes[item.label]]]
-                times, text = (lambda duration_sec: [duration_sec / 2]), ""
-            try:
-                frame = decode_clip(item.path, times, short_side=240)[0]
-            except DecodeError as error:
-                print(f"left out: {error}", file=sys.stderr)
-                continue
-            caption = np.full((12, frame.shape[1], 3), 25, np.uint8)
-            draw_text(caption, 2, 1, f"{split} {Path(item.path).stem} {text}", (255, 255, 255))
-            pictures.append(np.concatenate([caption, draw_boxes(frame, boxes, names, GREEN)]))
+    for path, times, boxes, names, caption in wanted:
+        try:
+            frame = decode_clip(path, times, short_side=240)[0]
+        except DecodeError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        title = np.full((12, frame.shape[1], 3), 25, np.uint8)
+        draw_text(title, 2, 1, caption, (255, 255, 255))
+        pictures.append(np.concatenate([title, draw_boxes(frame, boxes, names, GREEN)]))
     if not pictures:
-        raise ValueError(f"{recipe}: no video of it can be decoded")
+        raise ValueError(f"{source}: no video of it can be decoded")
     write_png(out, grid(pictures))
     print(f"{len(pictures)} pictures in {out}")
+
+
+def _middle(duration: float) -> list[float]:
+    return [duration / 2]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
+
+
+def _from_folder(folder: Path, count: int) -> Iterator[tuple]:
+    names = sorted(list_videos(folder))
+    if not names:
+        raise ValueError(f"{folder}: no videos there")
+    for index in _spread(len(names), count):
+        yield folder / names[index], _middle, [], [], Path(names[index]).name
+
+
+def _from_tasks(recipe: Path, count: int) -> Iterator[tuple]:
+    for task, root, split in _splits(recipe):
+        dataset = open_task(task, root, split)
+        for index in _spread(len(dataset), count):
+            yield _annotated(dataset, dataset.items[index])
+
+
+def _annotated(dataset: Dataset, item: Item) -> tuple:
+    """(path, times, boxes, their names, caption) of an item."""
+    caption = f"{dataset.split} {Path(item.path).stem}"
+    if dataset.task.kind == "clip":
+        return item.path, _middle, [[0, 0, 1, 1]], [[dataset.classes[item.label]]], caption
+    names = []
+    for row in item.labels:
+        names.append([dataset.classes[column] for column in row.nonzero()[0]] or ["-"])
+    return item.path, [item.time_sec], item.boxes, names, f"{caption} {item.time_sec:.3f} s"
+
+
+# ------------------------------------------------------------------------------------------------
+# Commands
+# ------------------------------------------------------------------------------------------------
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    text = "videos read at a time, 1 or more (default: the machine's cores)"
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help=text)
+
+
+def _refuse_less_than(least: float, options: argparse.Namespace, *keys: str) -> None:
+    for key in keys:
+        value = getattr(options, key)
+        if not value >= least:
+            raise ValueError(f"--{key.replace('_', '-')} {value}, expected {least} or more")
+
+
+def _refuse_overrides(command: str, overrides: dict[str, str]) -> None:
+    if overrides:
+        raise ValueError(f"{command} takes no --{', --'.join(overrides)}")
+
+
+def add_check_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Read every annotation and video of a recipe, or every video of a folder."
+    parser.add_argument("source", type=Path, help="a recipe, or a folder of videos")
+    parser.add_argument("--quick", action="store_true", help="decode only a few frames of a video")
+    _add_workers(parser)
+
+
+def run_check(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
+    _refuse_overrides("check", overrides)
+    _refuse_less_than(1, options, "workers")
+    return 0 if check(options.source, options.workers, options.quick) else 1
+
+
+def add_prepare_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Re-encode videos once, so that training reads them quickly."
+    parser.add_argument("source", type=Path, help="a folder of videos, at any depth")
+    parser.add_argument(
+        "target", type=Path, help="the folder to write, in the same folders; what is there stays"
+    )
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        default=320,
+        help="px, 2 or more (default 320); smaller videos keep their size",
+    )
+    parser.add_argument(
+        "--keyframe-sec",
+        type=float,
+        default=1.0,
+        help="seconds between key frames, 0 or more (default 1)",
+    )
+    _add_workers(parser)
+
+
+def run_prepare(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
+    _refuse_overrides("prepare", overrides)
+    _refuse_less_than(1, options, "workers")
+    _refuse_less_than(2, options, "short_side")
+    _refuse_less_than(0, options, "keyframe_sec")
+    done = prepare(
+        options.source, options.target, options.short_side, options.keyframe_sec, options.workers
+    )
+    return 0 if done else 1
+
+
+def add_show_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = "A picture of annotated keyframes, as training reads them."
+    parser.add_argument("source", type=Path, help="a recipe, or a folder of videos")
+    parser.add_argument(
+        "--out", type=Path, default=Path("show.png"), help="the picture (default show.png)"
+    )
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=12,
+        help="keyframes of each part of each task, 1 or more (default 12)",
+    )
+
+
+def run_show(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
+    _refuse_overrides("show", overrides)
+    _refuse_less_than(1, options, "count")
+    show(options.source, options.out, options.count)
+    return 0
+
+
+COMMANDS = {
+    "check": (add_check_options, run_check),
+    "prepare": (add_prepare_options, run_prepare),
+    "show": (add_show_options, run_show),
+}

@@ -112,10 +112,13 @@ def write_movie(
     pts=None,
     start=0,
     rotation=0,
+    mirror=(False, False),
+    aspect=None,
     container=None,
     **options,
 ):
-    """Frame i, picture(i, *size), is shown at (start + i) / rate, or at pts[i] milliseconds."""
+    """Frame i, picture(i, *size), is shown at (start + i) / rate, or at pts[i] milliseconds.
+    mirror: left to right, upside down, after the rotation; aspect: of a pixel."""
     clock = Fraction(1, 1000) if pts is not None else 1 / Fraction(rate)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container or {}) as file:
@@ -125,8 +128,10 @@ def write_movie(
         context = stream.codec_context
         context.thread_count, context.time_base = 1, clock
         context.color_range = 2 if "yuvj" in pix_fmt else 1
-        if rotation:
-            stream.set_display_rotation(rotation)
+        if aspect:
+            context.sample_aspect_ratio = aspect
+        if rotation or any(mirror):
+            stream.set_display_rotation(rotation, *mirror)
         for i in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(i, *size), "rgb24")
             frame.pts, frame.time_base = start + i if pts is None else pts[i], clock

@@ -2,45 +2,15 @@
 
 import json
 import os
-import resource
 import shutil
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
-from helpers import H264, MPEG4, SHARED, movie_number, read_movie, write_lines, write_movie
+from helpers import SHARED, write_lines, write_movie
 
 import data
-
-
-def test_data_duration_is_counted_from_the_first_frame(tmp_path):
-    for name in ("late.mkv", "late.mp4", "late.ts", "late.webm", "late.mov"):
-        codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
-        path, found = write_movie(tmp_path / name, frames=50, start=50, codec=codec), []
-        data.decode_clip(path, lambda duration_sec: found.append(duration_sec) or [0.0])
-        assert found == [pytest.approx(2.0, abs=0.05)]
-
-
-MOVIES = {
-    "h264.mp4": H264,
-    "pyramid.mkv": dict(H264, refs=4, **{"x264-params": "b-pyramid=normal:open-gop=1"}),
-    "ts.ts": H264,
-    "live.mkv": dict(H264, container={"live": "1"}),  # no duration, of neither file nor stream
-    "ten.mp4": dict(H264, pix_fmt="yuv420p10le"),
-    "odd.mkv": dict(H264, pix_fmt="yuv444p", size=(99, 65)),
-    "ntsc.mp4": dict(H264, rate=Fraction(30000, 1001)),
-    "film.mkv": dict(H264, rate=12),
-    "hevc.mp4": dict(codec="libx265", **{"x265-params": "keyint=24:bframes=4:log-level=none"}),
-    "vp9.webm": dict(codec="libvpx-vp9", g=24, deadline="realtime", **{"cpu-used": 8}),
-    "av1.mkv": dict(codec="libsvtav1", preset=12, g=24, **{"svtav1-params": "lp=1"}),
-    "mpeg4.mp4": MPEG4,
-    "mpeg4.avi": MPEG4,
-    "gaps.mkv": dict(H264, pts=np.cumsum(np.random.default_rng(3).integers(20, 220, 90)) - 20),
-    "late.mp4": dict(H264, start=50),
-}
 
 
 @pytest.fixture(scope="session")
@@ -81,147 +51,6 @@ def data_stream(root, seed=0, steps=20, **changes):
 def data_batches(stream, start, stop, rank=0, world=1, workers=0, micro=1):
     steps = data.training_batches(stream, start, stop, rank, world, workers, micro)
     return [batch for step in steps for batch in step]
-
-
-# decoding -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", MOVIES)
-def test_data_decode_equals_full_decode(name, tmp_path):
-    """Any window of any file: the pixels of decoding all of it, and the numbers on screen then."""
-    path, pts = write_movie(tmp_path / name, **MOVIES[name]), MOVIES[name].get("pts")
-    times = np.arange(90) / float(MOVIES[name].get("rate", 25))
-    times = times if pts is None else (pts - pts[0]) / 1000
-    full = read_movie(path)[1]
-    assert [movie_number(image) for image in full] == list(range(90))
-    rng = np.random.default_rng(0)
-    for window in range(10):
-        wanted = rng.uniform(-0.2, times[-1] + 0.2) + np.arange(8) * rng.uniform(0.01, 0.1)
-        near = np.abs(wanted[:, None] - times).min(1) < 0.001
-        wanted += 0.002 * near  # Matroska rounds to milliseconds
-        if window < 3:  # exactly at a frame's own time it is that frame
-            wanted = times[rng.permutation(90)[:6]] if window else times[[0, 1, 89]]
-        expected = (np.searchsorted(times, wanted + 5e-4, side="right") - 1).clip(0, 89)
-        clip = data.decode_clip(path, wanted)
-        assert [movie_number(image) for image in clip] == expected.tolist(), window
-        assert np.array_equal(clip, full[expected])
-    found = []
-    data.decode_clip(path, lambda duration_sec: found.append(duration_sec) or [0.0])
-    assert abs(found[0] - times[-1]) < 0.3 + (pts is not None)
-
-
-def test_data_decode_skips_what_nobody_needs(tmp_path, monkeypatch):
-    """Of 1500 frames, fewer come out of the decoder for four than lie between keyframe and last."""
-    path, decoded = write_movie(tmp_path / "long.mp4", 1500, **H264), []
-
-    class Decoder:  # a codec context cannot be patched; it can be stood in for
-        def __init__(self, context):
-            self.context = context
-
-        def decode(self, packet):
-            self.context.skip_frame = self.skip_frame
-            decoded.extend(frames := self.context.decode(packet))
-            return frames
-
-    decode = data._decode
-    monkeypatch.setattr(data, "_decode", lambda context, *rest: decode(Decoder(context), *rest))
-    clip = data.decode_clip(path, [40.0, 40.5, 41.0, 41.5])
-    assert [movie_number(image) for image in clip] == [1000, 1012, 1025, 1037]
-    assert 4 <= len(decoded) < 40  # of 62
-
-
-def test_data_decode_seeks_further_back(tmp_path, monkeypatch):
-    """A late seek costs a second one, not the whole file: windows tried for frame 500 of 600."""
-    tried, read = [], data._read_window
-    late = 0
-
-    class Container:  # its first seek ends `late` ticks too late, on a keyframe
-        def __init__(self, container):
-            self.demux, self.inner = container.demux, container
-
-        def seek(self, offset, stream):
-            self.inner.seek(offset + (0 if tried else late), stream=stream)
-
-    def window(container, *rest):
-        tried.append(read(Container(container), *rest))
-        return tried[-1]
-
-    monkeypatch.setattr(data, "_read_window", window)
-    for name, codec, late, expected in (
-        ("a.mp4", H264, 0, [True]),
-        ("a.ts", H264, 0, [False, True]),
-        ("a.avi", MPEG4, 0, []),
-        ("b.mp4", H264, 12800, [False, True]),
-    ):
-        path = write_movie(tmp_path / name, 600, **codec)
-        assert movie_number(data.decode_clip(path, [19.9, 20.0])[1]) == 500
-        assert tried == expected, name
-        tried.clear()
-
-
-def test_data_decode_sizes_and_rotation(tmp_path):
-    plain = write_movie(tmp_path / "plain.mp4", 10, **H264)
-    turned = write_movie(tmp_path / "turned.mp4", 10, rotation=-90, **H264)
-    a, b = data.decode_clip(plain, [0.2]), data.decode_clip(turned, [0.2])
-    assert b.shape == (1, 96, 64, 3) and np.array_equal(b, np.rot90(a, 3, (1, 2)))
-    for path, turn in ((plain, 1), (turned, -1)):
-        for options, shape in (
-            (dict(short_side=32), (32, 48)),
-            (dict(short_side=50, multiple=16), (48, 80)),
-        ):
-            assert data.decode_clip(path, [0, 0.1], **options).shape == (2, *shape[::turn], 3)
-        assert data.decode_clip(path, [0], size=(40, 20)).shape == (1, 40, 20, 3)
-    half = torch.from_numpy(a).permute(0, 3, 1, 2).float()
-    half = torch.nn.functional.interpolate(half, (32, 48), mode="area").permute(0, 2, 3, 1)
-    assert np.abs(half.numpy() - data.decode_clip(plain, [0.2], short_side=32)).mean() < 5
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared videos are not here")
-def test_data_decode_real_videos():
-    reference = np.load(SHARED / "videos/nasa_13013.stream3.frames.npz")
-    times = reference["index"] * 1001 / 30000
-    clip = data.decode_clip(SHARED / "videos/nasa_13013.mp4", times)
-    assert np.array_equal(clip, reference["rgb"])
-    for name in ("av1_video.mkv", "h264_10bits.mp4", "h265_video.mp4"):
-        times, frames = read_movie(SHARED / "videos" / name)
-        picked = np.random.default_rng(0).permutation(len(frames))[:8]
-        wanted = [float(times[i] - times[0]) for i in picked]
-        assert np.array_equal(data.decode_clip(SHARED / "videos" / name, wanted), frames[picked])
-
-
-def test_data_damaged_files(tmp_path):
-    """One sentence with the path; nothing stays open, also when it fails."""
-    good = write_movie(tmp_path / "good.mp4", **H264)
-    content = good.read_bytes()
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "page.mp4").write_bytes(b"<html>404</html>" * 99)
-    (tmp_path / "half.mp4").write_bytes(content[: len(content) // 2])
-    with av.open(str(tmp_path / "sound.mp4"), "w") as file:
-        stream = file.add_stream("aac", rate=16000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
-        sound.rate = 16000
-        file.mux(stream.encode(sound))
-        file.mux(stream.encode(None))
-    before = len(os.listdir("/proc/self/fd"))
-    for name in ["empty.mp4", "page.mp4", "half.mp4", "sound.mp4", "absent.mp4"] * 20:
-        with pytest.raises(data.DecodeError, match=name):
-            data.decode_clip(tmp_path / name, [0.0])
-    for time_sec, text in ((902, "902.000"), (-3, "-3.000")):  # a wrong offset: no set of stills
-        with pytest.raises(data.DecodeError, match=text):
-            data.decode_clip(good, [time_sec])
-    for _ in range(300):
-        data.decode_clip(good, [0.5])
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
-
-
-@pytest.mark.slow
-def test_data_memory_is_flat(tmp_path):
-    path = write_movie(tmp_path / "v.mp4", **H264)
-    for turn in range(2300):
-        data.decode_clip(path, [1.0, 1.5], short_side=48)
-        if turn == 300:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024  # KiB
 
 
 # annotations ----------------------------------------------------------------------------------

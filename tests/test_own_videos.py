@@ -1,15 +1,12 @@
 """Tests of data.py, tools."""
 
-import re
-import shutil
 import zlib
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from helpers import read_movie, run_here, write_lines, write_movie
+from helpers import read_movie, run_here, write_movie
 
 import data
 from extras import importing, pictures, videos
@@ -260,41 +257,6 @@ def test_tools_split_keeps_classes_in_both_parts():
         for name in set().union(*videos.values()):
             there = {video for video in videos if name in videos[video]}
             assert there - chosen and (len(there) < 2 or there & chosen), (seed, name)
-
-
-def test_tools_prepare_keeps_every_time_and_check_finds_damage(tools_world, tmp_path, tools_run):
-    source, target = tmp_path / "videos", tmp_path / "small"
-    shutil.copytree(tools_world / "videos", source)
-    tools_run("prepare", source, target, "--short-side", 48, "--keyframe-sec", 0.5, "--workers", 2)
-    for name in TOOLS_VIDEOS:
-        paths = source / name, (target / name).with_suffix(".mp4")
-        (clock, _), (copied, frames) = map(read_movie, paths)
-        assert clock == copied, name  # exact fractions, the late start of fast.mp4 included
-        with av.open(str(paths[1])) as file:
-            keys = [frame.time for frame in file.decode(video=0) if frame.key_frame]
-        assert max(np.diff(keys)) < 0.5 + 1 / 12 and min(frames.shape[1:3]) == 48
-        times = np.arange(0.05, 3.9, 0.31)
-        before, after = (data.decode_clip(path, times, size=(48, 48)) for path in paths)
-        assert np.abs(before.astype(float) - after).mean((1, 2, 3)).max() < 3, name
-    first = {path: path.stat().st_mtime_ns for path in target.rglob("*.mp4")}
-    half = source / "half.mp4"
-    half.write_bytes((source / "slow.mp4").read_bytes()[:3000])
-    again = tools_run("prepare", source, target, code=1)
-    assert "0 prepared, 6 were there, 1 damaged" in again and f"{half}: " in again
-    there = [path for path in target.rglob("*") if path.is_file()]
-    assert first == {path: path.stat().st_mtime_ns for path in there}
-    write_lines(tmp_path / "list.txt", "half.mp4 a", "slow.mp4 b", "gone.mp4 b")
-    recipe = write_lines(
-        tmp_path / "r.toml",
-        "[[task]]",
-        'name = "t"',
-        'kind = "clip"',
-        'train = "list.txt"',
-        f'videos = "{source}"',
-    )
-    found = tools_run("check", recipe, code=1)
-    assert re.search("gone.* is missing", found) and f"{half}: " in found
-    assert "2 videos, 2 problems" in found
 
 
 def test_tools_pictures_come_back_as_drawn(tmp_path):
