@@ -14,11 +14,9 @@ datasets; the shared encoder is updated by all of them, each head by its own. Re
 import argparse
 import contextlib
 import dataclasses
-import difflib
-import importlib
 import json
 import math
-import signal
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,7 @@ from torch import nn
 
 import ava_eval
 import data
-from extras import checkpoints, methods, report, settings
+from extras import checkpoints, door, methods, report
 from extras import job as jobs
 from extras import recipe as recipes
 from extras.job import Job
@@ -358,29 +356,27 @@ def stages(recipe: Recipe) -> list[Recipe]:
 
     `finetune`: the upstream tasks for as many steps as the schedule gives them, then the downstream
     tasks for theirs, each with a warm-up and a cosine of its own: every dataset is seen as often as
-    in co-finetuning. The idle upstream heads stay in the model, so that the second stage also tells
-    what is left of the upstream accuracy. `downstream` is the second stage alone.
+    in co-finetuning, up to a batch. The idle upstream heads stay in the model, so that the second
+    stage also tells what is left of the upstream accuracy. `downstream` is the second stage alone.
     """
     method, _, wrapper = recipe.method.partition("+")
     if method not in ("finetune", "downstream"):
         return [recipe]
-    weights = {"clip": 0.0, "box": 0.0}
-    names = {"clip": [], "box": []}
+    names, weights = {"clip": [], "box": []}, {"clip": 0.0, "box": 0.0}
     for task in recipe.task:
-        names[task.kind].append(task.name)
-        weights[task.kind] += task.weight if recipe.schedule == "weighted" else 1.0
-    first = round(recipe.steps * weights["clip"] / sum(weights.values()))
-    steps = {"clip": first, "box": recipe.steps - first}
-    upstream, downstream = (
-        dataclasses.replace(
-            recipe,
-            method="cofinetune",
-            steps=steps[kind],
-            train_tasks=names[kind],
-            warmup=min(recipe.warmup, steps[kind] // 2),
-        )
-        for kind in ("clip", "box")
-    )
+        if not recipe.train_tasks or task.name in recipe.train_tasks:
+            names[task.kind].append(task.name)
+            weights[task.kind] += task.weight if recipe.schedule == "weighted" else 1.0
+    steps = {"clip": recipe.steps, "box": recipe.steps}  # accumulate: every task at every step
+    if recipe.schedule != "accumulate":
+        steps["clip"] = round(recipe.steps * weights["clip"] / sum(weights.values()))
+        steps["box"] = recipe.steps - steps["clip"]
+    result = []
+    for kind in ("clip", "box"):
+        warmup = min(recipe.warmup, steps[kind] // 2)
+        stage = dict(steps=steps[kind], train_tasks=names[kind], warmup=warmup)
+        result.append(dataclasses.replace(recipe, method="cofinetune", **stage))
+    upstream, downstream = result
     if method == "downstream":
         return [downstream]
     upstream = dataclasses.replace(
@@ -408,12 +404,12 @@ def evaluate(
     the chance levels (random scores on the same boxes and clips), detections.csv and the previews.
     """
     model.eval()
-    result = {"task": {}, "score": 0.0}
+    result = {"task": {}, "score": 0.0, "score_is": ""}
     for name, dataset in datasets.items():
         measure = evaluate_boxes if dataset.task.kind == "box" else evaluate_clips
         result["task"][name] = measure(model, recipe, job, dataset, counts[name], out)
     if job.first:
-        result["score"] = score_of(result["task"].values())
+        result["score"], result["score_is"] = score_of(result["task"].values())
     if ema:
         raw = {key: value.clone() for key, value in model.state_dict().items()}
         model.load_state_dict(ema)
@@ -422,12 +418,14 @@ def evaluate(
     return result
 
 
-def score_of(measured) -> float:
-    """What decides on best.pt: the mean mAP of the box tasks, or else top-1 of the clip tasks."""
-    scores = [one["mAP"] or 0.0 for one in measured if one["kind"] == "box"]
+def score_of(measured) -> tuple[float, str]:
+    """What decides on best.pt, and its name."""
+    scores, name = [one["mAP"] or 0.0 for one in measured if one["kind"] == "box"], "mAP"
     if not scores:
-        scores = [one["top1"] for one in measured]
-    return float(np.mean(scores)) if scores else 0.0
+        scores, name = [one["top1"] for one in measured], "top-1"
+    if len(scores) > 1:
+        name = f"mean {name}"
+    return float(np.mean(scores or [0.0])), name
 
 
 def predictions(model: CoFinetuneModel, recipe: Recipe, job: Job, dataset: data.Dataset):
@@ -435,7 +433,9 @@ def predictions(model: CoFinetuneModel, recipe: Recipe, job: Job, dataset: data.
     task = dataset.task
     size = max(1, task.batch // job.size)
     batches = data.evaluation_batches(dataset, size, job.rank, job.size, recipe.workers)
+    progress = report.Progress(job, f"evaluating {task.name}", len(dataset))
     for batch in batches:
+        progress.add(len(set(batch.keys)) * job.size)
         batch = batch.to(job.device)
         with autocast(recipe, job):
             video = data.normalise(batch.video, *model.scale)
@@ -451,11 +451,10 @@ def gather_by_key(dataset: data.Dataset, job: Job, results: dict) -> dict | None
     parts = job.gather(results)
     if not job.first:
         return None
-    merged, count = {}, 0
+    merged, count, task = {}, 0, dataset.task
     for part in parts:
         merged |= part
         count += len(part)
-    task = dataset.task
     if not len(merged) == count == len(dataset):
         raise RuntimeError(
             f"task {task.name}: {len(dataset)} items gave {count} results with {len(merged)} "
@@ -467,7 +466,8 @@ def gather_by_key(dataset: data.Dataset, job: Job, results: dict) -> dict | None
             f"task {task.name} (val): {len(bad)} of {dataset.videos} videos cannot be decoded, "
             f"bad_share = {task.bad_share}"
         )
-    return merged
+    # In the order of the dataset: equal scores are ranked by it, for any number of ranks.
+    return {item.key: merged[item.key] for item in dataset.items}
 
 
 def evaluate_clips(model, recipe, job, dataset, counts, out) -> dict:
@@ -596,7 +596,6 @@ COMMANDS = {  # name: (module of extras, or "" for here; one line)
     "compare": ("compare", "the method beside its rivals, by seeds, with intervals"),
     "bench": ("bench", "what it costs, against what one would use instead"),
 }
-WITH_RECIPE = {"train", "evaluate", "predict", "compare", "bench"}  # they take its keys as options
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -652,97 +651,16 @@ def run_evaluate(options: argparse.Namespace, overrides: dict[str, str], method)
         print(report.summary(metrics), report.class_table(metrics), report.contents(out), sep="\n")
 
 
-def split_overrides(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Command line words without the recipe's own keys (--key value, --key=value), and those."""
-    known = {field.name for field in dataclasses.fields(Recipe)}
-    rest, overrides = [], {}
-    words = iter(words)
-    for word in words:
-        option, equals, text = word.partition("=")
-        key = option.removeprefix("--")
-        if "." not in key:
-            key = key.replace("-", "_")
-        if not word.startswith("--") or not (key in known or key.startswith(("task.", "model."))):
-            rest.append(word)
-            continue
-        overrides[key] = text if equals else next(words, None)
-        if overrides[key] is None:
-            raise ValueError(f"{option}: a value is expected after it")
-    return rest, overrides
-
-
-def make_parser(command: str) -> tuple[argparse.ArgumentParser, object]:
-    """The parser of a command, and the function that runs it."""
-    module, line = COMMANDS[command]
-    parser = argparse.ArgumentParser(
-        prog=f"cofinetune.py {command}",
-        description=line,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    if module:
-        module = importlib.import_module(f"extras.{module}")
-        add_options, run = getattr(module, "COMMANDS", {}).get(
-            command, (getattr(module, "add_options", None), getattr(module, "run", None))
-        )
-    else:
-        add_options, run = globals()[f"add_{command}_options"], globals()[f"run_{command}"]
-    add_options(parser)
-    if command == "train":
-        parser.epilog = explain_settings()
-    elif command in WITH_RECIPE:
-        parser.epilog = "Settings of the recipe are options too: python cofinetune.py train --help"
-    return parser, run
-
-
-def explain_settings() -> str:
-    return "\n".join(
-        [
-            "Every setting of the recipe is an option.",
-            settings.describe(Recipe, "--", leave_out=("model", "task")),
-            "\n[model], as --model.KEY:\n  arch" + " " * 20 + ", ".join(recipes.SIZES),
-            settings.describe(recipes.ModelConfig, ""),
-            "\n[[task]], as --task.NAME.KEY:",
-            settings.describe(data.Task, ""),
-        ]
-    )
-
-
-def overview() -> str:
-    lines = [f"  {name:<10} {line}" for name, (_, line) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: python cofinetune.py [COMMAND] [options]; COMMAND --help explains its options\n",
-            *lines,
-            f"\nrecipes (--recipe NAME or FILE.toml): {', '.join(recipes.names())}",
-        ]
-    )
-
-
 def main(words: list[str]) -> int:
+    """A command line -> its exit status. Errors of the user: ValueError, OSError, DecodeError."""
+    if os.name == "nt":
+        raise OSError("Windows is not supported; its Linux (WSL 2) is")
     if words and words[0] in ("-h", "--help"):
-        print(overview())
+        print(door.overview(COMMANDS))
         return 0
-    command = "train"
-    if words and not words[0].startswith("-"):
-        command = words[0]
-        words = words[1:]
-    if command not in COMMANDS:
-        raise ValueError(f"no command {command!r}{settings.did_you_mean(command, list(COMMANDS))}; "
-                         f"there are {', '.join(COMMANDS)}")  # fmt: skip
-    overrides = {}
-    if command in WITH_RECIPE:
-        words, overrides = split_overrides(words)
-    parser, run = make_parser(command)
-    options, unknown = parser.parse_known_args(words)
-    if unknown:
-        known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Recipe)]
-        known += [f"--{name.replace('_', '-')}" for name in vars(options)]
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        what = "unknown option" if unknown[0].startswith("-") else "one word too many:"
-        raise ValueError(f"{command}: {what} {unknown[0]}{hint}")
-    code = run(options, overrides, sys.modules[__name__])
+    here = sys.modules[__name__]  # what the commands need of the method; nobody imports this file
+    run, options, overrides = door.parse(words, COMMANDS, here)
+    code = run(options, overrides, here)
     if dist.is_initialized():
         # Wait: gloo may abort when a rank leaves while another still speaks.
         dist.all_reduce(torch.zeros(1))

@@ -3,6 +3,7 @@
 import json
 import os
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,35 @@ def class_table(metrics: dict, most: int = 20) -> str:
             else:
                 lines.append(f"  {one['ap']:.4f}  {one['name']} ({one['num_gt']})")
     return "\n".join(lines)
+
+
+class Progress:
+    """A line every ten seconds for what takes longer."""
+
+    def __init__(self, job, what: str, total: int):
+        self.job, self.what, self.total = job, what, total
+        self.done, self.began = 0, time.time()
+        self.shown = self.began
+
+    def add(self, count: int) -> None:
+        self.done = min(self.done + count, self.total)
+        now = time.time()
+        if now - self.shown > 10 and self.done < self.total:
+            self.shown = now
+            left = round((now - self.began) * (self.total / self.done - 1))
+            self.job.say(f"{self.what}: {self.done} of {self.total}, {left} s left")
+
+
+def next_commands(out: Path, recipe) -> str:
+    """What one does with a run that is done."""
+    lines = [
+        f"python cofinetune.py evaluate {out}",
+        f"python cofinetune.py predict {out} VIDEO",
+        f"python cofinetune.py info {out}",
+    ]
+    if any(task.kind == "box" for task in recipe.task):
+        lines[1] += " --boxes detect"
+    return "next:\n  " + "\n  ".join(lines)
 
 
 def contents(folder: Path) -> str:

@@ -35,7 +35,7 @@ class Run:
         self.classes = {name: dataset.classes for name, dataset in train_sets.items()}
         self.counts = {name: dataset.class_counts() for name, dataset in train_sets.items()}
         self.interrupt, self.state, self.ema = Interrupt(), None, {}
-        self.step, self.best = 0, -1.0
+        self.step, self.best, self.best_step = 0, -1.0, 0
         if job.first:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock = lock(self.out)
@@ -47,6 +47,7 @@ class Run:
             self.state = checkpoints.load(last)
             self.refuse_another(last)
             self.step, self.best = self.state["step"], self.state["best"]
+            self.best_step = self.state["best_step"]
         if len(set(job.everywhere(self.step))) > 1:
             raise ValueError(
                 f"the processes start at different steps: {self.out} must lie on a disk that all "
@@ -157,7 +158,7 @@ class Run:
         """Log an evaluation after `done` steps; the best one is kept."""
         self.log.evaluation(done, metrics, **more)
         if metrics["score"] > self.best:
-            self.best = metrics["score"]
+            self.best, self.best_step = metrics["score"], done
             self.checkpoint(done, "best.pt")
 
     def finish(self, metrics: dict) -> dict:
@@ -166,7 +167,11 @@ class Run:
         if self.job.first:
             write_text(self.out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
             report.draw_log(self.out / "log.jsonl")
+            if table := report.class_table(metrics):
+                print(table)
+            print(f"best.pt is of step {self.best_step}, by {metrics['score_is']} {self.best:.4f}")
             print(report.contents(self.out))
+            print(report.next_commands(self.out, self.recipe))
         return metrics
 
     def checkpoint(self, step: int, name: str) -> None:
@@ -185,6 +190,7 @@ class Run:
             class_counts=self.counts,
             step=step,
             best=self.best,
+            best_step=self.best_step,
             ema=self.ema,
             stream=self.stream.state(),
             optimisers=[optimiser.state_dict() for optimiser in self.optimisers],

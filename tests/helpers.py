@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import cofinetune
 import model as M
 from cofinetune import Recipe
-from extras import checkpoints, job, world
+from extras import checkpoints, door, job, world
 from extras import recipe as recipes
 from extras.checkpoints import recipe_of
 from extras.job import Job
@@ -229,7 +229,7 @@ def run_options(root, out, *more, steps=6):
 
 
 def run_train(root, out, *more, **kinds):
-    rest, overrides = cofinetune.split_overrides(run_options(root, out, *more, **kinds))
+    rest, overrides = door.split_overrides(run_options(root, out, *more, **kinds), Recipe)
     assert not rest
     return cofinetune.train(recipes.read(Recipe, "demo", overrides), Job())
 

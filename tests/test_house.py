@@ -11,6 +11,7 @@ from helpers import ENVIRONMENT, HERE, run_here, run_python, write_lines
 import cofinetune
 import data
 import model as M
+from extras import door
 from extras import recipe as recipes
 
 LEAVES = {"model": {"torch"}, "data": {"torch", "numpy", "av"}, "ava_eval": {"numpy"}}
@@ -158,7 +159,7 @@ def test_readme_commands_exist():
         done = run_here(*program, "--help")
         assert done.returncode == 0, program
         known = done.stdout
-        if program[-1] in cofinetune.WITH_RECIPE:
+        if program[-1] in door.WITH_RECIPE:
             known += everything
         for option in options:
             assert option.startswith(("--task.", "--model.")) or option in known, (program, option)
