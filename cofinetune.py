@@ -669,13 +669,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1:])
-    except (ValueError, OSError, FloatingPointError, data.DecodeError, jobs.PeerLost) as problem:
-        jobs.leave(2, f"error: {problem}")
-    except KeyboardInterrupt:
-        jobs.leave(128 + signal.SIGINT, "stopped; the same command goes on or starts again")
-    except torch.OutOfMemoryError as problem:
-        jobs.leave(2, f"error: {str(problem).splitlines()[0]} Smaller batches, --micro-batches or "
-                      "--model.checkpointing true need less")  # fmt: skip
-    sys.exit(code)
+    jobs.run_and_leave(main, sys.argv[1:])
