@@ -13,12 +13,27 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
+from data import DecodeError
+
 GRACE_SEC = 20  # for the step in progress after SIGTERM; torchrun kills 30 s after it
+
+
+PEER_LOST = (
+    "another process of the job is gone (killed, by the system if memory ran out, or stopped by an "
+    "error of its own); the same command goes on from the last checkpoint"
+)
+
+
+WORKER_LOST = (
+    "a decoding process was killed, by the system if memory ran out: fewer --workers or smaller "
+    "batches; last.pt is intact, and the same command goes on from it"
+)
 
 
 class PeerLost(Exception):
@@ -80,13 +95,15 @@ def errors_of_peers():
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise PeerLost(
-            "another process of the job is gone (killed, by the system if memory ran out, or "
-            f"stopped by an error of its own): {reason}"
-        ) from error
+        if lost_peer(error):
+            raise PeerLost(PEER_LOST) from error
+        raise
+
+
+def lost_peer(error: RuntimeError) -> bool:
+    """Is this gloo's or NCCL's way to say that a connection broke?"""
+    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Socket")
+    return any(word in str(error) for word in words)
 
 
 def join(recipe) -> Job:
@@ -125,6 +142,40 @@ def launched() -> bool:
 # ------------------------------------------------------------------------------------------------
 
 
+def sentence_of(problem: BaseException) -> str:
+    """What the screen says of an error that ends the process; "" for one nobody foresaw."""
+    if isinstance(problem, KeyboardInterrupt):
+        return "stopped; the same command goes on or starts again"
+    if isinstance(problem, torch.OutOfMemoryError):
+        reason = str(problem).splitlines()[0]
+        return f"error: {reason} Smaller batches, --micro-batches, --model.checkpointing true help"
+    if isinstance(problem, (ValueError, OSError, FloatingPointError, DecodeError, PeerLost)):
+        return f"error: {problem}"
+    if isinstance(problem, RuntimeError) and dist.is_initialized() and lost_peer(problem):
+        return f"error: {PEER_LOST}"  # within the backward, where DDP exchanges gradients
+    if isinstance(problem, RuntimeError) and "DataLoader worker" in str(problem):
+        return f"error: {WORKER_LOST}"  # torch raises it wherever the main thread is
+    return ""
+
+
+def run_and_leave(main, words: list[str]) -> None:
+    """A program from its command line to its exit status, whatever happens on the way."""
+    try:
+        code, sentence = main(words), ""
+    except SystemExit as end:  # --help; a stop after a signal, with everything saved
+        code, sentence = end.code or 0, ""
+        if isinstance(code, str):
+            code, sentence = 1, code
+    except BaseException as problem:
+        sentence, code = sentence_of(problem), 2
+        if isinstance(problem, KeyboardInterrupt):
+            code = 128 + signal.SIGINT
+        if not sentence:
+            traceback.print_exception(problem)
+            sentence, code = f"error, not foreseen: {problem!r}", 1
+    leave(code, sentence)
+
+
 def leave(code: int, sentence: str = "") -> None:
     """End this process now, with its loader workers, after one sentence on the screen.
 
@@ -147,7 +198,7 @@ def last_words(sentence: str) -> None:
     if not place:
         print(sentence, file=sys.stderr, flush=True)
         return
-    extra = {"py_callstack": "", "timestamp": str(int(time.time()))}
+    extra = {"py_callstack": sentence, "timestamp": str(int(time.time()))}
     with contextlib.suppress(OSError), open(place, "w", encoding="utf-8") as file:
         json.dump({"message": {"message": sentence, "extraInfo": extra}}, file)
 
