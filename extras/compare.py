@@ -1,14 +1,33 @@
-"""compare: methods side by side on the same encoder, data, budget and evaluation."""
+"""compare: methods side by side on the same encoder, data, budget and evaluation.
 
+A comparison is a protocol, a TOML file of docs/protocols or your own: which methods, on which
+worlds, which of their settings are tuned. It goes through three phases:
+
+    tuning   every point of a method's grid on worlds that no reported number is measured on
+    noise    two methods again and again on one of those worlds, with another initialisation and
+             order: how far apart are two runs that differ in nothing that matters? And how many
+             worlds does that ask for?
+    final    every method, with what was best for it, on every world of the table
+
+The unit of all statistics is a world. Differences are paired by world; an interval is of one
+protocol; another comparison of the same methods stands beside it, never in one sample with it.
+In `out`: compare.md, compare.csv (every run), compare.png, and the runs; finished runs are kept,
+stopped ones resume. With a recipe of real data a "world" is a seed, that is an initialisation and
+an order of the data, and the tuning is done on a fifth of the training videos that is held out.
+"""
+
+import argparse
 import csv
+import itertools
 import json
 import math
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,427 +35,860 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# ------------------------------------------------------------------------------------------------
-# The comparison
-# ------------------------------------------------------------------------------------------------
+import data
+from extras import charts, settings
+from extras import recipe as recipes
+from extras.settings import setting
+
+HERE = Path(__file__).resolve().parent.parent
+FOLDER = HERE / "docs" / "protocols"
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom; beyond, the last one: a little too wide.
 T975 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-    2.201,
-    2.179,
-    2.160,
-    2.145,
-    2.131,
-    2.120,
-    2.110,
-    2.101,
-    2.093,
-    2.086,
-    2.080,
-    2.074,
-    2.069,
-    2.064,
-    2.060,
-    2.056,
-    2.052,
-    2.048,
-    2.045,
-    2.042,
-)
-COSTS = {"clips seen": ",.0f", "updates": ",.0f", "minutes": ".1f"}  # columns that are no scores
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# Protocols
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Method:
+    """A row of the tables."""
+
+    name: str
+    settings: dict = setting({}, "of the recipe")
+    grid: dict = setting({}, "setting: list of values; every combination is tried in the tuning")
+    like: str = setting("", "a method above, whose tuned settings this one starts from")
+
+
+@dataclass
+class Case:
+    """A point on the question's axis: every method is run in each."""
+
+    name: str = ""
+    x: float = setting(0.0, "its place on the figure's axis")
+    world: dict = setting({}, "sizes of the generated world")
+    settings: dict = setting({}, "of the recipe, for all methods")
+    tuned_as: str = setting("", "a case above, whose tuned settings are taken")
+
+
+@dataclass
+class Protocol:
+    """A comparison."""
+
+    name: str
+    question: str
+    recipe: str = setting("evidence", "a recipe's name or file")
+    first_world: int = setting(10, "seed of the first world of the table", least=0)
+    worlds: int = setting(8, "of the table", least=1)
+    first_tuning_world: int = setting(1010, "seed of the first world of the tuning", least=0)
+    tuning_worlds: int = setting(3, "per point of a grid", least=1)
+    repeats: int = setting(4, "runs of two methods on one world, for the noise", least=0)
+    reference: str = setting("", "the method that differences are taken to; '': the first")
+    figure: str = setting("rows", "rows: differences | lines: differences along x | kept: upstream")
+    axis: str = setting("", "what x is")
+    method: list = setting([], "the rows of the tables")
+    case: list = setting([], "the points of the axis; []: one")
+
+
+def read_protocol(source: str) -> Protocol:
+    """A file, or the name of one in docs/protocols. ValueError with all that is wrong with it."""
+    path = Path(source)
+    if not path.is_file():
+        path = FOLDER / f"{source}.toml"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
+        raise ValueError(f"compare: no protocol {source}; expected a file or one of {names}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not TOML: {error}") from None
+    table = {"name": path.stem, "question": ""} | table
+    problems = list(settings.misfits(Protocol, table).values())
+    parts = {"method": [], "case": []}
+    for key, kind in (("method", Method), ("case", Case)):
+        for number, part in enumerate(table.get(key, []), 1):
+            wrong = settings.misfits(kind, part)
+            if not part.get("name"):
+                wrong["name"] = "name is missing"
+            problems += [f"{key} {part.get('name', number)}: {each}" for each in wrong.values()]
+            if not wrong:
+                parts[key].append(kind(**part))
+    if not problems:
+        protocol = Protocol(**table | parts)
+        protocol.case = protocol.case or [Case()]
+        if protocol.method:
+            protocol.reference = protocol.reference or protocol.method[0].name
+        problems = check(protocol)
+    if problems:
+        raise ValueError(f"protocol {path}:\n  " + "\n  ".join(problems))
+    return protocol
+
+
+def check(protocol: Protocol) -> list[str]:
+    """What is wrong across the keys."""
+    problems = []
+    names = [method.name for method in protocol.method]
+    if protocol.reference not in names:
+        problems.append(f"reference = {protocol.reference!r} is not one of {', '.join(names)}")
+    if protocol.figure not in FIGURES:
+        problems.append(f"figure = {protocol.figure!r} is not one of {', '.join(FIGURES)}")
+    for part in (protocol.method, protocol.case):
+        above = []
+        for each in part:
+            if each.name in above:
+                problems.append(f"{each.name!r} stands there twice")
+            other = each.like if isinstance(each, Method) else each.tuned_as
+            if other and other not in above:
+                problems.append(f"{each.name!r}: {other!r} does not stand above it")
+            above.append(each.name)
+    for method in protocol.method:
+        for key, values in method.grid.items():
+            if type(values) is not list or not values:
+                problems.append(f"{method.name!r}: grid.{key} = {values!r} is no list of values")
+    tuning = range(protocol.first_tuning_world, protocol.first_tuning_world + 1000)
+    final = range(protocol.first_world, protocol.first_world + protocol.worlds)
+    if set(final) & set(tuning):
+        problems.append("worlds of the table among those of the tuning")
+    return problems
+
+
+def grid_points(method: Method) -> list[dict]:
+    """Every combination of the grid's values."""
+    keys = list(method.grid)
+    return [
+        dict(zip(keys, values, strict=True)) for values in itertools.product(*method.grid.values())
+    ]
+
+
+# ------------------------------------------------------------------------------------------------
+# Runs
+# ------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Run:
+    """One training of one method, in a process of its own."""
+
+    phase: str  # tuning | noise | final
+    case: str
     method: str
-    lr: float
+    tuned: dict  # the point of the grid
     seed: int
     out: Path
     overrides: dict[str, str]  # of the recipe
 
-    def metrics(self) -> dict:
-        """metrics.json, which a run lacks until it is finished, and for good if it diverged."""
+    def metrics(self) -> dict | None:
+        """None: not finished; or it diverged, which is for good."""
         path = self.out / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else {"score": -math.inf}
+        return json.loads(path.read_text()) if path.exists() else None
 
 
-def compare(
-    recipe, source: str, overrides: dict[str, str], methods: list[str], seeds: int = 5,
-    lrs: list[float] = (), jobs: int = 0, tuning_seeds: int = 2,
-) -> None:  # fmt: skip
-    """Tune every method's learning rate, run every method with the same seeds, write the tables.
+class Comparison:
+    """Plans and starts the runs of a protocol, and reads what they left."""
 
-    recipe: what `source` (a file or a name) and `overrides` resolve to. A seed decides on the
-    initialisation, the order of the data, the same for all methods, and the world where it is
-    generated. The rate is the best of `lrs` (default: half, once, twice the recipe's; a single one
-    is taken as it is) by mean mAP over tuning seeds, on data that no reported number is measured
-    on: other worlds, or the fifth of the training videos that `hold_out` sets aside. `jobs` runs at
-    a time have one thread each (0: a run per core; one in all on a GPU). Finished runs are kept,
-    stopped ones resume. A method may carry settings of its own, `finetune@task.ava.lr_scale=2`; one
-    that carries `@lr=0.1` is not tuned. Differences are taken to the `finetune` that was tuned
-    best. In `out` (runs/compare): compare.md, compare.csv (every run), classes.csv, compare.png,
-    and the runs.
-    """
-    out = Path(overrides.get("out", "runs/compare")).resolve()
-    lrs = sorted(set(lrs)) or [recipe.lr / 2, recipe.lr, recipe.lr * 2]
-    if jobs < 0:
-        raise ValueError(f"compare: --jobs {jobs}, expected 0 (one per core) or more")
-    if min(seeds, tuning_seeds) < 1 or len(set(methods)) < len(methods):
-        raise ValueError(
-            f"compare: {seeds} seeds, {tuning_seeds} tuning seeds, methods "
-            f"{', '.join(methods)}; expected one seed or more, each method once"
-        )
-    if bad := [part for m in methods for part in m.split("@")[1:] if "=" not in part]:
-        raise ValueError(f"compare: {bad[0]!r} after @ is not of the form key=value")
-    if not any(task.kind == "box" for task in recipe.task):
-        raise ValueError(f"compare: {source} has no box task, whose mAP decides")
-    if not jobs:
-        gpu = recipe.device != "cpu" and torch.cuda.is_available()
-        jobs = 1 if gpu else len(os.sched_getaffinity(0))
+    def __init__(self, protocol: Protocol, overrides: dict, jobs: int, read_recipe):
+        self.protocol, self.overrides, self.read_recipe = protocol, dict(overrides), read_recipe
+        self.out = Path(self.overrides.pop("out", f"runs/{protocol.name}")).resolve()
+        self.recipe = read_recipe(protocol.recipe, self.overrides)
+        if not any(task.kind == "box" for task in self.recipe.task):
+            raise ValueError(f"compare: {protocol.recipe} has no box task, whose mAP decides")
+        self.jobs = jobs
+        if not jobs:
+            gpu = self.recipe.device != "cpu" and torch.cuda.is_available()
+            self.jobs = 1 if gpu else len(os.sched_getaffinity(0))
+        self.commit = current_commit()
+        self.held_out = None
+        self.boxes = {}  # (training boxes' file): boxes by class
 
-    def run(phase: str, method: str, lr: float, seed: int, split: dict) -> Run:
-        folder = out / phase / f"{method}-lr{lr:g}-seed{seed}"
-        name, *changes = method.split("@")
-        own = dict(change.split("=", 1) for change in changes)
-        own |= {
-            "method": name,
-            "lr": repr(lr),
-            "seed": str(seed),
-            "threads": "1",
-            "out": str(folder),
-        }
-        return Run(method, lr, seed, folder, overrides | split | own)
+    def all_phases(self, tune_only: bool = False) -> list[dict]:
+        """-> a row for every run."""
+        rows = self.launch(self.plan_tuning())
+        chosen = choose(self.protocol, rows)
+        rows += self.launch(self.plan_noise(chosen))
+        if not tune_only:
+            final = self.launch(self.plan_final(chosen))
+            diverged = [row["folder"] for row in final if row["score"] == -math.inf]
+            if diverged:
+                raise ValueError(f"compare: no table, {', '.join(diverged)} diverged")
+            rows += final
+        return rows
 
-    given = {
-        m: float(part.removeprefix("lr="))
-        for m in methods
-        for part in m.split("@")
-        if part.startswith("lr=")
-    }
-    tuned = [m for m in methods if m not in given] if len(lrs) > 1 else []
-    scores, best, tuning, final = {}, dict.fromkeys(methods, lrs[0]) | given, [], []
-    if tuned:
-        held_out = {} if recipe.world else hold_out(recipe, out / "tuning")
-        for seed in range(recipe.seed + 1000, recipe.seed + 1000 + tuning_seeds):
-            split = other_world(recipe, seed, out) if recipe.world else held_out
-            tuning += [run("tuning", method, lr, seed, split) for method in tuned for lr in lrs]
-        launch(tuning, recipe, source, jobs)
-        for key in ((method, lr) for method in tuned for lr in lrs):
-            scores[key] = np.mean([r.metrics()["score"] for r in tuning if (r.method, r.lr) == key])
-        best |= {method: max(lrs, key=lambda lr: scores[method, lr]) for method in tuned}
-    for seed in range(recipe.seed, recipe.seed + seeds):
-        split = other_world(recipe, seed, out) if recipe.world else {}
-        final += [run("final", method, best[method], seed, split) for method in methods]
-    launch(final, recipe, source, jobs)
-    if diverged := [str(r.out) for r in final if "task" not in r.metrics()]:
-        raise ValueError(f"compare: no table, {', '.join(diverged)} diverged; take smaller --lrs")
-    write_tables(recipe, source, final, lrs, scores, best, out)
+    def plan_tuning(self) -> list[Run]:
+        runs = []
+        first = self.protocol.first_tuning_world
+        for case in self.protocol.case:
+            for method in self.protocol.method:
+                points = grid_points(method)
+                if case.tuned_as or len(points) == 1:
+                    continue
+                for point in points:
+                    for seed in range(first, first + self.protocol.tuning_worlds):
+                        runs.append(self.make_run("tuning", case, method, point, seed))
+        return runs
 
+    def plan_noise(self, chosen: dict) -> list[Run]:
+        """The reference and the first other method, in the first case."""
+        case, world = self.protocol.case[0], self.protocol.first_tuning_world
+        others = [m for m in self.protocol.method if m.name != self.protocol.reference]
+        pair = [m for m in self.protocol.method if m.name == self.protocol.reference] + others[:1]
+        runs = []
+        for method in pair:
+            for repeat in range(self.protocol.repeats):
+                tuned = chosen[case.name, method.name]
+                seed = world + 1000 + repeat
+                runs.append(self.make_run("noise", case, method, tuned, seed, world))
+        return runs
 
-def other_world(recipe, seed: int, out: Path) -> dict[str, str]:
-    """Make the recipe's world with another seed -> the overrides that train on it."""
-    from extras.world import make_world
+    def plan_final(self, chosen: dict) -> list[Run]:
+        runs = []
+        first = self.protocol.first_world
+        for seed in range(first, first + self.protocol.worlds):
+            for case in self.protocol.case:
+                for method in self.protocol.method:
+                    tuned = chosen[case.name, method.name]
+                    runs.append(self.make_run("final", case, method, tuned, seed))
+        return runs
 
-    world, folder = recipe.world | {"seed": seed}, out / "worlds" / f"seed{seed}"
-    make_world(folder, **world)
-    world = ", ".join(f"{key} = {value!r}" for key, value in world.items())
-    return {"root": str(folder), "world": "{" + world + "}"}
+    def make_run(
+        self, phase: str, case: Case, method: Method, tuned: dict, seed: int, world: int = -1
+    ) -> Run:
+        """world: the seed of the generated world, if it is not the run's own."""
+        folder = self.out / phase / slug(case.name) / slug(method.name)
+        if phase == "tuning":
+            folder = folder / slug(spell(tuned))
+        folder = folder / f"seed{seed}"
+        chosen = case.settings | method.settings | tuned
+        overrides = dict(self.overrides)
+        for key, value in chosen.items():
+            overrides[key] = value if isinstance(value, str) else settings.show(value)
+        if self.recipe.world:
+            overrides |= self.place_world(case, seed if world < 0 else world)
+        elif phase != "final":
+            overrides |= self.hold_out()
+        overrides |= {"seed": str(seed), "threads": "1", "out": str(folder)}
+        return Run(phase, case.name, method.name, tuned, seed, folder, overrides)
 
+    def place_world(self, case: Case, seed: int) -> dict[str, str]:
+        """Make the recipe's world with another seed -> the overrides that train on it."""
+        from extras.world import make_world
 
-def hold_out(recipe, out: Path) -> dict[str, str]:
-    """Set a fifth of each box task's training videos aside -> the overrides that validate on them,
-    with the person boxes of training. Upstream tasks stay as they are: downstream mAP decides."""
-    overrides = {}
-    out.mkdir(parents=True, exist_ok=True)
-    for task in (task for task in recipe.task if task.kind == "box"):
-        parts = {"train": [], "val": []}
-        for row in (Path(recipe.root) / task.train).read_text().splitlines(keepends=True):
-            parts["train" if zlib.crc32(row.split(",")[0].encode()) % 5 else "val"].append(row)
-        for split, rows in parts.items():
-            path = out / f"{task.name}_{split}.csv"
-            path.write_text("".join(rows))
-            overrides[f"task.{task.name}.{split}"] = str(path)
-        for key, value in (
-            ("val_videos", task.videos),
-            ("val_boxes", task.train_boxes),
-            ("exclude_val", task.exclude_train),
-        ):
-            overrides[f"task.{task.name}.{key}"] = value
-    return overrides
+        sizes = self.recipe.world | case.world | {"seed": seed}
+        name = f"seed{seed}"
+        if case.world:
+            name += "-" + slug(spell(case.world))
+        folder = self.out / "worlds" / name
+        make_world(folder, **sizes)
+        return {"root": str(folder), "world": settings.show(sizes)}
 
+    def hold_out(self) -> dict[str, str]:
+        """Set a fifth of each box task's training videos aside -> the overrides that validate on
+        them, with the person boxes of training. Upstream tasks stay: downstream mAP decides."""
+        if self.held_out is not None:
+            return self.held_out
+        self.held_out = {}
+        folder = self.out / "tuning"
+        folder.mkdir(parents=True, exist_ok=True)
+        for task in self.recipe.task:
+            if task.kind != "box":
+                continue
+            parts = {"train": [], "val": []}
+            for row in (Path(self.recipe.root) / task.train).read_text().splitlines(keepends=True):
+                video = row.split(",")[0]
+                parts["train" if zlib.crc32(video.encode()) % 5 else "val"].append(row)
+            for split, rows in parts.items():
+                path = folder / f"{task.name}_{split}.csv"
+                path.write_text("".join(rows))
+                self.held_out[f"task.{task.name}.{split}"] = str(path)
+            self.held_out[f"task.{task.name}.val_videos"] = task.videos
+            self.held_out[f"task.{task.name}.val_boxes"] = task.train_boxes
+            self.held_out[f"task.{task.name}.exclude_val"] = task.exclude_train
+        return self.held_out
 
-def launch(runs: list[Run], recipe, source: str, jobs: int) -> None:
-    """Run what is not finished, `jobs` processes at a time. ValueError as soon as one fails; but a
-    run that diverges only stays without metrics: in a grid that is an answer. Runs of `finetune`
-    and its wrappers that differ in the second stage only share the first: it is copied."""
-    waiting, running, began = [], {}, time.time()
-    for run in runs:
-        identity = json.dumps([source, run.overrides, vars(recipe)], default=vars)
-        written = run.out / "compare.json"
-        if written.exists() and written.read_text() != identity:
-            raise ValueError(f"{run.out} has another recipe or other options; take another --out")
-        run.out.mkdir(parents=True, exist_ok=True)
-        written.write_text(identity)
-        waiting += [] if (run.out / "metrics.json").exists() else [run]
-    total, trainer = len(waiting), str(Path(__file__).resolve().parent.parent / "cofinetune.py")
-    print(
-        f"{runs[0].out.parent}: {len(runs)} runs, {len(runs) - total} done, {jobs} at a time",
-        flush=True,
-    )
-    # SIGTERM and SIGHUP, like Ctrl-C, must not leave runs behind in sessions of their own.
-    signals = {
-        number: signal.signal(number, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        while waiting or running:
-            while len(running) < jobs:
-                busy = [first_stage(other) for other in running.values()]
-                run = next((r for r in waiting if first_stage(r) not in busy), None)
-                if run is None:
-                    break
-                waiting.remove(run)
-                take_first_stage(run, runs)
-                command = [
-                    sys.executable,
-                    trainer,
-                    "--recipe",
-                    source,
-                    *(f"--{key}={value}" for key, value in run.overrides.items()),
-                ]
-                with open(run.out / "output.txt", "a") as output:
-                    process = subprocess.Popen(  # in its own session, which Ctrl-C does not reach
-                        command,
-                        stdout=output,
-                        stderr=output,
-                        start_new_session=True,
-                        env=os.environ | {"OMP_NUM_THREADS": "1"},
-                    )
-                running[process] = run
-            time.sleep(0.1)
-            for process in [p for p in running if p.poll() is not None]:
-                run = running.pop(process)
-                tail = " | ".join((run.out / "output.txt").read_text().split("\n")[-4:-1])
-                if (score := run.metrics()["score"]) == -math.inf and "non-finite" not in tail:
-                    raise ValueError(f"{run.out} ended with status {process.returncode}: {tail}")
-                done = total - len(waiting) - len(running)
-                left = (time.time() - began) / done * (total - done) / 60
-                print(
-                    f"{done}/{total} {run.out.name}: mAP {score:.4f}, {left:.0f} min left",
-                    flush=True,
+    def launch(self, runs: list[Run]) -> list[dict]:
+        """Run what is not finished, `jobs` processes at a time -> a row for each run.
+
+        ValueError as soon as one fails; but a run that diverges only stays without metrics: in a
+        grid that is an answer.
+        """
+        for run in runs:
+            self.claim(run)
+        waiting = [run for run in runs if run.metrics() is None and not has_diverged(run)]
+        total, began, running = len(waiting), time.time(), {}
+        if runs:
+            done = len(runs) - total
+            print(
+                f"{runs[0].phase}: {len(runs)} runs, {done} done, {self.jobs} at a time", flush=True
+            )
+        with signals_as_interrupts():
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.jobs:
+                        run = waiting.pop(0)
+                        running[self.start(run)] = run
+                    time.sleep(0.1)
+                    for process in list(running):
+                        if process.poll() is None:
+                            continue
+                        run = running.pop(process)
+                        score = outcome(run, process.returncode)
+                        done = total - len(waiting) - len(running)
+                        left = (time.time() - began) / done * (total - done) / 60
+                        where = run.out.relative_to(self.out)
+                        print(
+                            f"{done}/{total} {where}: mAP {score:.4f}, {left:.0f} min left",
+                            flush=True,
+                        )
+            except KeyboardInterrupt:
+                raise SystemExit("compare: stopped; the same command goes on from here") from None
+            finally:  # SIGTERM makes a run write its checkpoint and stop
+                for process in running:
+                    process.terminate()
+                for process in running:
+                    process.wait()
+        return [self.row(run) for run in runs]
+
+    def claim(self, run: Run) -> None:
+        """Note what the folder is for. ValueError if it was for something else."""
+        words = {"recipe": self.protocol.recipe, "commit": self.commit} | run.overrides
+        note = run.out / "compare.json"
+        if not note.exists():
+            run.out.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps(words, indent=1))
+            return
+        there = json.loads(note.read_text())
+        for key in sorted(words.keys() | there.keys()):
+            if words.get(key) != there.get(key):
+                raise ValueError(
+                    f"{run.out} was run with {key} = {there.get(key)}, not {words.get(key)}; "
+                    "take another --out"
                 )
-    except KeyboardInterrupt:
-        raise SystemExit("compare: stopped; the same command goes on from here") from None
-    finally:  # SIGTERM makes a run write its checkpoint and stop
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-        for number, handler in signals.items():
+
+    def start(self, run: Run) -> subprocess.Popen:
+        command = [sys.executable, str(HERE / "cofinetune.py"), "--recipe", self.protocol.recipe]
+        command += [f"--{key}={value}" for key, value in run.overrides.items()]
+        with open(run.out / "output.txt", "a") as output:
+            return subprocess.Popen(  # in its own session, which Ctrl-C does not reach
+                command,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    def row(self, run: Run) -> dict:
+        """What the tables show of a run; nan for a group without classes and for a task that the
+        run never trained."""
+        row = {
+            "phase": run.phase,
+            "case": run.case,
+            "method": run.method,
+            "tuned": spell(run.tuned),
+            "seed": run.seed,
+            "commit": self.commit,
+            "folder": str(run.out.relative_to(self.out)),
+            "score": -math.inf,
+        }
+        metrics = run.metrics()
+        if metrics is None:
+            return row
+        row["score"] = metrics["score"]
+        recipe = self.read_recipe(str(run.out / "recipe.toml"), {})
+        trained, costs = read_logs(run.out, {task.name: task.batch for task in recipe.task})
+        for task in recipe.task:
+            measured = metrics["task"].get(task.name)
+            if measured is None:
+                continue
+            if task.kind == "clip":
+                scores = {"top-1": measured["top1"]}
+            else:
+                scores = {f"mAP ({measured['protocol']})": measured["mAP"]}
+                scores |= self.by_kind(recipe, task, measured["per_class"])
+            for name, value in scores.items():
+                known = value is not None and task.name in trained
+                row[f"{task.name} {name}"] = value if known else math.nan
+        return row | costs
+
+    def by_kind(self, recipe, task, per_class: list[dict]) -> dict[str, float]:
+        """Mean AP of head, mid and tail; of each kind of class; of each kind in each of them."""
+        kinds = {}
+        if recipe.world:
+            from extras.world import KINDS as kinds
+        source = (recipe.root, task.train)
+        if source not in self.boxes:
+            self.boxes[source] = data.open_task(task, recipe.root, "train").class_counts()
+        values = {}
+        for one in per_class:
+            if one["ap"] is None or not math.isfinite(one["ap"]):
+                continue
+            boxes = self.boxes[source].get(one["id"], 0)
+            group = "mid"
+            if boxes > recipe.head_above:
+                group = "head"
+            elif boxes < recipe.tail_below:
+                group = "tail"
+            values.setdefault(group, []).append(one["ap"])
+            if one["name"] in kinds:
+                kind = kinds[one["name"]]
+                values.setdefault(kind, []).append(one["ap"])
+                values.setdefault(f"{kind} {group}", []).append(one["ap"])
+        return {name: float(np.mean(aps)) for name, aps in values.items()}
+
+
+def current_commit() -> str:
+    """Of this code; "" where there is no git."""
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def slug(text: str) -> str:
+    """As the name of a folder."""
+    return re.sub(r"[^\w.=+-]+", "-", text).strip("-") or "all"
+
+
+def spell(table: dict) -> str:
+    return ", ".join(f"{key} = {settings.show(value)}" for key, value in table.items())
+
+
+def has_diverged(run: Run) -> bool:
+    output = run.out / "output.txt"
+    return output.exists() and "non-finite" in last_words(output)
+
+
+def last_words(output: Path) -> str:
+    return " | ".join(output.read_text().split("\n")[-4:-1])
+
+
+def outcome(run: Run, status: int) -> float:
+    """The score of a run that ended, -inf of one that diverged. ValueError if it failed."""
+    metrics = run.metrics()
+    if metrics is not None:
+        return metrics["score"]
+    if has_diverged(run):
+        return -math.inf
+    raise ValueError(f"{run.out} ended with status {status}: {last_words(run.out / 'output.txt')}")
+
+
+class signals_as_interrupts:
+    """SIGTERM and SIGHUP, like Ctrl-C, must not leave runs behind in sessions of their own."""
+
+    def __enter__(self):
+        self.before = {}
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            self.before[number] = signal.signal(number, signal.default_int_handler)
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
-def first_stage(run: Run) -> object:
-    """Equal for runs of finetune that share their training on the upstream tasks."""
-    if not run.method.startswith("finetune"):
-        return run
-    return {
-        key: value
-        for key, value in run.overrides.items()
-        if key not in ("out", "method", "method_options")
-    }
+def read_logs(folder: Path, batch: dict[str, int]) -> tuple[set[str], dict[str, float]]:
+    """The tasks that a run trained, in whatever stage, and what that took."""
+    trained, clips, updates, seconds = set(), 0, 0, 0.0
+    for path in folder.rglob("log.jsonl"):
+        times = []
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            if "loss" not in record:
+                continue
+            trained |= record["loss"].keys()
+            clips += sum(batch[task] for task in record["loss"])
+            updates += 1
+            times.append(record["time"]["unix"])
+        if times:
+            seconds += times[-1] - times[0]
+    return trained, {"clips seen": clips, "updates": updates, "minutes": seconds / 60}
 
 
-def take_first_stage(run: Run, runs: list[Run]) -> None:
-    """Copy the first stage of a finished run that has the same, unless this one began its own."""
-    stage, part = run.out / "upstream", run.out / "upstream.part"
-    done = [
-        r.out / "upstream"
-        for r in runs
-        if first_stage(r) == first_stage(run) and (r.out / "metrics.json").exists()
-    ]
-    if done and not stage.exists():
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(done[0], part)
-        part.rename(stage)
+# ------------------------------------------------------------------------------------------------
+# Statistics, all of them of rows
+# ------------------------------------------------------------------------------------------------
 
 
-def measures(run: Run, recipe) -> dict[str, float]:
-    """What the tables show of a finished run, by column; nan for a group without classes and for a
-    task that the run never trained."""
-    found, batch, trained = {}, {task.name: task.batch for task in recipe.task}, set()
-    boxes_first = sorted(run.metrics()["task"].items(), key=lambda item: item[1]["kind"])
-    for name, m in boxes_first:
-        if m["kind"] == "clip":
-            values = {"top-1": m["top1"]}
-        else:
-            values = {f"mAP ({m['protocol']})": m["mAP"]}
-        values |= {group: of["mAP"] for group, of in m.get("groups", {}).items()}
-        found |= {f"{name} {key}": math.nan if v is None else v for key, v in values.items()}
-    found |= dict.fromkeys(COSTS, 0.0)
-    for path in run.out.rglob("log.jsonl"):  # of every stage
-        steps = [r for r in map(json.loads, path.read_text().splitlines()) if "loss" in r]
-        found["clips seen"] += sum(batch[task] for step in steps for task in step["loss"])
-        trained |= {task for step in steps for task in step["loss"]}
-        found["updates"] += len(steps)
-        found["minutes"] += (steps[-1]["time"]["unix"] - steps[0]["time"]["unix"]) / 60
-    return {
-        column: value if column in COSTS or column.split()[0] in trained else math.nan
-        for column, value in found.items()
-    }
+def choose(protocol: Protocol, rows: list[dict]) -> dict[tuple[str, str], dict]:
+    """(case, method) -> the point of its grid with the best mean score over the tuning worlds."""
+    chosen = {}
+    for case in protocol.case:
+        for method in protocol.method:
+            key = (case.name, method.name)
+            if case.tuned_as:
+                chosen[key] = chosen[case.tuned_as, method.name]
+                continue
+            points = grid_points(method)
+            scores = [mean_score(rows, *key, point) for point in points]
+            best = points[int(np.argmax(scores))] if len(points) > 1 else points[0]
+            if method.like:
+                best = chosen[case.name, method.like] | method.settings | best
+            chosen[key] = best
+    return chosen
+
+
+def mean_score(rows: list[dict], case: str, method: str, point: dict) -> float:
+    """Over the tuning worlds; nan if the point was not tried."""
+    wanted = ("tuning", case, method, spell(point))
+    scores = []
+    for row in rows:
+        if (row["phase"], row["case"], row["method"], row["tuned"]) == wanted:
+            scores.append(float(row["score"]))
+    return float(np.mean(scores)) if scores else math.nan
+
+
+def series(rows: list[dict], case: str, method: str, column: str, phase: str = "final"):
+    """(values by world, in the order of the seeds)."""
+    values = {}
+    for row in rows:
+        if (row["phase"], row["case"], row["method"]) == (phase, case, method):
+            values[int(row["seed"])] = float(row.get(column) or "nan")
+    return np.array([values[seed] for seed in sorted(values)])
 
 
 def paired(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean of the differences by seed, and its 95 % t interval (nan for a single seed)."""
+    """Mean of the differences by world, and its 95 % t interval (nan for a single world)."""
     mean, count, half = differences.mean(), len(differences), math.nan
     if count > 1:
-        half = T975[min(count - 1, len(T975)) - 1] * differences.std(ddof=1) / math.sqrt(count)
+        half = t_quantile(count) * differences.std(ddof=1) / math.sqrt(count)
     return mean, mean - half, mean + half
 
 
-def write_tables(
-    recipe, source: str, runs: list[Run], lrs: list, scores: dict, best: dict, out: Path
-) -> None:
-    """compare.md, which is printed too, compare.csv, classes.csv and compare.png."""
-    methods, seeds = list(best), sorted({run.seed for run in runs})
-    results = {(run.method, run.seed): measures(run, recipe) for run in runs}
-    columns = list(results[methods[0], seeds[0]])
-    rates = [c for c in columns if c not in COSTS]
-    series = {c: {m: np.array([results[m, s][c] for s in seeds]) for m in methods} for c in columns}
-    finetuned = [m for m in methods if m.partition("@")[0] == "finetune"]
-    reference = max(finetuned or methods[:1], key=lambda m: scores.get((m, best[m]), 0.0))
-    others = [m for m in methods if m != reference]
-    differences = {(c, m): series[c][m] - series[c][reference] for c in rates for m in others}
+def t_quantile(worlds: int) -> float:
+    return T975[min(worlds - 1, len(T975)) - 1]
 
-    def table(header: list[str], rows: list[list[str]]) -> str:
-        rows = [header, ["---"] * len(header), *rows]
-        text = "".join("| " + " | ".join(row) + " |\n" for row in rows) + "\n"
-        for missing, shown in ((" [+nan, +nan]", ""), (" ± nan", ""), ("+nan", "-"), ("nan", "-")):
-            text = text.replace(missing, shown)
-        return text
 
-    def spread(column: str, values: np.ndarray) -> str:
-        form = COSTS.get(column, ".4f")
-        several = len(values) > 1 and column not in ("clips seen", "updates")
-        return f"{values.mean():{form}}" + (f" ± {values.std(ddof=1):{form}}" if several else "")
+def noise_of_a_run(protocol: Protocol, rows: list[dict]) -> float:
+    """Standard deviation of the score of runs that differ in initialisation and order only; nan
+    without such runs. Pooled over the methods that were repeated."""
+    squares, freedom = 0.0, 0
+    for method in protocol.method:
+        scores = series(rows, protocol.case[0].name, method.name, "score", "noise")
+        if len(scores) > 1:
+            squares += ((scores - scores.mean()) ** 2).sum()
+            freedom += len(scores) - 1
+    return math.sqrt(squares / freedom) if freedom else math.nan
 
-    each, other = "", "held-out training videos"
-    if recipe.world:
-        each, other = "a world, ", "other worlds"
-    text = (
-        f"Recipe {source}, seeds {seeds[0]} to {seeds[-1]}: each {each}an initialisation and "
-        "an order of the clips, the same for all methods.\n\n"
+
+def found_four_times_in_five(deviation: float, worlds: int) -> float:
+    """The true difference that the interval of so many worlds excludes zero for in 80 % of all
+    comparisons, by drawing 20,000 of them."""
+    draws = np.random.default_rng(0).standard_normal((20_000, worlds)) * deviation
+    half = t_quantile(worlds) * draws.std(1, ddof=1) / math.sqrt(worlds)
+    return float(np.quantile(half - draws.mean(1), 0.8))
+
+
+# ------------------------------------------------------------------------------------------------
+# Tables and the figure
+# ------------------------------------------------------------------------------------------------
+
+
+def write_report(protocol: Protocol, rows: list[dict], out: Path) -> None:
+    """compare.md, which is printed too, compare.csv and compare.png."""
+    write_rows(out / "compare.csv", rows)
+    text = [f"# {protocol.name}\n\n{protocol.question}\n"]
+    commits = sorted({str(row["commit"]) for row in rows})
+    text.append(
+        f"Recipe {protocol.recipe}, commit {', '.join(commits) or 'unknown'}. The unit is a world: "
+        "generated videos, an initialisation and an order of the clips.\n"
     )
-    if scores:
-        text += (
-            f"Learning rate: mean mAP over tuning seeds, on {other}. At an edge of the grid, "
-            "a better one may lie outside.\n\n"
-        )
-        taken = {m: f"{best[m]:g}" + " (edge)" * (best[m] in (lrs[0], lrs[-1])) for m in methods}
-        text += table(
-            ["method", *(f"{lr:g}" for lr in lrs), "taken"],
-            [
-                [
-                    m,
-                    *(f"{scores.get((m, lr), math.nan):.4f}" for lr in lrs),
-                    taken[m] if (m, lrs[0]) in scores else f"{best[m]:g} (given)",
-                ]
-                for m in methods
-            ],
-        )
-    else:
-        given = ", ".join(f"{best[m]:g} ({m})" for m in methods)
-        text += f"Learning rate, not tuned: {given}.\n\n"
-    text += (
-        "Mean ± standard deviation over seeds. "
-        f"Head: above {recipe.head_above} training boxes, tail: below {recipe.tail_below}. "
-        "Minutes: from the first to the last logged step.\n\n"
-    )
-    text += table(
-        ["method", *columns], [[m, *(spread(c, series[c][m]) for c in columns)] for m in methods]
-    )
-    if others:
-        interval = "{:+.4f} [{:+.4f}, {:+.4f}]".format
-        text += f"Difference to {reference}, paired by seed: mean and 95 % t interval.\n\n"
-        text += table(
-            ["", *others],
-            [[c, *(interval(*paired(differences[c, m])) for m in others)] for c in rates],
-        )
+    text += [tuning_table(protocol, rows), noise_table(protocol, rows)]
+    finals = [row for row in rows if row["phase"] == "final"]
+    for case in protocol.case:
+        if finals:
+            text.append(f"## {case.name or 'Results'}\n")
+            text += [score_table(protocol, finals, case), difference_table(protocol, finals, case)]
+            text += kind_tables(protocol, finals, case)
+    written = "compare.md, compare.csv"
+    if finals:
+        FIGURES[protocol.figure](protocol, finals, out / "compare.png")
+        written += ", compare.png"
+    text = "\n".join(part for part in text if part)
     (out / "compare.md").write_text(text)
-    write_csv(
-        out / "compare.csv",
-        ["method", "lr", "seed", *columns],
-        [[r.method, r.lr, r.seed, *results[r.method, r.seed].values()] for r in runs],
+    print(text + f"\nin {out}: {written}")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def tuning_table(protocol: Protocol, rows: list[dict]) -> str:
+    chosen, lines = choose(protocol, rows), []
+    for case in protocol.case:
+        for method in protocol.method:
+            tried = []
+            for point in grid_points(method):
+                score = mean_score(rows, case.name, method.name, point)
+                if math.isfinite(score) or score == -math.inf:
+                    tried.append(f"{spell(point)}: {score:.4f}")
+            taken = chosen[case.name, method.name]
+            edge = " (edge)" if tried and at_an_edge(method, taken) else ""
+            lines.append([case.name, method.name, "; ".join(tried), spell(taken) + edge])
+    return (
+        f"Tuned on worlds {protocol.first_tuning_world} to "
+        f"{protocol.first_tuning_world + protocol.tuning_worlds - 1}, mean mAP. At an edge of its "
+        "grid, a better value may lie outside.\n\n"
+        + table(["case", "method", "tried", "taken"], lines)
     )
 
-    ap, rows = {}, []
-    for run in runs:
-        for task, m in run.metrics()["task"].items():
-            for c in m.get("per_class", ()):
-                if c["ap"] is not None and math.isfinite(c["ap"]):
-                    ap.setdefault((task, c["name"]), {})[run.method, run.seed] = c["ap"]
-    for (task, name), of in ap.items():
-        both = [s for s in seeds if all((m, s) in of for m in methods)]  # which have such a box
-        values = {m: np.array([of[m, s] for s in both]) for m in methods if both}
-        rows += [
-            [task, name, m, len(both), v.mean(), *paired(v - values[reference])]
-            for m, v in values.items()
-        ]
-    write_csv(
-        out / "classes.csv",
-        ["task", "class", "method", "seeds", "AP", f"difference to {reference}", "low", "high"],
-        rows,
+
+def at_an_edge(method: Method, taken: dict) -> bool:
+    for key, values in method.grid.items():
+        if len(values) > 1 and taken[key] in (min(values), max(values)):
+            return True
+    return False
+
+
+def noise_table(protocol: Protocol, rows: list[dict]) -> str:
+    """What a difference of two methods can be known to, before the runs of the table."""
+    noise = noise_of_a_run(protocol, rows)
+    if not math.isfinite(noise):
+        return ""
+    lines = []
+    for worlds in sorted({5, 6, 8, 10, 12, 16, 24, protocol.worlds} - {1}):
+        half = t_quantile(worlds) * noise * math.sqrt(2 / worlds)
+        found = found_four_times_in_five(noise * math.sqrt(2), worlds)
+        mark = " (here)" if worlds == protocol.worlds else ""
+        lines.append([f"{worlds}{mark}", f"± {half:.4f}", f"{found:.4f}"])
+    return (
+        f"Noise of a run: the same world with another initialisation and order, {noise:.4f} (one "
+        f"standard deviation); of a difference of two runs {noise * math.sqrt(2):.4f}. What that "
+        "allows, if worlds differed in nothing else:\n\n"
+        + table(["worlds", "95 % interval of a difference", "found in 4 of 5 comparisons"], lines)
     )
-    shown = {key: values for key, values in differences.items() if not key[0].endswith("top-1")}
-    draw_differences(shown, reference, out / "compare.png")
-    print(text + f"in {out}: compare.md, compare.csv, classes.csv, compare.png")
 
 
-def write_csv(path: Path, header: list[str], rows: list[list]) -> None:
-    with open(path, "w", newline="") as f:
-        csv.writer(f).writerows([header, *rows])
+def score_table(protocol: Protocol, rows: list[dict], case: Case) -> str:
+    columns = [column for column in main_columns(rows)]
+    lines = []
+    for method in protocol.method:
+        cells = [method.name]
+        for column in columns:
+            values = series(rows, case.name, method.name, column)
+            if column in COSTS:
+                cells.append(f"{values.mean():{COSTS[column]}}")
+            else:
+                cells.append(mean_and_spread(values))
+        lines.append(cells)
+    return "Mean ± standard deviation over worlds.\n\n" + table(["method", *columns], lines)
 
 
-def draw_differences(
-    differences: dict[tuple[str, str], np.ndarray], reference: str, path: Path
-) -> None:
-    """A row per column and method: a dot for each seed's difference, a bar for the interval."""
-    from extras import pictures
+COSTS = {"clips seen": ",.0f", "updates": ",.0f", "minutes": ".1f"}  # columns that are no scores
+NOT_MEASURED = {"phase", "case", "method", "tuned", "seed", "commit", "folder", "score"}
+GROUPS = ("head", "mid", "tail")
 
-    names = [f"{column}: {method} - {reference}" for column, method in differences]
-    methods = list(dict.fromkeys(method for _, method in differences))
-    left, height = 6 * max(map(len, names), default=0) + 12, 16 * len(names) + 44
-    picture = np.full((height, left + 440, 3), 255, np.uint8)
-    rows = [(dots, paired(dots)) for dots in differences.values()]
-    every = np.concatenate([np.zeros(1), *(np.append(*row) for row in rows)])
-    reach = np.abs(every[np.isfinite(every)]).max() or 1.0
 
-    def mark(top: int, bottom: int, first: float, last: float, width: int, colour) -> None:
-        if math.isfinite(first + last):
-            a, b = (left + 215 + round(200 * value / reach) for value in (first, last))
-            picture[top:bottom, a - width : b + width + 1] = colour
+def main_columns(rows: list[dict]) -> list[str]:
+    """Scores of tasks and of frequency groups, and costs; not those of kinds of classes."""
+    columns = []
+    for row in rows:
+        for column in row:
+            known = column.split()[1:2] in (["mAP"], ["top-1"], *([group] for group in GROUPS))
+            if column not in columns and (column in COSTS or known):
+                columns.append(column)
+    return sorted(columns, key=lambda column: column in COSTS)
 
-    for tick in (-reach, 0.0, reach):
-        mark(18, height - 16, tick, tick, 0, 225 if tick else 90)
-        place = left + 197 + round(200 * tick / reach)
-        pictures.draw_text(picture, place, height - 12, f"{tick:+.3f}")
-    title = "dots: seeds; bars: mean and 95 % t interval; right of 0: more"
-    pictures.draw_text(picture, 6, 4, title)
-    for i, ((_, method), (dots, (mean, low, high))) in enumerate(zip(differences, rows)):
-        y, colour = 28 + 16 * i, pictures.CURVES[methods.index(method) % len(pictures.CURVES)]
-        pictures.draw_text(picture, 6, y - 4, names[i])
-        mark(y, y + 2, low, high, 0, colour)
-        mark(y - 2, y + 4, mean, mean, 1, colour)
-        for value in dots:
-            mark(y - 5, y - 2, value, value, 1, 120)
-    pictures.write_png(path, picture)
+
+def mean_and_spread(values: np.ndarray) -> str:
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return "untrained"
+    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{spread}"
+
+
+def difference(protocol: Protocol, rows: list[dict], case: Case, method: Method, column: str):
+    """By world, to the reference, where both have a value."""
+    ours = series(rows, case.name, method.name, column)
+    theirs = series(rows, case.name, protocol.reference, column)
+    differences = ours - theirs
+    return differences[np.isfinite(differences)]
+
+
+def interval(differences: np.ndarray) -> str:
+    if len(differences) == 0:
+        return ""
+    mean, low, high = paired(differences)
+    if math.isnan(low):
+        return f"{mean:+.4f}"
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def difference_table(protocol: Protocol, rows: list[dict], case: Case) -> str:
+    columns = [column for column in main_columns(rows) if column not in COSTS]
+    lines = []
+    for method in protocol.method:
+        if method.name == protocol.reference:
+            continue
+        cells = [method.name]
+        for column in columns:
+            differences = difference(protocol, rows, case, method, column)
+            ahead = ""
+            if " mAP" in column and len(differences):
+                ahead = f", ahead in {(differences > 0).sum()} of {len(differences)}"
+            cells.append(interval(differences) + ahead)
+        lines.append(cells)
+    if not lines:
+        return ""
+    return (
+        f"Difference to {protocol.reference}, paired by world: mean and 95 % t interval.\n\n"
+        + table(["method", *columns], lines)
+    )
+
+
+def kind_tables(protocol: Protocol, rows: list[dict], case: Case) -> list[str]:
+    """Difference to the reference by kind of class and number of training boxes."""
+    kinds = kinds_of(rows)
+    tables = []
+    for method in protocol.method:
+        if method.name == protocol.reference or not kinds:
+            continue
+        lines = []
+        for task, kind in kinds:
+            cells = [kind]
+            for column in (f"{task} {kind}", *(f"{task} {kind} {group}" for group in GROUPS)):
+                cells.append(interval(difference(protocol, rows, case, method, column)))
+            lines.append(cells)
+        title = f"{method.name} less {protocol.reference}, by kind of class and training boxes:\n\n"
+        tables.append(title + table(["kind", "all", *GROUPS], lines))
+    return tables
+
+
+def kinds_of(rows: list[dict]) -> list[tuple[str, str]]:
+    """(task, kind) of the columns `TASK KIND`."""
+    main, kinds = main_columns(rows), []
+    for row in rows:
+        for column in row:
+            if column in NOT_MEASURED or column in main or column.split()[-1] in GROUPS:
+                continue
+            task, _, kind = column.partition(" ")
+            if (task, kind) not in kinds:
+                kinds.append((task, kind))
+    return kinds
+
+
+def score_column(rows: list[dict]) -> str:
+    """The first box task's mAP."""
+    return next(column for column in main_columns(rows) if " mAP" in column)
+
+
+def draw_rows(protocol: Protocol, rows: list[dict], path: Path) -> None:
+    """A row for each case and method: a dot for each world, a bar for the interval."""
+    lines = []
+    for case in protocol.case:
+        for method in protocol.method:
+            if method.name != protocol.reference:
+                values = difference(protocol, rows, case, method, score_column(rows))
+                label = f"{case.name} {method.name}".strip()
+                lines.append((label, values, paired(values)))
+    title = f"{score_column(rows)} less {protocol.reference}"
+    charts.write(path, charts.draw_rows(lines, title))
+
+
+def draw_kinds(protocol: Protocol, rows: list[dict], path: Path) -> None:
+    """A row for each case, method and kind of class."""
+    lines = []
+    for case in protocol.case:
+        for method in protocol.method:
+            if method.name == protocol.reference:
+                continue
+            for task, kind in kinds_of(rows):
+                values = difference(protocol, rows, case, method, f"{task} {kind}")
+                label = f"{case.name} {method.name}: {kind}".strip()
+                lines.append((label, values, paired(values)))
+    title = f"AP by kind of class less {protocol.reference}"
+    charts.write(path, charts.draw_rows(lines, title))
+
+
+def draw_lines(protocol: Protocol, rows: list[dict], path: Path) -> None:
+    """The difference to the reference along x, a line for each method."""
+    lines = {}
+    for method in protocol.method:
+        if method.name == protocol.reference:
+            continue
+        points = []
+        for case in protocol.case:
+            values = difference(protocol, rows, case, method, score_column(rows))
+            points.append(charts.Point(case.x, *paired(values)))
+        lines[method.name] = points
+    title = f"{score_column(rows)} less {protocol.reference}"
+    charts.write(path, charts.draw_points(lines, title, protocol.axis, joined=True))
+
+
+def draw_kept(protocol: Protocol, rows: list[dict], path: Path) -> None:
+    """Downstream mAP above what is left of the upstream accuracy, a point for each method."""
+    tops = [column for column in main_columns(rows) if column.endswith(" top-1")]
+    points = {}
+    for case in protocol.case:
+        for method in protocol.method:
+            kept = [series(rows, case.name, method.name, column) for column in tops]
+            kept = np.mean(kept, axis=0)
+            scores = series(rows, case.name, method.name, score_column(rows))
+            if np.isfinite(kept).all():
+                label = f"{case.name} {method.name}".strip()
+                points[label] = [charts.Point(kept.mean(), *paired(scores), *paired(kept)[1:])]
+    title = score_column(rows)
+    charts.write(path, charts.draw_points(points, title, "mean upstream top-1", joined=False))
+
+
+FIGURES = {"rows": draw_rows, "kinds": draw_kinds, "lines": draw_lines, "kept": draw_kept}
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    columns = []
+    for row in rows:
+        columns += [column for column in row if column not in columns]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+# ------------------------------------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.toml")))
+    add("protocol", nargs="?", default="methods", help=f"a file or one of {names} (methods)")
+    add("--recipe", help="another recipe than the protocol names: a file or a name")
+    add("--worlds", type=int, help="of the table, from 1 (default: as the protocol says)")
+    add("--jobs", type=int, default=0, help="runs at a time (0: one per core, one on a GPU)")
+    add("--tune-only", action="store_true", help="stop before the runs of the table")
+    add("--csv", help="no runs: write tables and figure again from a compare.csv")
+
+
+def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+    protocol = read_protocol(options.protocol)
+    if options.recipe:
+        protocol.recipe = options.recipe
+    if options.worlds is not None:
+        protocol.worlds = options.worlds
+    if options.jobs < 0 or protocol.worlds < 1:
+        raise ValueError(
+            f"compare: --jobs {options.jobs}, --worlds {protocol.worlds}; expected 0 or more jobs, "
+            "one world or more"
+        )
+    if options.csv:
+        write_report(protocol, read_rows(Path(options.csv)), Path(options.csv).parent)
+        return
+
+    def read_recipe(source: str, changes: dict):
+        return recipes.read(method.Recipe, source, changes)
+
+    comparison = Comparison(protocol, overrides, options.jobs, read_recipe)
+    comparison.out.mkdir(parents=True, exist_ok=True)
+    rows = comparison.all_phases(options.tune_only)
+    write_report(protocol, rows, comparison.out)

@@ -68,6 +68,13 @@ MOTIONS = [
 ]  # fmt: skip
 LABELS = POSES + MOTIONS + ["give", "take", "hit"]  # of `ava`; the label id is the position + 1
 ACTIONS = ["still"] + MOTIONS[:-1]  # upstream knows neither poses nor recolour
+# What teaches a class besides its own boxes: `actions` the motions, `templates` the relations.
+KINDS = (
+    dict.fromkeys(POSES, "poses")
+    | dict.fromkeys(MOTIONS[:-1], "motions")
+    | {"recolour": "untaught"}
+    | dict.fromkeys(["give", "take", "hit"], "relations")
+)
 TEMPLATES = {
     "approach": "Moving [something] closer to [something]",
     "leave": "Moving [something] away from [something]",
