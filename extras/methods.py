@@ -29,8 +29,7 @@ OPTIONS = {
 def make(recipe, model: CoFinetuneModel, plain: Callable) -> Callable:
     """The criterion of recipe.method around the plain one. Before the optimisers are made."""
     if recipe.method == "selfdistil":
-        options = checked("selfdistil", recipe.method_options)
-        return SelfDistil(plain, model, recipe.micro_batches, **options)
+        return SelfDistil(plain, model, **checked("selfdistil", recipe.method_options))
     if recipe.method == "spottune":
         wrap_encoder(recipe, model)
         return Routed(plain, model.encoder)
@@ -86,20 +85,20 @@ class SelfDistil:
                  0: never, the initial weights stay
         ema      share of the old teacher that a refresh keeps; a mean teacher: refresh 1, ema 0.999
 
-    pieces: micro-batches that make up a task's batch. The distance is a sum over rows divided by
-    clips, so that pieces and ranks of equally many clips add up to the loss of the whole batch,
-    however unevenly their boxes fall.
+    The distance is a sum over rows, divided by the clips of the step, so that micro-batches add up
+    to that of the whole batch and ranks of equally many clips average to it, however unevenly
+    their boxes fall.
     """
 
     def __init__(
-        self, plain: Callable, model: CoFinetuneModel, pieces: int = 1, *,
+        self, plain: Callable, model: CoFinetuneModel, *,
         target: str = "pooled", weight: float = 1.0, refresh: int = 100, ema: float = 0.0,
     ):  # fmt: skip
         expect_one_of("target", target, "pooled", "tokens", "logits")
         expect_number("weight", weight, 0)
         expect_number("refresh", refresh, 0)
         expect_number("ema", ema, 0, 1)
-        self.plain, self.model, self.pieces = plain, model, pieces
+        self.plain, self.model = plain, model
         self.target, self.weight, self.refresh, self.ema = target, weight, refresh, ema
         # Not a deepcopy, which would copy, or share, whatever hooks hang on the model.
         heads = {task: head.head for task, head in model.heads.items()}
@@ -107,15 +106,16 @@ class SelfDistil:
         self.teacher.load_state_dict(model.state_dict())
         self.teacher.to(next(model.parameters()).device).requires_grad_(False).eval()
         self.step = None  # of the distances
-        self.distances = []  # of the step's micro-batches so far
+        self.distances = {}  # by task of the step, over its micro-batches so far
 
     def __call__(
         self, task, step: int, video: Tensor, features: tuple[Tensor, Tensor], logits: Tensor,
-        batch, count: float,
+        batch, count,
     ) -> Tensor:  # fmt: skip
         """The plain loss and weight * distance of the student from the teacher on the same clips.
 
-        Where autocast is on, it is on for the teacher too: as the student saw the clips.
+        count.clips: of the task in this step on this rank. Where autocast is on, it is on for the
+        teacher too: it sees the clips as the student did.
         """
         if step != self.step:
             self.begin(step)
@@ -131,10 +131,11 @@ class SelfDistil:
             rows = softmax_distance(logits, goals)  # (B,)
         else:
             rows = sigmoid_distance(logits, goals)  # (K,)
-        distance = rows.sum() / len(video)
-        self.distances.append(distance.detach())
+        distance = rows.sum() / count.clips
+        before = self.distances.get(batch.task, 0.0)
+        self.distances[batch.task] = before + distance.detach()
         loss = self.plain(task, step, video, features, logits, batch, count)
-        return loss + self.weight * distance / self.pieces
+        return loss + self.weight * distance
 
     def begin(self, step: int) -> None:
         """Before a step's first micro-batch: the refresh that is due.
@@ -142,17 +143,17 @@ class SelfDistil:
         The weights it copies are equal on all ranks, so the teachers are too.
         """
         self.step = step
-        self.distances = []
+        self.distances = {}
         if self.refresh and step % self.refresh == 0:
             student = self.model.state_dict()
             for name, old in self.teacher.state_dict().items():
                 old.lerp_(student[name], 1 - self.ema)
 
     def report(self) -> dict:
-        """Into the log: the mean distance of the step, not weighted."""
+        """Into the log: the distance of the step, the mean over its tasks, not weighted."""
         if not self.distances:
             return {}
-        return {"distillation": torch.stack(self.distances).mean().item()}
+        return {"distillation": torch.stack(list(self.distances.values())).mean().item()}
 
     def state_dict(self) -> dict:
         return self.teacher.state_dict()
@@ -271,19 +272,3 @@ class Routed:
 
     def load_state_dict(self, state: dict) -> None:
         pass
-
-
-# Until the loop calls `make`: the interface of before.
-def attach(method: str, model: CoFinetuneModel, options: dict):
-    from types import SimpleNamespace
-
-    recipe = SimpleNamespace(method=method, method_options=options, micro_batches=1)
-
-    def nothing(task, step, video, features, logits, batch, count):
-        return logits.new_zeros(())
-
-    criterion = make(recipe, model, nothing)
-    criterion.loss = lambda model, video, features, logits, batch, step: criterion(
-        None, step, video, features, logits, batch, 1
-    )
-    return criterion

@@ -15,8 +15,11 @@ def heads_model(seed=0, **options):
     return tiny_model(heads, seed, **dict(cls=True, drop_path=0.3) | options)
 
 
-def make(method, model, plain=None, pieces=1, **options):
-    recipe = SimpleNamespace(method=method, method_options=options, micro_batches=pieces)
+COUNT = SimpleNamespace(clips=3)
+
+
+def make(method, model, plain=None, **options):
+    recipe = SimpleNamespace(method=method, method_options=options)
     return methods.make(recipe, model, plain or nothing)
 
 
@@ -42,12 +45,12 @@ def forward(model, task, video=None):
 
 
 def distance(criterion, model, task, step):
-    return criterion(None, step, *forward(model, task), 1)
+    return criterion(None, step, *forward(model, task), COUNT)
 
 
 def gradients(model, criterion, task, step=0):
     """Of one micro-batch, as the loop makes them."""
-    criterion(None, step, *forward(model, task), 1).backward()
+    criterion(None, step, *forward(model, task), COUNT).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -101,8 +104,8 @@ def test_distillation_distances_against_torch(target, task):
         kind = torch.distributions.Bernoulli
         rows = torch.distributions.kl_divergence(kind(logits=goals), kind(logits=logits)).sum(1)
     expected = rows.sum() / len(video)
-    loss = criterion(None, 5, video, features, logits, batch, 1)
-    own = supervised(None, 5, video, features, logits, batch, 1)
+    loss = criterion(None, 5, video, features, logits, batch, COUNT)
+    own = supervised(None, 5, video, features, logits, batch, COUNT)
     torch.testing.assert_close(loss, own + 3.0 * expected, rtol=1e-4, atol=1e-6)
     assert criterion.report()["distillation"] == pytest.approx(expected.item(), rel=1e-4)
 
@@ -113,18 +116,17 @@ def test_distillation_of_pieces_adds_up_to_that_of_the_batch(target):
     taught, moved = heads_model().eval(), heads_model(seed=1).eval()
     video, boxes, box_clip = tiny_inputs()
     whole = make("selfdistil", taught, target=target, refresh=0)
-    pieces = make("selfdistil", taught, pieces=3, target=target, refresh=0)
+    pieces = make("selfdistil", taught, target=target, refresh=0)
     parts = []
     for clip in range(3):
         mine = box_clip == clip
         batch = SimpleNamespace(task="boxes", boxes=boxes[mine], box_clip=box_clip[mine] * 0)
         features = moved.encoder(video[clip : clip + 1])
         logits = moved.classify(features, "boxes", batch.boxes, batch.box_clip)
-        parts.append(pieces(None, 0, video[clip : clip + 1], features, logits, batch, 1))
+        parts.append(pieces(None, 0, video[clip : clip + 1], features, logits, batch, COUNT))
     expected = distance(whole, moved, "boxes", 0)
     torch.testing.assert_close(sum(parts), expected, rtol=1e-4, atol=1e-6)
-    if target != "logits":  # of which a piece without boxes has none
-        assert pieces.report()["distillation"] == pytest.approx(expected.item(), rel=1e-4)
+    assert pieces.report()["distillation"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("refresh, ema", [(4, 0.0), (1, 0.75), (0, 0.0)])
@@ -155,7 +157,7 @@ def test_teacher_schedule_and_resume(refresh, ema):
         assert grad is not None or not key.startswith("encoder")
 
 
-def test_a_steps_report_is_the_mean_over_its_micro_batches():
+def test_a_steps_report_is_the_mean_over_its_tasks():
     model, moved = heads_model().eval(), heads_model(seed=1).eval()
     criterion = make("selfdistil", model, refresh=0)
     assert criterion.report() == {}
@@ -168,7 +170,7 @@ def test_a_steps_report_is_the_mean_over_its_micro_batches():
 def test_the_defaults_of_self_distillation():
     criterion = make("selfdistil", heads_model())
     assert (criterion.target, criterion.weight) == ("pooled", 1.0)
-    assert (criterion.refresh, criterion.ema, criterion.pieces) == (100, 0.0, 1)
+    assert (criterion.refresh, criterion.ema) == (100, 0.0)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -265,6 +267,7 @@ def test_spottune_samples_by_its_policy():
     model = heads_model().train()
     criterion = make("spottune", model)
     encoder = model.encoder
+    assert encoder.temperature == 5.0 and len(encoder.policy.blocks) == 1
     torch.nn.init.zeros_(encoder.choice.weight)
     encoder.choice.bias.data = torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0, -2.0])
     video = torch.zeros(400, 3, 8, 48, 32)
@@ -287,7 +290,7 @@ def test_spottunes_criterion_is_the_plain_one():
     model = heads_model().eval()
     criterion = make("spottune", model, supervised, at_test="sample", temperature=3)
     assert (model.encoder.at_test, model.encoder.temperature) == ("sample", 3)
-    arguments = (None, 0, *forward(model, "clips"), 1)
+    arguments = (None, 0, *forward(model, "clips"), COUNT)
     assert torch.equal(criterion(*arguments), supervised(*arguments))
     assert criterion.state_dict() == {}
     criterion.load_state_dict({})
