@@ -82,78 +82,105 @@ def draw_rows(lines: list[tuple], title: str) -> np.ndarray:
 
 
 def draw_points(lines: dict[str, list[Point]], title: str, x_name: str, joined: bool) -> np.ndarray:
-    """A mark for each point with bars for its intervals; joined: a line through those of a name.
+    """A mark for each point with bars for its intervals, and a legend.
 
-    Where all x are above 0 and the largest is 8 times the smallest or more, x is logarithmic.
+    joined: the points are differences along x, a line through those of a name. Where all x are
+    above 0 and the largest is 8 times the smallest or more, x is logarithmic.
     """
-    names = list(lines)
-    points = [point for of_name in lines.values() for point in of_name]
-    legend = LETTER * max((len(name) for name in names), default=0) + 40
-    left, right, top, bottom = 110, 810, LINE + 10, 560
-    height = max(bottom + 2 * LINE + 14, top + LINE * len(names) + 20)
-    picture = np.full((height, right + legend, 3), 255, np.uint8)
-    pictures.draw_text(picture, 8, 6, title, size=SIZE)
-    xs = [point.x for point in points]
-    logarithmic = min(xs) > 0 and max(xs) >= 8 * min(xs)
-    scale = math.log2 if logarithmic else float
-    x_first, x_last = span([*xs, *(p.x_low for p in points), *(p.x_high for p in points)], scale)
-    every_y = [number for p in points for number in (p.y, p.low, p.high)]
-    if joined:
-        every_y.append(0.0)  # joined points are differences
-    y_first, y_last = span(every_y, float)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = left + (scale(x) - x_first) / (x_last - x_first) * (right - left)
-        return across, bottom - (y - y_first) / (y_last - y_first) * (bottom - top)
-
-    x_ticks = sorted(set(xs)) if logarithmic or joined else tick_values(x_first, x_last)
-    for value in x_ticks:
-        at, _ = place(value, y_first)
-        fill(picture, top, bottom, at, at, PALE)
-        text = f"{value:.3g}"
-        pictures.draw_text(
-            picture, round(at) - LETTER * len(text) // 2, bottom + 8, text, size=SIZE
-        )
-    for value in tick_values(y_first, y_last):
-        _, at = place(x_ticks[0], value)
-        dark = joined and abs(value) < 1e-12
-        fill(picture, at, at, left, right, (90, 90, 90) if dark else PALE)
-        text = f"{value:+.3g}" if joined else f"{value:.3g}"
-        pictures.draw_text(
-            picture, max(0, left - 8 - LETTER * len(text)), round(at) - 8, text, size=SIZE
-        )
-    pictures.draw_text(
-        picture, max(8, (left + right - LETTER * len(x_name)) // 2), bottom + LINE + 10, x_name,
-        size=SIZE,
-    )  # fmt: skip
-    for number, name in enumerate(names):
-        colour = colour_of(number)
-        y = top + LINE * number
-        fill(picture, y + 4, y + 12, right + 12, right + 24, colour)
-        pictures.draw_text(picture, right + 32, y, name, colour, size=SIZE)
+    plane = Plane(lines, title, x_name, joined)
+    for number, name in enumerate(lines):
+        shift = 0
+        if joined:  # bars side by side
+            shift = 6 * number - 3 * (len(lines) - 1)
+        plane.draw_name(number, name)
         before = None
         for point in lines[name]:
-            if not math.isfinite(point.y):
-                continue
-            x, y = place(point.x, point.y)
-            fill(picture, y - 4, y + 4, x - 4, x + 4, colour)
-            if math.isfinite(point.low):
-                upper, lower = place(point.x, point.high)[1], place(point.x, point.low)[1]
-                fill(picture, upper, lower, x, x, colour)
-            if math.isfinite(point.x_low):
-                first, last = place(point.x_low, point.y)[0], place(point.x_high, point.y)[0]
-                fill(picture, y, y, first, last, colour)
-            if joined and before:
-                draw_line(picture, before, (x, y), colour)
-            before = (x, y)
-    return picture
+            if math.isfinite(point.y):
+                at = plane.draw_point(number, point, shift)
+                if joined and before:
+                    draw_line(plane.picture, before, at, colour_of(number))
+                before = at
+    return plane.picture
 
 
-def span(values: list[float], scale) -> tuple[float, float]:
-    """The ends of an axis, with a margin; values that are not finite do not count."""
-    values = [
-        scale(value) for value in values if math.isfinite(value) and (value > 0 or scale is float)
-    ]
+class Plane:
+    """Two axes with their names and numbers, on which points are drawn."""
+
+    left, right, bottom = 110, 810, 560
+    top = LINE + 10
+
+    def __init__(self, lines: dict[str, list[Point]], title: str, x_name: str, joined: bool):
+        self.joined = joined
+        points = [point for of_name in lines.values() for point in of_name]
+        xs = sorted({point.x for point in points})
+        logarithmic = xs[0] > 0 and xs[-1] >= 8 * xs[0]
+        self.scale = math.log2 if logarithmic else float
+        every_x, every_y = list(xs), []
+        for point in points:
+            every_x += [point.x_low, point.x_high]
+            every_y += [point.y, point.low, point.high]
+        if joined:
+            every_y.append(0.0)
+        self.x_first, self.x_last = span([self.scale(x) for x in every_x if math.isfinite(x)])
+        self.y_first, self.y_last = span([y for y in every_y if math.isfinite(y)])
+        longest = max(map(len, lines))
+        height = max(self.bottom + 2 * LINE + 14, self.top + LINE * len(lines) + 20)
+        width = max(self.right + LETTER * (longest + 6), LETTER * len(title) + 24)
+        self.picture = np.full((height, width, 3), 255, np.uint8)
+        self.write(8, 6, title)
+        self.write((self.left + self.right) // 2 - LETTER * len(x_name) // 2, height - LINE, x_name)
+        named = joined or logarithmic
+        self.draw_numbers(xs if named else tick_values(self.x_first, self.x_last))
+
+    def write(self, x: float, y: float, text: str, colour: tuple = (0, 0, 0)) -> None:
+        pictures.draw_text(self.picture, max(0, round(x)), round(y), text, colour, size=SIZE)
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        across = (self.scale(x) - self.x_first) / (self.x_last - self.x_first)
+        up = (y - self.y_first) / (self.y_last - self.y_first)
+        return (
+            self.left + across * (self.right - self.left),
+            self.bottom - up * (self.bottom - self.top),
+        )
+
+    def draw_numbers(self, xs: list[float]) -> None:
+        """Along both axes, with a pale line for each; a dark one where a difference is 0."""
+        for value in xs:
+            at, _ = self.place(value, self.y_first)
+            fill(self.picture, self.top, self.bottom, at, at, PALE)
+            text = f"{value:.3g}"
+            self.write(at - LETTER * len(text) / 2, self.bottom + 8, text)
+        for value in tick_values(self.y_first, self.y_last):
+            _, at = self.place(xs[0], value)
+            zero = self.joined and abs(value) < 1e-9
+            fill(self.picture, at, at, self.left, self.right, GREY if zero else PALE)
+            text = f"{value:+.3g}" if self.joined else f"{value:.3g}"
+            self.write(self.left - 8 - LETTER * len(text), at - 8, text)
+
+    def draw_name(self, number: int, name: str) -> None:
+        y = self.top + LINE * number
+        fill(self.picture, y + 4, y + 12, self.right + 12, self.right + 24, colour_of(number))
+        self.write(self.right + 32, y, f"{number + 1} {name}", colour_of(number))
+
+    def draw_point(self, number: int, point: Point, shift: float) -> tuple[float, float]:
+        """Shifted by so many pixels to the right -> where it lies."""
+        colour = colour_of(number)
+        x, y = self.place(point.x, point.y)
+        x += shift
+        fill(self.picture, y - 4, y + 4, x - 4, x + 4, colour)
+        if math.isfinite(point.low):
+            upper, lower = self.place(point.x, point.high)[1], self.place(point.x, point.low)[1]
+            fill(self.picture, upper, lower, x, x + 1, colour)
+        if math.isfinite(point.x_low):
+            first, last = self.place(point.x_low, point.y)[0], self.place(point.x_high, point.y)[0]
+            fill(self.picture, y, y + 1, first, last, colour)
+        if not self.joined:  # by its number, since colours come again
+            self.write(x + 8, y - 24, str(number + 1), colour)
+        return x, y
+
+
+def span(values: list[float]) -> tuple[float, float]:
+    """The ends of an axis: the values, with a margin."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     margin = (high - low) * 0.06 or max(abs(low), 1.0) * 0.1
     return low - margin, high + margin

@@ -1,9 +1,8 @@
-"""Tests of compare."""
+"""Tests of compare: its protocols, runs, statistics and figures."""
 
 import csv
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +10,15 @@ import numpy as np
 import pytest
 from helpers import HERE, TINY, run_command, run_log, toml_table, write_lines
 
-from extras import compare
+import cofinetune
+from extras import charts, compare, world
+from extras import recipe as recipes
+
+PROTOCOLS = sorted((HERE / "docs/protocols").glob("*.toml"))
+
+# ------------------------------------------------------------------------------------------------
+# Statistics
+# ------------------------------------------------------------------------------------------------
 
 
 def test_t_quantiles_by_integration():
@@ -26,142 +33,336 @@ def test_t_quantiles_by_integration():
     assert compare.paired(np.array([2.0, 3.0, 4.0])) == pytest.approx((3, 3 - half, 3 + half))
 
 
-@dataclass
-class BaselinesRecipe:
-    task: list
-    world: dict = field(default_factory=dict)
-    seed: int = 0
-    lr: float = 0.1
-    device: str = "cpu"
-    root: str = "."
-    head_above: int = 100
-    tail_below: int = 25
+def rows_of(scores, phase="final", column="score", case=""):
+    """Rows from {method: [score of each seed]}."""
+    rows = []
+    for method, values in scores.items():
+        for seed, value in enumerate(values):
+            rows.append(dict(phase=phase, case=case, method=method, seed=seed, **{column: value}))
+    return rows
 
 
-BASELINES_STUB = """
+def test_the_noise_of_a_run_is_pooled_over_methods():
+    """And not over phases, nor with the difference between the methods."""
+    protocol = compare.Protocol("p", "", method=[compare.Method(name) for name in "ab"])
+    protocol.case = [compare.Case()]
+    rows = rows_of({"a": [0.5, 0.6, 0.7], "b": [0.1, 0.3]}, "noise") + rows_of({"a": [9.0, 0.0]})
+    expected = math.sqrt((0.02 + 0.02) / (2 + 1))
+    assert compare.noise_of_a_run(protocol, rows) == pytest.approx(expected)
+    assert math.isnan(compare.noise_of_a_run(protocol, rows_of({"a": [0.5]}, "noise")))
+
+
+@pytest.mark.parametrize("worlds", [5, 10])
+def test_the_power_figure_holds_in_comparisons_that_are_drawn(worlds):
+    effect = compare.found_four_times_in_five(0.02, worlds)
+    draws = np.random.default_rng(7).normal(effect, 0.02, (4000, worlds))
+    found = np.mean([compare.paired(draw)[1] > 0 for draw in draws])
+    assert found == pytest.approx(0.8, abs=0.02)
+
+
+def test_differences_are_paired_by_seed_whatever_the_order_of_the_rows():
+    protocol = compare.Protocol("p", "", reference="b")
+    rows = rows_of({"a": [0.5, 0.7, 0.6], "b": [0.4, 0.8, math.nan]}, column="x")
+    method = compare.Method("a")
+    for these in (rows, rows[::-1]):
+        values = compare.difference(protocol, these, compare.Case(), method, "x")
+        assert values.tolist() == pytest.approx([0.1, -0.1])
+    assert compare.interval(np.array([0.1, -0.1])) == "+0.0000 [-1.2706, +1.2706]"
+    assert compare.interval(np.array([0.25])) == "+0.2500" and compare.interval(np.array([])) == ""
+
+
+# ------------------------------------------------------------------------------------------------
+# Protocols
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PROTOCOLS, ids=lambda path: path.stem)
+def test_every_run_of_every_protocol_has_a_recipe(path, tmp_path):
+    """All cases, methods and points of the grids fit the recipe; the controls are there."""
+    protocol = compare.read_protocol(path.stem)
+    assert protocol.question and protocol.name == path.stem
+    read = lambda source, changes: recipes.read(cofinetune.Recipe, source, changes)  # noqa: E731
+    comparison = compare.Comparison(protocol, {"out": str(tmp_path)}, 1, read)
+    comparison.place_world = lambda case, seed: {"root": str(tmp_path)}
+    updates = {}
+    for case in protocol.case:
+        assert not case.world.keys() - vars(world.World()).keys()
+        for method in protocol.method:
+            for point in compare.grid_points(method):
+                run = comparison.make_run("final", case, method, point, 1)
+                stages = cofinetune.stages(read(protocol.recipe, run.overrides))
+                updates[method.name] = sum(stage.steps for stage in stages)
+    assert len(set(updates.values())) == 1 or protocol.name in ("methods", "sets-equal-each")
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (['reference = "x"', "[[method]]", 'name = "a"'], "reference = 'x' is not one of a"),
+        (["[[method]]", 'name = "a"', "lr = 1"], "method a: unknown key 'lr'"),
+        (["[[method]]"], "method 1: name is missing"),
+        (["[[method]]", 'name = "a"', "grid = {lr = 1}"], "grid.lr = 1 is no list of values"),
+        (["[[method]]", 'name = "a"', 'like = "b"'], "'a': 'b' does not stand above it"),
+        (["[[method]]", 'name = "a"'] * 2, "'a' stands there twice"),
+        (['figure = "cake"', "[[method]]", 'name = "a"'], "figure = 'cake' is not one of rows"),
+        (["worlds = 0", "[[method]]", 'name = "a"'], "worlds = 0 must be at least 1"),
+        (["first_world = 1010", "[[method]]", 'name = "a"'], "worlds of the table among those"),
+        (["a = = 1"], "not TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_protocol(lines, message, tmp_path):
+    with pytest.raises(ValueError, match="p.toml") as error:
+        compare.read_protocol(str(write_lines(tmp_path / "p.toml", *lines)))
+    assert message in str(error.value)
+    with pytest.raises(ValueError, match="no protocol nothing; expected a file or one of "):
+        compare.read_protocol("nothing")
+
+
+# ------------------------------------------------------------------------------------------------
+# Runs, by a trainer that only writes what a run leaves behind
+# ------------------------------------------------------------------------------------------------
+
+TRAINER = """
 import json, pathlib, sys
 a = dict(word.split("=", 1) for word in sys.argv[3:])
-out, lr, good = pathlib.Path(a["--out"]), float(a["--lr"]), a["--method"] == "cofinetune"
+out, lr, good = pathlib.Path(a["--out"]), float(a["--lr"]), a.get("--method") != "finetune"
 with open(out / "starts", "a") as f: f.write("started\\n")
 if lr > 1: print("x " * 999); sys.exit("error: non-finite loss at step 3")
-if a.get("--fail"): print("one", flush=True); sys.exit("error: no such thing")
-ap = 0.5 - abs(lr - (0.2 if good else 0.4)) + 0.01 * int(a["--seed"]) % 7 + 0.05 * good
-ava = dict(kind="box", mAP=ap, protocol="p",
-           groups={k: dict(mAP=ap) for k in ("head", "mid")} | dict(tail=dict(mAP=None)),
-           per_class=[dict(name="sit", ap=ap), dict(name="run", ap=None)])
+if a.get("--name") == "fail": print("one", flush=True); sys.exit("error: no such thing")
+ap = 0.5 - abs(lr - (0.2 if good else 0.4)) + 0.01 * (int(a["--seed"]) % 7) + 0.05 * good
+classes = [dict(id=1, name="tall", ap=ap), dict(id=2, name="left", ap=ap + 0.1 * good),
+           dict(id=3, name="right", ap=ap), dict(id=4, name="up", ap=None)]
+ava = dict(kind="box", mAP=ap, protocol="p", per_class=classes)
 metrics = dict(score=ap, task=dict(up=dict(kind="clip", top1=0.9), ava=ava))
 json.dump(metrics, open(out / "metrics.json", "w"))
 tasks = ("up", "ava") if good else ("ava", "ava")
 steps = [dict(step=i, loss={tasks[i % 2]: 1}, time=dict(unix=60 * i)) for i in range(6)]
 (out / "log.jsonl").write_text("".join(json.dumps(step) + "\\n" for step in steps))
 """
+BOXES = {1: 30, 2: 10, 3: 2, 4: 10}  # by class
 
 
-def test_compare(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "__file__", str(tmp_path / "extras/compare.py"))
-    write_lines(tmp_path / "cofinetune.py", BASELINES_STUB)
+@pytest.fixture
+def comparison(tmp_path, monkeypatch):
+    """Makes a Comparison of two methods on the data of `tmp_path`."""
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    monkeypatch.setattr(
+        compare.data, "open_task", lambda *_: SimpleNamespace(class_counts=lambda: BOXES)
+    )
+    write_lines(tmp_path / "cofinetune.py", TRAINER)
     rows = [f"video{v},902,0,0,1,1,{label},0\n" for v in range(40) for label in (1, 2)]
     (tmp_path / "train.csv").write_text("".join(rows))
-    tasks = [
-        SimpleNamespace(
-            name="ava",
-            kind="box",
-            batch=8,
-            train="train.csv",
-            videos="v",
-            train_boxes="",
-            exclude_train="",
-        ),
-        SimpleNamespace(name="up", kind="clip", batch=2),
-    ]
-    recipe, methods = BaselinesRecipe(tasks, root=str(tmp_path)), ["finetune", "cofinetune"]
-    out = tmp_path / "out"
+    own = dict(train="train.csv", videos="v", train_boxes="t", exclude_train="e")
+    recipe = SimpleNamespace(
+        task=[
+            SimpleNamespace(name="ava", kind="box", batch=8, **own),
+            SimpleNamespace(name="up", kind="clip", batch=2),
+        ],
+        world={},
+        device="cpu",
+        root=str(tmp_path),
+        head_above=20,
+        tail_below=5,
+    )
 
-    def run(overrides={}, lrs=(0.4, 0.1, 0.2, 2.0)):
-        overrides = {"out": str(out)} | overrides
-        compare.compare(recipe, "x", overrides, methods, seeds=3, lrs=lrs, jobs=2)
+    def make(lrs=(0.4, 0.1, 0.2, 2.0), repeats=3, world=None, **overrides):
+        finetuning = compare.Method("finetuning", {"method": "finetune"}, {"lr": list(lrs)})
+        other = compare.Method("co-finetuning", {}, {"lr": list(lrs)})
+        protocol = compare.Protocol(
+            "tiny", "Which?", "x", worlds=3, tuning_worlds=2, repeats=repeats,
+            reference="finetuning", method=[finetuning, other], case=[compare.Case()],
+        )  # fmt: skip
+        recipe.world = world or {}
+        overrides = {"out": str(tmp_path / "out")} | overrides
+        return compare.Comparison(protocol, overrides, 2, lambda *_: recipe)
 
-    run()
-    text = (out / "compare.md").read_text()
+    return make
+
+
+def test_tuning_then_noise_then_the_table(comparison, tmp_path, capsys):
+    this = comparison()
+    rows = this.all_phases()
+    count = {phase: sum(row["phase"] == phase for row in rows) for phase in ("tuning", "noise")}
+    assert count == {"tuning": 2 * 4 * 2, "noise": 2 * 3} and len(rows) == 16 + 6 + 6
+    compare.write_report(this.protocol, rows, this.out)
+    text = (tmp_path / "out/compare.md").read_text()
     assert text in capsys.readouterr().out and "(edge)" not in text
     for words in (
-        "| 0.4 |\n",
-        "| 0.2 |\n",
-        "-inf",
-        "+0.0500 [+0.0500, +0.0500]",
-        "| ava tail | - |",
-        "| 0.9000 ± 0.0000 | 30 | 6 | 5.0",
-        "| - | 48 | 6 | 5.0",
+        "lr = 2.0: -inf | lr = 0.4 |",
+        "lr = 2.0: -inf | lr = 0.2 |",
+        "+0.0500 [+0.0500, +0.0500], ahead in 3 of 3",  # the same in every world
+        "Noise of a run: the same world with another initialisation and order, 0.0100",
+        "| 3 (here) | ± 0.0351 |",  # 4.303 * 0.01 * (2 / 3) ** 0.5
+        "| untrained | ",
+        "| 48 | 6 | 5.0 |",  # clips, updates, minutes
+        "| 30 | 6 | 5.0 |",
     ):
-        assert words in text
-    tune, final = (
-        [json.loads(path.read_text())[1] for path in out.glob(f"{phase}/*/compare.json")]
-        for phase in ("tuning", "final")
-    )
-    assert len(tune) == 2 * 4 * 2 and len(final) == 2 * 3
-    assert not {o["seed"] for o in tune} & {o["seed"] for o in final}
-    parts = [
-        Path(tune[0][f"task.ava.{split}"]).read_text().splitlines(True)
-        for split in ("train", "val")
+        assert words in text, words
+    assert "by kind of class" not in text  # which only a generated world tells
+    assert (tmp_path / "out/compare.png").stat().st_size > 1000
+    comparison().all_phases()
+    starts = [path.read_text().split() for path in (tmp_path / "out").rglob("starts")]
+    assert len(starts) == len(rows) and all(len(words) == 1 for words in starts)
+    again = compare.read_rows(tmp_path / "out/compare.csv")
+    compare.write_report(this.protocol, again, tmp_path)
+    assert (tmp_path / "compare.md").read_text() == text
+    with open(tmp_path / "out/compare.csv") as first, open(tmp_path / "compare.csv") as second:
+        assert first.read() == second.read()
+
+
+def test_the_tuning_sees_no_validation_video(comparison, tmp_path):
+    rows = comparison().all_phases(tune_only=True)
+    assert {row["phase"] for row in rows} == {"tuning", "noise"}
+    comparison().all_phases()
+    notes = {}
+    for path in (tmp_path / "out").rglob("compare.json"):
+        notes.setdefault(path.relative_to(tmp_path / "out").parts[0], []).append(
+            json.loads(path.read_text())
+        )
+    seeds = {phase: {note["seed"] for note in of_phase} for phase, of_phase in notes.items()}
+    assert seeds["final"] == {"10", "11", "12"} and seeds["tuning"] == {"1010", "1011"}
+    assert not seeds["noise"] & (seeds["final"] | seeds["tuning"])
+    assert not any("task.ava.val" in note for note in notes["final"])
+    for note in notes["tuning"] + notes["noise"]:
+        assert note["task.ava.val_videos"] == "v" and note["task.ava.val_boxes"] == "t"
+        assert note["task.ava.exclude_val"] == "e"
+        parts = []
+        for split in ("train", "val"):
+            parts.append(Path(note[f"task.ava.{split}"]).read_text().splitlines(True))
+        videos = [{row.split(",")[0] for row in part} for part in parts]
+        assert sorted(parts[0] + parts[1]) == sorted(open(tmp_path / "train.csv"))
+        assert not videos[0] & videos[1] and 4 <= len(videos[1]) <= 12
+
+
+def test_a_generated_world_for_every_seed_and_results_by_kind(comparison, tmp_path, monkeypatch):
+    made = {}
+    monkeypatch.setattr(world, "make_world", lambda folder, **sizes: made.update({folder: sizes}))
+    this = comparison(world={"seed": 5, "scenes_train": 8})
+    this.protocol.case = [
+        compare.Case("8", 8.0),
+        compare.Case("16", 16.0, {"scenes_train": 16}, {"steps": 7}, tuned_as="8"),
     ]
-    videos = [{row.split(",")[0] for row in part} for part in parts]
-    assert sorted(parts[0] + parts[1]) == sorted(rows) and not videos[0] & videos[1] and all(videos)
-    assert not any("task.ava.val" in overrides for overrides in final)
-    assert len(list(csv.reader(open(out / "compare.csv")))) == 7
-    classes = list(csv.DictReader(open(out / "classes.csv")))
-    assert [(c["class"], c["method"], c["seeds"]) for c in classes] == [
-        ("sit", method, "3") for method in methods
-    ]
-    assert (out / "compare.png").stat().st_size > 1000
-    run()
-    starts = [p.read_text().split() for p in out.glob("*/*/starts") if "lr2" not in str(p)]
-    assert all(len(words) == 1 for words in starts)  # finished runs are not repeated
-    run(lrs=[0.05, 0.1])
-    assert "| 0.1 (edge) |" in (out / "compare.md").read_text()
-    methods.append("cofinetune@weight=[1, 2]@lr=0.3")
-    run(lrs=[0.05, 0.1])
-    text = (out / "compare.md").read_text()
-    assert "| cofinetune@weight=[1, 2]@lr=0.3 | - | - | 0.3 (given) |" in text
-    assert len([*out.glob("tuning/*lr=0.3*")]) == 0 and len([*out.glob("final/*lr=0.3*")]) == 3
-    with pytest.raises(ValueError, match="has another recipe or other options"):
-        run({"steps": "7"})
-    with pytest.raises(ValueError, match=r"ended with status 1: one \| error: no such thing$"):
-        run({"out": str(tmp_path / "other"), "fail": "1"})
+    rows = this.all_phases()
+    seeds = {(sizes["seed"], sizes["scenes_train"]) for sizes in made.values()}
+    assert seeds == {(s, n) for s in (10, 11, 12) for n in (8, 16)} | {(1010, 8), (1011, 8)}
+    assert len(made) == 8
+    noise = [row for row in rows if row["phase"] == "noise"]
+    note = json.loads((this.out / noise[0]["folder"] / "compare.json").read_text())
+    assert note["root"].endswith("seed1010") and note["seed"] == "2010"
+    final = [row for row in rows if row["phase"] == "final" and row["method"] == "co-finetuning"]
+    for row in final:
+        note = json.loads((this.out / row["folder"] / "compare.json").read_text())
+        assert note["lr"] == "0.2" and note.get("steps") == {"8": None, "16": "7"}[row["case"]]
+        ap = row["ava mAP (p)"]
+        assert row["ava head"] == row["ava poses"] == row["ava poses head"] == pytest.approx(ap)
+        assert row["ava mid"] == row["ava motions mid"] == pytest.approx(ap + 0.1)
+        assert row["ava motions"] == pytest.approx(ap + 0.05)
+        assert row["ava tail"] == row["ava motions tail"] == pytest.approx(ap)
+        assert row["up top-1"] == 0.9
+    for figure in compare.FIGURES:
+        this.protocol.figure = figure
+        compare.write_report(this.protocol, rows, this.out)
+        assert (this.out / "compare.png").stat().st_size > 1000
+        (this.out / "compare.png").unlink()
+    text = (this.out / "compare.md").read_text()
+    assert "| motions | +0.1000 [+0.1000, +0.1000] |  | +0.1500" in text and "## 16" in text
+
+
+def test_an_edge_is_said_and_settings_are_inherited(comparison):
+    this = comparison(lrs=(0.05, 0.1))
+    this.protocol.method.append(compare.Method("both", {"steps": 9}, {}, like="co-finetuning"))
+    rows = this.all_phases()
+    assert compare.choose(this.protocol, rows)["", "both"] == {"lr": 0.1, "steps": 9}
+    compare.write_report(this.protocol, rows, this.out)
+    text = (this.out / "compare.md").read_text()
+    assert "| lr = 0.1 (edge) |" in text and "| lr = 0.1, steps = 9 |" in text
+
+
+def test_what_stops_a_comparison(comparison, tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"seed10 ended with status 1: one \| error: no such thing$"
+    ):
+        comparison(lrs=(0.1,), repeats=0, name="fail", out=str(tmp_path / "failed")).all_phases()
+    with pytest.raises(ValueError, match="no table, final/all/finetuning/seed10, .* diverged"):
+        comparison(lrs=(2.0,), repeats=0).all_phases()
+    with pytest.raises(ValueError, match="was run with steps = None, not 7; take another --out"):
+        comparison(lrs=(2.0,), repeats=0, steps="7").all_phases()
+    monkeypatch.setattr(compare, "current_commit", lambda: "abc")
+    with pytest.raises(ValueError, match="was run with commit = , not abc"):
+        comparison(lrs=(2.0,), repeats=0).all_phases()
+    this = comparison()
+    this.recipe.task = this.recipe.task[1:]
+    with pytest.raises(ValueError, match="x has no box task"):
+        comparison()
 
 
 @pytest.mark.slow
 def test_compare_for_real(tmp_path):
     """Worlds, two stages, every wrapper, the tables; the methods of a seed start alike, on the same
     files."""
-    world = toml_table(TINY | dict(scenes_train=24, scenes_val=24))
-    methods = ["finetune", "cofinetune", "selfdistil", "finetune+spottune", "finetune+selfdistil"]
+    methods = {
+        "finetuning": ('{method = "finetune"}', ""),
+        "co-finetuning": ("{}", ""),
+        "self-distillation": ('{method = "selfdistil"}', "co-finetuning"),
+        "SpotTune": ('{method = "finetune+spottune"}', "finetuning"),
+        "both": ('{method = "finetune+selfdistil"}', "finetuning"),
+    }
+    lines = ['recipe = "demo"', "worlds = 2", "repeats = 0", "first_world = 1"]
+    for name, (settings, like) in methods.items():
+        lines += ["[[method]]", f'name = "{name}"', f"settings = {settings}", f'like = "{like}"']
+        if not like:
+            lines.append("grid = {lr = [0.04]}")
     run_command(
         "compare",
-        "--methods",
-        ",".join(methods),
+        write_lines(tmp_path / "tiny.toml", *lines),
         "--world",
-        world,
+        toml_table(TINY | dict(scenes_train=24, scenes_val=24)),
         "--out",
-        tmp_path,
-        *"--seeds 2 --lrs 0.04 --steps 6 --warmup 2 --preview 0 --device cpu".split(),
+        tmp_path / "out",
+        *"--steps 6 --warmup 2 --preview 0 --device cpu --jobs 2".split(),
     )
-    rows = list(csv.DictReader(open(tmp_path / "compare.csv")))
-    assert [(row["method"], row["seed"]) for row in rows] == [(m, s) for s in "01" for m in methods]
-    assert {(row["clips seen"], row["updates"]) for row in rows} == {("96.0", "6.0")}
-    logs = {m: run_log(tmp_path / f"final/{m}-lr0.04-seed1") for m in methods}
+    rows = compare.read_rows(tmp_path / "out/compare.csv")
+    assert [(row["method"], row["seed"]) for row in rows] == [(m, s) for s in "12" for m in methods]
+    assert {(row["clips seen"], row["updates"]) for row in rows} == {("96", "6")}
+    logs = {m: run_log(tmp_path / f"out/final/all/{m}/seed2") for m in methods}
     first = {m: log[0] for m, log in logs.items()}
-    assert first["cofinetune"]["loss"] == first["selfdistil"]["loss"]
-    assert first["finetune"]["loss"] == first["finetune+selfdistil"]["loss"]
-    assert first["selfdistil"]["distillation"] == 0 < logs["selfdistil"][1]["distillation"]
-    assert len(first["finetune+spottune"]["finetuned_share"]) == 4
-    stage = [
-        (tmp_path / f"final/{m}-lr0.04-seed1/upstream/log.jsonl").read_text()
-        for m in methods
-        if m.startswith("finetune")
-    ]
-    assert len(set(stage)) == 1  # trained once, as the clock in it says
-    worlds = [(tmp_path / f"worlds/seed{s}/ava/train.csv").read_text() for s in "01"]
-    assert worlds[0] != worlds[1]
+    assert first["co-finetuning"]["loss"] == first["self-distillation"]["loss"]
+    assert first["finetuning"]["loss"] == first["both"]["loss"]
+    assert first["self-distillation"]["distillation"] == 0
+    assert logs["self-distillation"][1]["distillation"] > 0
+    assert len(first["SpotTune"]["finetuned_share"]) == 4
+    stages = set()
+    for method in ("finetuning", "SpotTune", "both"):
+        log = run_log(tmp_path / f"out/final/all/{method}/seed2/upstream")
+        stages.add(json.dumps(log))
+    assert len(stages) == 1  # the same training
+    annotations = [(tmp_path / f"out/worlds/seed{s}/ava/train.csv").read_text() for s in "12"]
+    assert annotations[0] != annotations[1]
+
+
+# ------------------------------------------------------------------------------------------------
+# Figures and the page
+# ------------------------------------------------------------------------------------------------
+
+
+def test_points_lie_where_their_numbers_say():
+    points = {"a": [charts.Point(32.0, 0.1, 0.0, 0.2), charts.Point(512.0, -0.1, -0.2, 0.0)]}
+    plane = charts.Plane(points, "title", "x", joined=True)
+    (left, top), (right, bottom) = plane.place(32, 0.2), plane.place(512, -0.2)
+    assert plane.place(128, 0) == pytest.approx(((left + right) / 2, (top + bottom) / 2))  # log2
+    picture = charts.draw_points(points, "title", "x", joined=True)
+    for point in points["a"]:
+        x, y = (round(value) for value in plane.place(point.x, point.y))
+        assert tuple(picture[y, x]) == charts.colour_of(0)
+        above = round(plane.place(point.x, point.high)[1])
+        assert tuple(picture[above + 1, x]) == charts.colour_of(0)
+        assert tuple(picture[above - 2, x]) != charts.colour_of(0)
+
+
+def test_ticks_are_round_and_inside():
+    for low, high in ((-0.07, 0.07), (0.61, 0.69), (0, 1), (-3, 40)):
+        ticks = charts.tick_values(low, high)
+        assert 2 <= len(ticks) <= 7 and low <= min(ticks) and max(ticks) <= high
 
 
 def test_the_page_says_what_the_runs_say():
