@@ -24,5 +24,5 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Without this a restarted process dials the port of its dead predecessor (RESTARTS; torch 2.13).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec $python -m torch.distributed.run "${where[@]}" --nproc-per-node="$processes" --max-restarts="${RESTARTS:-0}" \
+exec $python -m extras.launch "${where[@]}" --nproc-per-node="$processes" --max-restarts="${RESTARTS:-0}" \
     cofinetune.py ${recipe[@]+"${recipe[@]}"} "$@"

@@ -4,15 +4,13 @@
 that says what was wrong. Here that sentence is the last thing on the screen.
 """
 
-import os
+import logging
 import signal
 import sys
 
 
 def main(arguments: list[str]) -> int:
-    # The launcher reports a failed rank in thirty lines of its own before the sentence.
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")
-    os.environ.setdefault("TORCHELASTIC_ERROR_FILE", os.devnull)
+    logging.disable(logging.ERROR)  # the launcher's own report of what the sentence says better
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
