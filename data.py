@@ -704,7 +704,7 @@ def _walk_videos(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[s
             yield prefix + entry.name
 
 
-def _plain_path(name: str) -> str:
+def plain_path(name: str) -> str:
     """One spelling of a path: Windows' \\ becomes /, and an accent and its letter one character,
     where macOS writes two (NFD) and csv files have one (NFC)."""
     return unicodedata.normalize("NFC", name).replace("\\", "/")
@@ -721,10 +721,10 @@ class Videos:
 
     @functools.cached_property  # lists with full paths never need it
     def stems(self) -> dict[str, list[str]]:
-        """stem -> files; the stem in the spelling of _plain_path, the files as they are."""
+        """stem -> files; the stem in the spelling of plain_path, the files as they are."""
         stems: dict[str, list[str]] = {}
         for file in list_videos(self.folder) if self.given is None else self.given:
-            stem = Path(_plain_path(file)).stem
+            stem = Path(plain_path(file)).stem
             stems.setdefault(stem, []).append(file)
         return stems
 
@@ -736,7 +736,7 @@ class Videos:
         run/3.mp4 is never walk/3.mp4.
         """
         if name not in self.found:
-            self.found[name] = self._find(_plain_path(name))
+            self.found[name] = self._find(plain_path(name))
         return self.found[name]
 
     def _find(self, name: str) -> list[str]:
@@ -746,7 +746,7 @@ class Videos:
             stem, suffix = last, ""
         best, files = (0, False, False), []
         for file in self.stems.get(stem, []):
-            plain = _plain_path(file)
+            plain = plain_path(file)
             *parents, own = plain.split("/")
             agreeing = _common_tail(folders, parents)
             if folders and parents and not agreeing:
@@ -764,7 +764,7 @@ class Videos:
 
         With / in it also on Windows; AVA's csv and ava_eval.py take any name without comma.
         """
-        path = _plain_path(file)
+        path = plain_path(file)
         for name in (Path(path).stem, os.path.splitext(path)[0]):
             if self.find(name) == [file]:
                 return name
@@ -798,11 +798,11 @@ class Videos:
 
     def clip(self, stem: str, label: str) -> str | None:
         """The file of this stem; of several, the one in the folder of its class."""
-        names = self.stems.get(_plain_path(stem), [])
+        names = self.stems.get(plain_path(stem), [])
         in_class = [
             name
             for name in names
-            if Path(_plain_path(name)).parent.name.replace("_", " ") == _plain_path(label)
+            if Path(plain_path(name)).parent.name.replace("_", " ") == plain_path(label)
         ]
         return next(iter(in_class or names), None)
 

@@ -9,9 +9,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+
+import data
+from extras.videos import frame_times
+
+NO_VIDEOS = (".csv", ".tsv", ".txt", ".json", ".xml", ".zip", ".jpg", ".jpeg", ".png", ".md")
 
 # ------------------------------------------------------------------------------------------------
 # Marks
@@ -33,6 +38,8 @@ class Mark:
     person: str = ""
     score: float = 1.0  # of a person detector
     part: str = ""  # "train", "val" or "test", where the file says so
+    wrong: str = ""  # why it cannot be used, if a reader knows
+    file: str = ""  # the video, once it is found
 
     @property
     def is_clip(self) -> bool:
@@ -73,6 +80,64 @@ def place(mark: Mark, clock: Clock) -> str:
     if abs(inside - norm).max() > 0.01:
         return f"{stated} reaches over the edge, cut off"
     return ""
+
+
+# ------------------------------------------------------------------------------------------------
+# The videos, found by name and opened once
+# ------------------------------------------------------------------------------------------------
+
+
+class Library:
+    """The videos of a folder, found by what annotations call them, each opened once."""
+
+    def __init__(self, folder: Path, every_sec: float = 1.0, first_frame: int = 0):
+        """every_sec: between keyframes, 0: all; first_frame: its number in names of pictures."""
+        self.folder, self.every_sec, self.first_frame = folder, every_sec, first_frame
+        self.videos = data.Videos(folder)
+        self.files = [file for files in self.videos.stems.values() for file in files]
+        self.clocks: dict[str, Clock | str] = {}
+
+    def find(self, name: str) -> list[str]:
+        return self.videos.find(name)
+
+    def look(self, name: str) -> tuple[str, str]:
+        """The one file of that name, or "" and what is wrong."""
+        files = self.find(name)
+        if len(files) == 1:
+            return files[0], ""
+        if files:
+            several = ", ".join(files[:3])
+            return "", f"{len(files)} videos are called {name!r}: {several}; give the path"
+        stem = PurePosixPath(name.replace("\\", "/")).stem
+        for file in self.videos.stems.get(stem, []):
+            return "", f"no video is {name!r}; {file} has that name, but in another folder"
+        for path in sorted(self.folder.rglob("*")):
+            if path.stem == stem and path.is_file() and path.suffix not in NO_VIDEOS:
+                return "", (
+                    f"{path} is there, but {path.suffix!r} is no suffix of a video that is known: "
+                    "rename it, for instance to .mp4 (the content decides how it is read)"
+                )
+        return "", f"no video in {self.folder} is called {name!r}"
+
+    def clock(self, file: str) -> Clock | str:
+        """When its frames are shown, and their size; or why it cannot be read."""
+        if file not in self.clocks:
+            try:
+                self.clocks[file] = Clock(*frame_times(self.folder / file))
+            except data.DecodeError as error:
+                self.clocks[file] = f"damaged video {error}"
+        return self.clocks[file]
+
+    def keyframes(self, name: str) -> np.ndarray | None:
+        """The frames to annotate, one every every_sec; None: each that has a box."""
+        files = self.find(name)
+        if not self.every_sec or len(files) != 1:
+            return None
+        clock = self.clock(files[0])
+        if isinstance(clock, str):
+            return None
+        ticks = np.arange(0, clock.times_sec[-1], self.every_sec) + 1e-6
+        return np.unique(np.searchsorted(clock.times_sec, ticks, "right") - 1)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -240,7 +305,7 @@ def _boxes_by_header(table: Table) -> list[Mark]:
         raise ValueError(f"{lacking}, {expected}")
     marks = []
     for where, cells in table.rows:
-        row = row_by_name(table, where, cells)
+        row = _row_by_name(table, where, cells)
         mark = Mark(where, row["video"], row.get("label", ""))
         try:
             if clock == "frame":
@@ -264,7 +329,28 @@ def _boxes_by_header(table: Table) -> list[Mark]:
     return marks
 
 
-def row_by_name(table: Table, where: str, cells: list[str]) -> dict[str, str]:
+def read_clip_table(name: str, content: bytes) -> list[Mark]:
+    """Rows with the header video,label, or video,start,end,label: a clip without cutting files."""
+    table = read_table(name, content)
+    if not table.rows:
+        raise ValueError(f"{name}: no rows")
+    marks = []
+    for where, cells in table.rows:
+        row = _row_by_name(table, where, cells)
+        mark = Mark(where, row["video"], row["label"], part=row.get("part", ""))
+        if not mark.label:
+            mark.wrong = "no label"
+        if "start" in row and "end" in row:
+            try:
+                mark.time_sec = read_seconds(row["start"])
+                mark.end_sec = read_seconds(row["end"])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}, expected seconds in start and end") from None
+        marks.append(mark)
+    return marks
+
+
+def _row_by_name(table: Table, where: str, cells: list[str]) -> dict[str, str]:
     """key of COLUMNS -> cell."""
     more = [cell for cell in cells[len(table.header) :] if cell]
     if more:

@@ -1,293 +1,472 @@
-"""import: own videos and labels -> annotations, a split, a recipe."""
+"""import: own videos and annotations -> a task: what training reads, a split, a recipe.
+
+The road, each step a function:
+    sources.find_sources    which files are annotations, of which kind; which are not read
+    sources.read_marks      -> Marks, by the readers in annotations.py and exports.py
+    unify_classes           one spelling for each class
+    fit_marks               find each video, put times and boxes into it; what does not fit is said
+    choose_parts            train, val, test: as the user's files say, or by the hash of the name
+    write_task              annotations, classes, problems, recipe: all of them or none
+    report                  what there is of each class and video, what was doubtful
+"""
 
 import argparse
 import csv
-import functools
-import itertools
-import math
+import hashlib
 import os
-import random
 import re
-import signal
-import sys
-from bisect import bisect_right
+import shutil
+import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.parsers import expat
 
 import numpy as np
 
-from data import (
-    DecodeError,
-    Videos,
-    _lines,
-    _number,
-    open_task,
-    read_classes,
-    read_clips,
-)
-from extras.videos import _splits, check, frame_times, prepare, show
+import data
+from extras import annotations, sources
+from extras.annotations import Clock, Library, Mark
 
-# ------------------------------------------------------------------------------------------------
-# import and show: own videos and labels -> annotations, a split by video, a recipe, a picture
-# ------------------------------------------------------------------------------------------------
+PARTS = ("train", "val", "test")
 
 
-@dataclass
-class Mark:
-    """An action of a person at a time or, without box, of a clip, as the user's file states it."""
+def import_task(
+    source: Path,
+    target: Path,
+    given: Path | None = None,
+    unit: str = "",
+    every_sec: float = 1.0,
+    attributes: Sequence[str] = (),
+    first_frame: int = 0,
+    val_share: float = 0.2,
+    seed: int = 0,
+    group_by: str = "",
+    into: Path | None = None,
+) -> None:
+    """Read the annotations of the videos in source, write a task into target.
 
-    where: str  # file:line
-    video: str  # as written there
-    label: str  # "": a person without action
-    time_sec: float = math.nan  # from the first frame of the video
-    box: Sequence[float] = ()  # x1, y1, x2, y2
-    size: tuple[float, float] | None = None  # in which the box is measured; None: px of the video
-    person: str = ""
-
-
-def _own_rows(path: Path, unit: str) -> Iterator[Mark]:
-    """A csv with the header video,time_sec,x1,y1,x2,y2,label[,person]; boxes in "norm" or "px"."""
-    columns = ["video", "time_sec", "x1", "y1", "x2", "y2", "label"]
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if missing := [column for column in columns if column not in (rows.fieldnames or ())]:
-            raise ValueError(
-                f"{path}:1: no column {', '.join(missing)}, expected the header "
-                f"{','.join(columns)}[,person]"
-            )
-        for row in rows:
-            where = f"{path}:{rows.line_num}"
-            if None in row:
-                raise ValueError(
-                    f"{where}: {len(row[None])} columns more than the header has; a "
-                    f'label with a comma stands in "..."'
-                )
-            row = {column: (row[column] or "").strip() for column in rows.fieldnames}
-            try:
-                time_sec, *box = (_number(row[column]) for column in columns[1:6])
-            except ValueError as error:
-                raise ValueError(
-                    f"{where}: {error}, expected numbers in {', '.join(columns[1:6])}"
-                ) from None
-            yield Mark(
-                where,
-                row["video"],
-                row["label"],
-                time_sec,
-                box,
-                (1, 1) if unit == "norm" else None,
-                row.get("person", ""),
-            )
-
-
-def _ava_rows(path: Path, names: dict[int, str]) -> Iterator[Mark]:
-    """AVA csv; an action id becomes its name in the action list, if there is one."""
-    for where, line in _lines(path):
-        row = [column.strip() for column in line.split(",")]
-        try:
-            if len(row) not in (7, 8):
-                raise ValueError(f"{len(row)} columns instead of 7 or 8")
-            (time_sec, *box), label = map(_number, row[1:6]), int(row[6] or -1)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}: {line}") from None
-        name = names.get(label, f"action {label}") if label != -1 else ""
-        yield Mark(where, row[0], name, time_sec, box, (1, 1), "".join(row[7:]))
-
-
-def _cvat_tracks(path: Path) -> Iterator[tuple]:
-    """(video, its size as annotated, label, boxes by frame) of the tracks of CVAT for video 1.1."""
-    sources, tracks, stack, text = {}, [], [], []
-    parser = expat.ParserCreate()  # elements of ElementTree do not know their lines
-
-    def start(tag: str, values: dict[str, str]) -> None:
-        if tag == "image":
-            raise ValueError(
-                f"{path}:{parser.CurrentLineNumber}: an <image>, so this is CVAT for "
-                "images; expected the <track>s of an export as CVAT for video 1.1"
-            )
-        if tag == "track":
-            tracks.append((values, []))
-        elif tag == "box" and stack[-1:] == ["track"]:
-            where = f"{path}:{parser.CurrentLineNumber}"
-            tracks[-1][1].append(values | {"where": where, "actions": []})
-        elif tag == "attribute" and stack[-1:] == ["box"]:
-            tracks[-1][1][-1]["actions"].append([values.get("name", ""), ""])
-        stack.append(tag)
-        text.clear()
-
-    def end(tag: str) -> None:
-        stack.pop()
-        value, parent = "".join(text).strip(), stack[-1] if stack else ""
-        text.clear()
-        if tag == "attribute" and parent == "box":
-            tracks[-1][1][-1]["actions"][-1][1] = value
-        elif tag == "id" and parent in ("task", "job"):
-            sources[value] = {}
-        elif tag in ("source", "width", "height") and "meta" in stack:
-            sources.setdefault(next(reversed(sources), ""), {})[tag] = value  # of the last id
-
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler = text.append
-    try:
-        parser.Parse(path.read_bytes(), True)
-    except expat.ExpatError as error:
-        raise ValueError(f"{path}: not XML: {error}") from None
-    for track, boxes in tracks:
-        source = sources.get(track.get("task_id"), next(reversed(sources.values()), {}))
-        size = (float(source["width"]), float(source["height"])) if "width" in source else None
-        for box in boxes:
-            try:
-                box["frame"] = int(box["frame"])
-                x1, y1, x2, y2 = (_number(box[x]) for x in ("xtl", "ytl", "xbr", "ybr"))
-                turn = math.radians(_number(box.get("rotation", "0")))  # about its centre
-                turn = np.abs([[math.cos(turn), math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-                centre, half = np.array([x1 + x2, y1 + y2]) / 2, turn @ [x2 - x1, y2 - y1] / 2
-                box["corners"] = np.concatenate([centre - half, centre + half])
-            except (KeyError, ValueError) as error:
-                raise ValueError(
-                    f"{box['where']}: {error} in a <box>, expected frame, xtl, ytl, xbr and ybr"
-                ) from None
-        yield (
-            source.get("source", path.stem),
-            size,
-            track.get("label", ""),
-            sorted(boxes, key=lambda box: box["frame"]),
+    given: a file or folder of annotations, if they are not in source, which is only read. unit: of
+    boxes in tables, "norm", "px" or "": as their values say. into: the recipe that gets the task;
+    None: target/recipe.toml, which is kept if it is there. Raises ValueError with file and line;
+    then nothing was written.
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"--val-share {val_share:g}, expected a share above 0 and below 1")
+    if every_sec < 0:
+        raise ValueError(f"--every-sec {every_sec:g}, expected 0 or more seconds")
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder, expected one with videos")
+    if source.resolve() == target.resolve():
+        raise ValueError(f"{target}: the folder to write, expected another than that of the videos")
+    library = Library(source, every_sec, first_frame)
+    if not library.files:
+        raise ValueError(f"{source}: no video there, expected files like *.mp4, *.mkv or *.webm")
+    if given and not given.exists():
+        raise ValueError(f"--annotations {given}: no such file or folder")
+    notes: list[str] = []
+    found, others = sources.find_sources(library, given, target)
+    if found:
+        marks = sources.read_marks(found, others, library, unit, attributes, notes)
+    elif given and given.is_file():
+        raise ValueError("; ".join(source.said for source in others[:3]))
+    else:
+        marks = sources.read_class_folders(library, given, others, notes)
+    notes += [source.said for source in others]
+    problems: list[str] = []
+    usable = fit_marks(marks, library, problems)
+    ids = unify_classes(usable, problems)
+    if 2 * len(usable) <= len(marks):
+        hint = f", with --boxes {unit}" if unit else ""
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"{len(usable)} of {len(marks)} rows can be used{hint}: "
+            f"{'; '.join(problems[:3] or notes[:3])}{more}"
         )
+    kept = read_split(target / "split.csv", split_settings(seed, val_share, group_by))
+    parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
+    task = Task(usable, parts, ids, library, target)
+    problems += one_sided_classes(task)
+    write_task(task, given, into, notes + problems, split_settings(seed, val_share, group_by))
+    report(task, notes, problems, into)
 
 
-def _cvat_rows(
-    path: Path, every_sec: float, attributes: Sequence[str], videos: Videos
-) -> Iterator[Mark]:
-    """CVAT's tracks at a keyframe every every_sec of the video, or (0) at each frame with a box.
-
-    Between two boxes CVAT interpolates. The actions of a box are its attributes (or those among
-    `attributes`): a ticked checkbox by its name, another value, unless "" or "none", by itself; a
-    box without attributes has the label of its track.
-    """
-    for number, (video, size, label, boxes) in enumerate(_cvat_tracks(path)):
-        frames, found, used = [box["frame"] for box in boxes], _look(videos, video)[1], 0
-        times, grid = (), frames
-        if not isinstance(found, str):
-            times = found[0]
-            if every_sec:
-                ticks = np.arange(0, times[-1], every_sec) + 1e-6
-                grid = np.unique(np.searchsorted(times, ticks, "right") - 1)
-        for frame in grid:
-            i = bisect_right(frames, frame) - 1
-            if not frames or i < 0 or frame > frames[-1] or boxes[i].get("outside") == "1":
-                continue
-            corners, used = boxes[i]["corners"], used + 1
-            if frame > frames[i] and boxes[i + 1].get("outside") != "1":
-                share = (frame - frames[i]) / (frames[i + 1] - frames[i])
-                corners = corners + share * (boxes[i + 1]["corners"] - corners)
-            actions = [
-                name if value == "true" else value
-                for name, value in boxes[i]["actions"]
-                if name in (attributes or [name])
-                and value.casefold() not in ("", "false", "none", "__undefined__")
-            ]
-            time_sec = times[frame] if 0 <= frame < len(times) else math.inf
-            for action in actions or ["" if boxes[i]["actions"] else label]:
-                yield Mark(boxes[i]["where"], video, action, time_sec, corners, size, str(number))
-        if boxes and not used:
-            yield Mark(boxes[0]["where"], video, "", math.nan, boxes[0]["corners"], size)
+# ------------------------------------------------------------------------------------------------
+# Classes, times and boxes
+# ------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _look(videos: Videos, name: str) -> tuple[str, tuple | str]:
-    """The stem of the video that a file calls `name`; its frame_times, or what is wrong with it."""
-    stem = name if name in videos.stems else Path(name).stem
-    files = videos.stems.get(stem, [])
-    if len(files) != 1:
-        return stem, f"{len(files)} videos are called {stem!r} in {videos.folder}, expected one"
-    if "," in stem:
-        return stem, f"AVA csv cannot hold the comma in the name of {files[0]!r}: rename it"
-    try:
-        return stem, frame_times(os.path.join(videos.folder, files[0]))
-    except DecodeError as error:
-        return stem, f"damaged video {error}"
-
-
-def _fit(mark: Mark, videos: Videos) -> str:
-    """Name the mark's video by its stem and put its box into [0, 1]; -> what is wrong with it.
-
-    A mark that cannot be used is left without box.
-    """
-    box, mark.box = np.asarray(mark.box), ()
-    mark.video, found = _look(videos, mark.video)
-    if isinstance(found, str):
-        return found
-    _, end, *pixels = found
-    if math.isnan(mark.time_sec):
-        return "no keyframe falls on this track, a smaller --every-sec would find one"
-    if not 0 <= mark.time_sec < end:
-        return f"time {mark.time_sec:g} s is not within the {end:.3f} s of {mark.video}"
-    size = mark.size or tuple(pixels)
-    norm = box / [*size, *size]
-    inside = norm.clip(0, 1)
-    stated = f"box {box.round(3).tolist()} in a picture of {size[0]:g} x {size[1]:g}"
-    if ((inside[2:] - inside[:2]) * pixels < 1).any():
-        return f"{stated} shows less than a pixel, left out"
-    mark.box = inside.tolist()
-    return f"{stated} reaches over the edge, cut off" if abs(inside - norm).max() > 0.01 else ""
-
-
-def _one_spelling(marks: list[Mark], problems: list[str]) -> dict[str, str]:
-    """Where classes differ in case, blanks, - or _, keep the commonest; -> class: first file:line."""
+def unify_classes(marks: list[Mark], problems: list[str]) -> dict[str, int]:
+    """One spelling where classes differ in case, blanks, - or _: the commonest; -> class: id."""
     spellings: dict[str, dict[str, list[Mark]]] = {}
     for mark in marks:
         plain = re.sub(r"[\s_-]+", " ", mark.label.casefold()).strip() or mark.label
         spellings.setdefault(plain, {}).setdefault(mark.label, []).append(mark)
-    classes = {}
+    names = set()
     for same in spellings.values():
         best = max(same, key=lambda label: len(same[label]))
-        problems += [
-            f"{found[0].where}: {label!r} ({len(found)} rows) is taken as {best!r}"
-            for label, found in same.items()
-            if label != best
-        ]
-        for mark in itertools.chain(*same.values()):
-            mark.label = best.replace('"', "'")  # an action list puts them in "
-            classes.setdefault(mark.label, mark.where)
-    classes.pop("", None)
-    return dict(sorted(classes.items(), key=lambda item: item[0].casefold()))
+        for label, having in same.items():
+            if label != best:
+                problems.append(
+                    f"{having[0].where}: {label!r} ({len(having)} rows) is taken as {best!r}"
+                )
+            for mark in having:
+                mark.label = best.replace('"', "'")  # an action list puts them in "
+        names.add(best.replace('"', "'"))
+    ordered = sorted(names - {""}, key=lambda name: (name.casefold(), name))
+    return {name: number for number, name in enumerate(ordered, 1)}
 
 
-def split_videos(classes_of: dict[str, set[str]], share: float, seed: int) -> set[str]:
-    """About `share` of the videos, for validation.
+def fit_marks(marks: list[Mark], library: Library, problems: list[str]) -> list[Mark]:
+    """The marks that can be used, each with its file, boxes in [0, 1], times in seconds."""
+    usable = []
+    for mark in marks:
+        wrong = mark.wrong or _fit(mark, library)
+        if wrong:
+            problems.append(f"{mark.where}: {wrong}")
+        if mark.file:
+            usable.append(mark)
+    return usable
 
-    Drawn so that a class of two or more videos is in both parts where that can be, and a class of
-    one video is trained.
+
+def _fit(mark: Mark, library: Library) -> str:
+    """Fit one mark; -> what is wrong with it. One that cannot be used is left without file."""
+    file, wrong = library.look(mark.video)
+    if not file or mark.is_clip:
+        mark.file = file
+        return wrong
+    clock = library.clock(file)
+    if isinstance(clock, str):
+        return clock
+    if len(mark.box) == 0:
+        return _fit_stretch(mark, file, clock)
+    if "," in library.videos.name_of(file):
+        return f"AVA csv cannot hold the comma in the name of {file!r}: rename it"
+    wrong = annotations.place(mark, clock)
+    if len(mark.box):
+        mark.file = file
+    return wrong
+
+
+def _fit_stretch(mark: Mark, file: str, clock: Clock) -> str:
+    stated = f"{mark.time_sec:g} to {mark.end_sec:g} s of {file}, which has {clock.end_sec:.3f} s"
+    if not 0 <= mark.time_sec < min(mark.end_sec, clock.end_sec):
+        return f"{stated}: left out"
+    mark.file = file
+    if mark.end_sec > clock.end_sec + 0.5:
+        stated += ": cut off"
+    else:
+        stated = ""
+    mark.end_sec = min(mark.end_sec, clock.end_sec)
+    return stated
+
+
+# ------------------------------------------------------------------------------------------------
+# The split
+# ------------------------------------------------------------------------------------------------
+
+
+def choose_parts(
+    marks: list[Mark],
+    share: float,
+    seed: int,
+    group_by: str,
+    kept: dict[str, str],
+    problems: list[str],
+    notes: list[str],
+) -> dict[str, str]:
+    """file -> "train", "val" or "test".
+
+    What the user's files say is kept; a video that they put into two parts is not trained. If they
+    name no part to validate on, that is the test part, or it is drawn by draw_split from the rest,
+    except for videos that `kept` (the last split) names.
     """
-    order = sorted(classes_of)
-    random.Random(seed).shuffle(order)
-    left = Counter(name for names in classes_of.values() for name in names)  # training videos
-    wanted, chosen = {name for name in left if left[name] > 1}, set()
-    rarest = sorted(wanted, key=lambda name: (left[name], name))
-    for name in [*rarest, *[""] * len(order)]:  # first what each class needs, then any
-        if name == "" and len(chosen) >= max(1, round(share * len(order))):
-            break
-        if name and name not in wanted:
-            continue
-        free = [
-            video
-            for video in order
-            if video not in chosen
-            and (not name or name in classes_of[video])
-            and all(left[other] > 1 for other in classes_of[video])
-        ]
-        if free:
-            best = max(free, key=lambda video: len(classes_of[video] & wanted))
-            chosen.add(best)
-            left.subtract(classes_of[best])
-            wanted -= classes_of[best]
-    return chosen or set(order[:1])
+    stated = _stated_parts(marks, problems)
+    named = set(stated.values())
+    if named == {"train", "test"}:
+        notes.append("no validation part is named: the test part is validated on")
+        stated = {file: part.replace("test", "val") for file, part in stated.items()}
+    elif named == {"train"}:
+        stated = {}
+    classes: dict[str, set[str]] = {}  # of each group of videos that stay together
+    groups: dict[str, list[str]] = {}
+    for mark in marks:
+        group = group_of(mark.file, group_by)
+        classes.setdefault(group, set()).update({mark.label} - {""})
+        if mark.file not in groups.setdefault(group, []):
+            groups[group].append(mark.file)
+    fixed: dict[str, str] = {}
+    for group, files in groups.items():
+        for part in PARTS:  # a group that they divide stays divided; the rest of it is trained
+            if any((stated.get(file) or kept.get(file)) == part for file in files):
+                fixed.setdefault(group, part)
+    if not stated and fixed:
+        notes.append(f"{len(fixed)} of {len(groups)} keep their part in split.csv")
+    drawn = draw_split(classes, share, seed, fixed)
+    parts = {}
+    for group, files in groups.items():
+        for file in files:
+            parts[file] = stated.get(file) or drawn[group]
+    if "train" not in parts.values() or "val" not in parts.values():
+        raise ValueError(
+            f"{len(groups)} videos (or groups of them) with labels, expected two or more: one to "
+            "train and one to validate"
+        )
+    return parts
 
+
+def _stated_parts(marks: list[Mark], problems: list[str]) -> dict[str, str]:
+    """file -> the part that the user's files name; of several the one furthest from training."""
+    stated: dict[str, str] = {}
+    for mark in marks:
+        before = stated.get(mark.file, mark.part)
+        if mark.part and before and mark.part != before:
+            first, last = sorted((mark.part, before), key=PARTS.index)
+            problem = f"{mark.where}: {mark.file} is in {first} and in {last}: taken for {last}"
+            if problem not in problems:
+                problems.append(problem)
+            stated[mark.file] = last
+        elif mark.part:
+            stated[mark.file] = mark.part
+    return stated
+
+
+def group_of(file: str, group_by: str) -> str:
+    """Videos of the same group are in the same part.
+
+    group_by: "" each video by itself; a number n: the first n folders; else a regular expression,
+    the group is what it finds in the path (or its first parenthesis); without a match, the path.
+    """
+    path = data.plain_path(os.path.splitext(file)[0])
+    if not group_by:
+        return path
+    if group_by.isdecimal():
+        folders = path.split("/")[:-1]
+        return "/".join(folders[: int(group_by)]) or path
+    match = re.search(group_by, path)
+    if not match:
+        return path
+    return match[1] if match.re.groups else match[0]
+
+
+def draw_split(
+    classes: dict[str, set[str]], share: float, seed: int, fixed: dict[str, str]
+) -> dict[str, str]:
+    """video (or group of them) -> "train" or "val"; classes: what each shows.
+
+    1. A number in [0, 1) follows from each name and the seed (place_of). Below `share`: val.
+    2. A class that is then not trained: its video with the largest number is.
+    3. A class of two videos or more that is then not validated: its video with the smallest number
+       is, unless another class would lose its last trained one.
+    Rare classes first. So a video's part does not depend on the others, but where a class would be
+    missing in a part; a video more moves one other for each of its classes at the most. `fixed`
+    videos stay where they are.
+    """
+    place = {name: place_of(name, seed) for name in classes}
+    order = sorted(classes, key=lambda name: (place[name], name))
+    parts = {name: fixed.get(name) or ("val" if place[name] < share else "train") for name in order}
+    free = [name for name in order if name not in fixed]
+    counts = Counter(label for labels in classes.values() for label in labels)
+    rarest = sorted(counts, key=lambda label: (counts[label], label))
+
+    def trained(label: str) -> int:
+        return sum(parts[name] == "train" for name in order if label in classes[name])
+
+    for label in rarest:
+        validated = [name for name in free if label in classes[name] and parts[name] == "val"]
+        if not trained(label) and validated:
+            parts[validated[-1]] = "train"
+    for label in rarest:
+        having = [name for name in order if label in classes[name]]
+        if len(having) < 2 or any(parts[name] == "val" for name in having):
+            continue
+        _validate_one([name for name in having if name in free], parts, classes, trained)
+    if "val" not in parts.values():
+        _validate_one(free, parts, classes, trained)
+    if "val" not in parts.values() and len(free) > 1:
+        parts[free[0]] = "val"
+    return parts
+
+
+def _validate_one(candidates: list[str], parts: dict, classes: dict, trained) -> None:
+    """Move the first candidate to val whose classes all keep a trained video."""
+    for name in candidates:
+        if parts[name] == "train" and all(trained(label) > 1 for label in classes[name]):
+            parts[name] = "val"
+            return
+
+
+def place_of(name: str, seed: int) -> float:
+    """A number in [0, 1), the same everywhere and for ever."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def split_settings(seed: int, share: float, group_by: str) -> str:
+    return f"seed {seed}, share {share:g}, group-by {group_by or 'none'}"
+
+
+def read_split(path: Path, settings: str) -> dict[str, str]:
+    """file -> part of the last import, if it was made with the same settings."""
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    if not rows or rows[0] != ["video", "part", settings]:
+        return {}
+    parts = {}
+    for row in rows[1:]:
+        if len(row) != 2 or row[1] not in PARTS:
+            raise ValueError(f"{path}: {','.join(row)}, expected a video and train, val or test")
+        parts[row[0]] = row[1]
+    return parts
+
+
+# ------------------------------------------------------------------------------------------------
+# Writing: all of it or nothing
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Task:
+    """What is written."""
+
+    marks: list[Mark]
+    parts: dict[str, str]  # file -> part
+    ids: dict[str, int]  # class -> its number, from 1
+    library: Library
+    target: Path
+
+    @property
+    def form(self) -> str:
+        """Boxes at keyframes, stretches of videos, or whole clips."""
+        if any(len(mark.box) for mark in self.marks):
+            return "boxes"
+        return "clips" if all(mark.is_clip for mark in self.marks) else "stretches"
+
+    @property
+    def suffix(self) -> str:
+        return "txt" if self.form == "clips" else "csv"
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"\W+", "-", self.target.resolve().name).strip("-") or "own"
+
+    def of_part(self, part: str) -> list[Mark]:
+        return [mark for mark in self.marks if self.parts[mark.file] == part]
+
+
+def write_task(
+    task: Task, given: Path | None, into: Path | None, problems: list[str], settings: str
+) -> None:
+    """Write everything beside the target, read it as training will, then put it in its place."""
+    target = task.target
+    texts = {
+        "actions.pbtxt": [
+            f'label {{ name: "{name}" label_id: {number} }}' for name, number in task.ids.items()
+        ],
+        "problems.txt": problems,
+        "split.csv": [f'video,part,"{settings}"', *_split_rows(task)],
+    }
+    for part in PARTS:
+        texts |= _part_texts(task, part)
+    own = [(target / name).resolve() for name in texts]
+    if given and given.resolve() in own:
+        raise ValueError(f"{given} would be overwritten: take another folder than {target}")
+    draft = target.with_name(f"{target.name}.part")  # as deep as target: relative paths are right
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        for name, lines in texts.items():
+            text = "".join(f"{line}\n" for line in lines)
+            (draft / name).write_text(text, encoding="utf-8")
+        (draft / "recipe.toml").write_text(recipe_text(task, texts), encoding="utf-8")
+        _read_back(draft / "recipe.toml", task)
+        recipe = _recipe_with_task(task, texts, into) if into else ""
+        target.mkdir(parents=True, exist_ok=True)
+        if into or (target / "recipe.toml").exists():
+            (draft / "recipe.toml").unlink()
+        for path in sorted(draft.iterdir()):
+            path.replace(target / path.name)
+        if into:
+            part = into.with_name(f"{into.name}.part")
+            part.write_text(recipe, encoding="utf-8")
+            part.replace(into)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _split_rows(task: Task) -> list[str]:
+    rows = []
+    for file, part in sorted(task.parts.items()):
+        quoted = f'"{file}"' if "," in file or '"' in file else file
+        rows.append(f"{quoted},{part}")
+    return rows
+
+
+def _part_texts(task: Task, part: str) -> dict[str, list[str]]:
+    """The annotations of a part; {} if it has none.
+
+    Evaluation knows no annotated person without action: val.csv gets only their keyframes, and
+    val_boxes.csv all persons, which are then predicted like detected ones.
+    """
+    marks = task.of_part(part)
+    if not marks:
+        return {}
+    if task.form == "clips":
+        rows = {f"{mark.file} {task.ids[mark.label]}": None for mark in marks}
+        return {f"{part}.txt": sorted(rows)}
+    if task.form == "stretches":
+        rows = {_stretch_row(mark): None for mark in marks}
+        return {f"{part}.csv": ["video,start,end,label", *sorted(rows)]}
+    rows, keyframes, boxes = set(), set(), set()
+    persons: dict[tuple[str, str], int] = {}
+    for mark in marks:
+        video = task.library.videos.name_of(mark.file)
+        when = f"{video},{mark.time_sec:.6f}"
+        box = ",".join(f"{x:.6f}" for x in mark.box)
+        number = ""
+        if mark.person:  # AVA's are whole numbers
+            number = f",{persons.setdefault((video, mark.person), len(persons))}"
+        boxes.add(f"{when},{box},,1")
+        if mark.label or part == "train":
+            rows.add(f"{when},{box},{task.ids.get(mark.label, -1)}{number}")
+        else:
+            keyframes.add(when)
+    texts = {f"{part}.csv": sorted(rows | keyframes)}
+    if keyframes:
+        texts[f"{part}_boxes.csv"] = sorted(boxes)
+    return texts
+
+
+def _stretch_row(mark: Mark) -> str:
+    cells = [mark.file, f"{mark.time_sec:.6f}", f"{mark.end_sec:.6f}", mark.label]
+    quoted = ['"' + cell.replace('"', '""') + '"' if "," in cell else cell for cell in cells]
+    return ",".join(quoted)
+
+
+def _read_back(recipe: Path, task: Task) -> None:
+    """Read what was written as training will; ValueError if it is not what was meant."""
+    table = data.read_recipe(recipe)
+    (opened,) = data.read_tasks(table["task"], str(recipe))
+    for part in ("train", "val"):
+        dataset = data.open_task(opened, recipe.parent / table["root"], part)
+        meant = {os.path.join(task.library.folder, mark.file) for mark in task.of_part(part)}
+        read = {os.path.realpath(item.path) for item in dataset.items}
+        lost = {os.path.realpath(path) for path in meant} - read
+        if lost:
+            raise ValueError(f"{sorted(lost)[0]}: training would not find it; rename it")
+
+
+# ------------------------------------------------------------------------------------------------
+# The recipe
+# ------------------------------------------------------------------------------------------------
 
 RECIPE = """\
+# python cofinetune.py train --recipe {recipe}
+# Every key below is an option too: --lr 0.0001, --task.{name}.batch 16, --model.arch B
+# On a CPU, to see it work:
+#   --model.arch tiny --task.{name}.size 64 --task.{name}.short_side "[64, 64]" --steps 60
 root = "."                  # of the paths below; itself relative to this file
 out = "runs/{name}"
 steps = {steps}                 # {passes} passes over {items} training items
@@ -297,184 +476,175 @@ weight_decay = 0.05
 warmup = {warmup}
 # init = "checkpoint.pth"   # pretrained weights, best for few videos; then lr = 0.0001,
                             # layer_decay = 0.75 and the frames and stride of those weights
+
 [model]
 arch = "S"                  # tiny, small, S, B, L, H
-frames = 16
+frames = {frames}
+"""
 
+TASK = """
 [[task]]
 name = "{name}"
 kind = "{kind}"
-train = "train.{suffix}"
-val = "val.{suffix}"
-labels = "actions.pbtxt"
+train = "{folder}train.{suffix}"
+val = "{folder}val.{suffix}"
+labels = "{folder}actions.pbtxt"
 videos = "{videos}"
-{val_boxes}
-frames = 16                 # of a clip,
-stride = 4                  # in 1/25 s: 2.56 s around a keyframe
+{lines}batch = 8
 flip = {flip}                  # 0.0 where left and right matter
-batch = 8
+"""
 
-# Further tables train with this one, each with its own head: co-finetuning. For instance
+FURTHER = """
+# Further tables train with this one, each with its own head: co-finetuning. Own ones are added by
+#   python cofinetune.py import MORE_VIDEOS more --into {recipe}
+# Public ones are written by hand, for instance
 # [[task]]
 # name = "kinetics400"
 # kind = "clip"
 # train = "kinetics400/train.csv"   # or a list of `path label`, or a folder per class
 # val = "kinetics400/val.csv"
 # videos = "kinetics400/videos"
-# frames = 16
-# stride = 4
 """
 
 
-def import_labels(
-    source: Path,
-    target: Path,
-    annotations: Path | None = None,
-    unit: str = "norm",
-    val_share: float = 0.2,
-    seed: int = 0,
-    every_sec: float = 1.0,
-    attributes: Sequence[str] = (),
-) -> None:
-    """Write annotations, action list, problems.txt and recipe.toml into target; read source only.
-
-    source holds videos, at any depth, and annotations, unless they are given. What is
-    doubtful is printed with file and line, what is unusable left out. An existing recipe is kept.
-    """
-    videos, marks, problems = Videos(str(source)), [], []
-    if not videos.stems:
-        raise ValueError(f"{source}: no video there, expected files like *.mp4, *.mkv or *.webm")
-    if source.resolve() == target.resolve():
-        raise ValueError(f"{target}: the folder to write, expected another than that of the videos")
-    there = sorted(source.iterdir())
-    tables, lists = (
-        [p for p in there if p.suffix.lower() in suffixes]
-        for suffixes in ((".csv", ".xml"), (".txt",))
-    )
-    for path in [annotations] if annotations else tables or lists or [source]:
-        try:
-            if path.is_file() and path.suffix.lower() != ".xml":  # which states its encoding
-                path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: byte {error.start} is not UTF-8: save it as UTF-8") from None
-        first = [] if path.is_dir() else next(_lines(path), ("", ""))[1].split(",")
-        if path.suffix.lower() == ".xml":
-            marks += _cvat_rows(path, every_sec, attributes, videos)
-        elif "video" in first or "time_sec" in first:
-            marks += _own_rows(path, unit)
-        elif len(first) in (7, 8):
-            actions = [p for p in there if p.suffix == ".pbtxt"]
-            marks += _ava_rows(path, read_classes(actions[0]) if actions else {})
-        else:
-            marks += [
-                Mark(where, file and os.path.relpath(source / file, source), label)
-                for where, label, _, file in read_clips(str(path), videos, "train")
-            ]
-    clips = all(not len(mark.box) for mark in marks)
-    classes = _one_spelling(marks, problems)
-    ids, persons, rows = {name: number for number, name in enumerate(classes, 1)}, {}, {}
-    for mark in marks:
-        wrong = _fit(mark, videos) if len(mark.box) else "" if mark.video else "no such video"
-        problems += [f"{mark.where}: {wrong}"] if wrong else []
-        if clips and mark.video:
-            rows[f"{mark.video} {ids[mark.label]}\n"] = mark
-        elif len(mark.box):
-            row = [mark.video, *(f"{x:.6f}" for x in (mark.time_sec, *mark.box))]
-            row.append(str(ids.get(mark.label, -1)))
-            if mark.person:  # AVA's are whole numbers
-                row.append(str(persons.setdefault((mark.video, mark.person), len(persons))))
-            rows[",".join(row) + "\n"] = mark
-    if len(rows) <= len(marks) / 2:
-        raise ValueError(
-            "; ".join(
-                [
-                    f"{len(rows)} of {len(marks)} rows can be used"
-                    + f", with --boxes {unit}" * (not clips),
-                    *problems[:3],
-                ]
-            )
+def recipe_text(task: Task, texts: dict[str, list[str]]) -> str:
+    """A recipe of its own for the task."""
+    frames, stride = clip_length(task)
+    items = len({(mark.file, mark.time_sec) for mark in task.of_part("train")})
+    steps = max(200, 30 * items // 8)
+    recipe = task.target / "recipe.toml"
+    return (
+        RECIPE.format(
+            recipe=recipe,
+            name=task.name,
+            steps=steps,
+            passes=steps * 8 // items,
+            items=items,
+            warmup=steps // 20,
+            frames=frames,
         )
-
-    of_video: dict[str, list[Mark]] = {}
-    for mark in rows.values():
-        of_video.setdefault(mark.video, []).append(mark)
-    names_of = {video: {mark.label for mark in found} - {""} for video, found in of_video.items()}
-    validation = split_videos(names_of, val_share, seed)
-    train, val = (
-        {row: mark for row, mark in rows.items() if (mark.video in validation) is part}
-        for part in (False, True)
+        + _task_text(task, texts, task.target, {"frames": frames, "stride": stride})
+        + FURTHER.format(recipe=recipe)
     )
-    if not train:
-        raise ValueError(
-            f"{source}: {len(of_video)} videos with labels, expected two or more: one "
-            "to train and one to validate"
-        )
-    counts = [Counter(mark.label for mark in part.values()) for part in (train, val)]
-    problems += [
-        f"{where}: {name!r} is only in {'val' if counts[1][name] else 'train'}, "
-        f"{sum(name in names for names in names_of.values())} videos have it"
-        for name, where in classes.items()
-        if not (counts[0][name] and counts[1][name])
-    ]
-    # Evaluation has no annotated person without action: val.csv gets only their keyframes, and
-    # val_boxes.csv all persons, which are then predicted like detected ones.
-    idle = {row for row, mark in val.items() if not mark.label}
-    suffix = "txt" if clips else "csv"
-    items = len({(mark.video, str(mark.time_sec)) for mark in train.values()})
-    actions = [f'label {{ name: "{name}" label_id: {number} }}\n' for name, number in ids.items()]
-    texts = {
-        "actions.pbtxt": actions,
-        "problems.txt": [f"{problem}\n" for problem in problems],
-        f"train.{suffix}": sorted(train),
-        f"val.{suffix}": sorted(
-            {",".join(row.split(",")[:2]) + "\n" if row in idle else row for row in val}
-        ),
-    }
-    if idle:
-        texts["val_boxes.csv"] = sorted({",".join(row.split(",")[:6]) + ",,1\n" for row in val})
-    recipe, steps = target / "recipe.toml", max(200, 30 * items // 8)
-    if not (kept := recipe.exists()):
-        mirrored = re.search(r"(?<![a-z])(left|right)(?![a-z])", " ".join(ids).casefold())
-        texts["recipe.toml"] = [
-            RECIPE.format(
-                name=re.sub(r"\W+", "-", target.resolve().name),
-                kind="clip" if clips else "box",
-                items=items,
-                steps=steps,
-                passes=steps * 8 // items,
-                warmup=steps // 20,
-                suffix=suffix,
-                videos=Path(os.path.relpath(source, target)).as_posix(),
-                flip=0.0 if mirrored else 0.5,
-                val_boxes='val_boxes = "val_boxes.csv" # all annotated persons, also without action'
-                if idle
-                else '# val_boxes = "boxes.csv"   # detected persons to evaluate on',
-            )
-        ]
-    if annotations and annotations.resolve() in [(target / name).resolve() for name in texts]:
-        raise ValueError(f"{annotations} would be overwritten: take another folder than {target}")
-    target.mkdir(parents=True, exist_ok=True)
-    for name, lines in texts.items():
-        (target / name).write_text("".join(lines), encoding="utf-8")
-    for task, root, part in _splits(recipe):  # read what was written as training will
-        open_task(task, root, part)
 
-    print(f"{'class':32} {'id':>4} {'train':>9} {'val':>6}  {'clips' if clips else 'boxes'}")
-    for name, number in ids.items():
-        print(f"{name[:32]:32} {number:4} {counts[0][name]:9} {counts[1][name]:6}")
-    for video, found in sorted(of_video.items()) if not clips else ():
-        if video == min(of_video):
-            print(f"\n{'video':32} {'part':>4} {'keyframes':>9} {'boxes':>6}")
-        keys, boxes = {m.time_sec for m in found}, {(m.time_sec, *m.box) for m in found}
-        part = "val" if video in validation else ""
-        print(f"{video[:32]:32} {part:>4} {len(keys):9} {len(boxes):6}")
+
+def _task_text(task: Task, texts: dict[str, list[str]], root: Path, values: dict) -> str:
+    """The [[task]] table; root: the folder that its paths are relative to."""
+    lines = "".join(f"{key} = {value}\n" for key, value in values.items())
+    if task.form == "boxes":
+        boxes = '# val_boxes = "boxes.csv"   # detected persons to evaluate on\n'
+        if "val_boxes.csv" in texts:
+            boxes = 'val_boxes = "{folder}val_boxes.csv" # all annotated persons, also idle ones\n'
+        lines = boxes + lines
+    folder = Path(os.path.relpath(task.target.resolve(), root.resolve())).as_posix()
+    folder = "" if folder == "." else f"{folder}/"
+    names = " ".join(task.ids).casefold()
+    mirrored = re.search(r"(?<![a-z])(left|right)(?![a-z])", names)
+    videos = os.path.relpath(task.library.folder.resolve(), root.resolve())
+    return TASK.format(
+        name=task.name,
+        kind="box" if task.form == "boxes" else "clip",
+        folder=folder,
+        suffix=task.suffix,
+        videos=Path(videos).as_posix(),
+        lines=lines.format(folder=folder),
+        flip="0.0" if mirrored else "0.5",
+    )
+
+
+def _recipe_with_task(task: Task, texts: dict[str, list[str]], into: Path) -> str:
+    """The text of the recipe `into` with the task at its end, or as it is if it has it already."""
+    text = into.read_text(encoding="utf-8")
+    table = data.read_recipe(into)
+    others = table.get("task", [])
+    root = into.parent / table.get("root", ".")
+    values = dict(zip(("frames", "stride"), clip_length(task), strict=True))
+    for key in ("frames", "stride", "fps", "size", "short_side"):  # one encoder sees all tasks
+        if others and key in others[0]:
+            values[key] = others[0][key]
+    added = _task_text(task, texts, root, values)
+    (new,) = tomllib.loads(added)["task"]
+    for other in others:
+        if other.get("name") != task.name:
+            continue
+        if other.get("train") == new["train"]:
+            return text
+        raise ValueError(f"{into} has a task {task.name!r} already: take another folder to write")
+    text = f"{text.rstrip()}\n{added}"
+    data.read_tasks(tomllib.loads(text)["task"], str(into))
+    return text
+
+
+def clip_length(task: Task) -> tuple[int, int]:
+    """frames and stride (in 1/25 s) that fit: 16 x 4, 2.56 s, or as long as most clips are."""
+    if task.form == "boxes":
+        return 16, 4
+    seconds = []
+    for mark in task.marks:
+        clock = task.library.clocks.get(mark.file)
+        if task.form == "stretches":
+            seconds.append(mark.end_sec - mark.time_sec)
+        elif isinstance(clock, Clock):
+            seconds.append(clock.end_sec)
+    ticks = int(25 * np.quantile(seconds, 0.1)) if seconds else 64
+    frames = 16 if ticks >= 16 else 8
+    return frames, min(max(ticks // frames, 1), 4)
+
+
+# ------------------------------------------------------------------------------------------------
+# What is said
+# ------------------------------------------------------------------------------------------------
+
+
+def class_counts(task: Task, part: str) -> Counter:
+    return Counter(mark.label for mark in task.of_part(part))
+
+
+def one_sided_classes(task: Task) -> list[str]:
+    """Sentences on classes that are not trained or not validated."""
+    train, val = class_counts(task, "train"), class_counts(task, "val")
+    said = []
+    for name in task.ids:
+        having = [mark for mark in task.marks if mark.label == name]
+        if having and not (train[name] and val[name]):
+            where = "train" if train[name] else "val" if val[name] else "test"
+            videos = len({mark.file for mark in having})
+            said.append(f"{having[0].where}: {name!r} is only in {where}, {videos} videos have it")
+    return said
+
+
+def report(task: Task, notes: list[str], problems: list[str], into: Path | None) -> None:
+    train, val = class_counts(task, "train"), class_counts(task, "val")
+    print(f"{'class':32} {'id':>4} {'train':>9} {'val':>6}  {task.form}")
+    for name, number in task.ids.items():
+        print(f"{name[:32]:32} {number:4} {train[name]:9} {val[name]:6}")
+    if task.form == "boxes":
+        _report_videos(task)
+    for note in notes:
+        print(f"note: {note}")
+    for problem in problems[:30]:
+        print(f"problem: {problem}")
+    counts = Counter(task.parts.values())
+    test = f", {counts['test']} to test (test.{task.suffix})" if counts["test"] else ""
+    recipe = into or task.target / "recipe.toml"
     print(
-        *(f"problem: {problem}" for problem in problems[:30]),
-        f"{len(of_video) - len(validation)} videos to train, {len(validation)} to validate; "
-        f"{len(problems)} problems, all in {target / 'problems.txt'}; "
-        f"{recipe} {'was there and is kept' if kept else 'is ready'}",
-        sep="\n",
+        f"{counts['train']} videos to train, {counts['val']} to validate{test}; "
+        f"{len(problems)} problems, all in {task.target / 'problems.txt'}\n"
+        f"next: python cofinetune.py show {recipe}, then train --recipe {recipe}"
     )
+
+
+def _report_videos(task: Task) -> None:
+    print(f"\n{'video':32} {'part':>5} {'keyframes':>9} {'boxes':>6}")
+    files = sorted(task.parts)
+    for file in files[:40]:
+        marks = [mark for mark in task.marks if mark.file == file]
+        keyframes = {mark.time_sec for mark in marks}
+        boxes = {(mark.time_sec, *mark.box) for mark in marks}
+        name = task.library.videos.name_of(file)
+        print(f"{name[-32:]:32} {task.parts[file]:>5} {len(keyframes):9} {len(boxes):6}")
+    if len(files) > 40:
+        print(f"and {len(files) - 40} more videos")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -482,52 +652,69 @@ def import_labels(
 # ------------------------------------------------------------------------------------------------
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="data.py", description="Tools for videos and labels.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("import", help="own videos and labels -> a recipe").add_argument
-    add("source", type=Path, help="videos, with csv, CVAT xml or lists, or in a folder per class")
-    add("target", type=Path, help="folder to write")
-    add("--annotations", type=Path, help="file, if not in source")
-    add("--boxes", dest="unit", choices=["norm", "px"], default="norm", help="of a csv with header")
-    add("--val-share", type=float, default=0.2, help="share of the videos to validate on")
-    add("--seed", type=int, default=0, help="of the split")
-    add("--every-sec", type=float, default=1.0, help="CVAT: between keyframes; 0: every box")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Own videos and annotations -> a task: annotations, split and recipe."
+    parser.add_argument("source", type=Path, help="folder of videos, with annotations or classes")
+    parser.add_argument("target", type=Path, help="folder to write; the videos stay where they are")
+    add = parser.add_argument_group("annotations").add_argument
+    add("--annotations", type=Path, help="file, zip or folder (default: those in source)")
+    add(
+        "--boxes",
+        choices=["norm", "px"],
+        default="",
+        help="of tables: in [0, 1] or pixels (default: pixels if any value is above 2)",
+    )
+    add(
+        "--every-sec",
+        type=float,
+        default=1.0,
+        help="tracks and annotated frames: seconds from keyframe to keyframe; 0: all (default: 1)",
+    )
     add(
         "--attribute",
-        dest="attributes",
         action="append",
         default=[],
-        help="CVAT: only this attribute is an action; can be repeated",
+        help="CVAT: this attribute is an action, others are not (can be repeated; default: "
+        "checkboxes and selections)",
     )
-    add = commands.add_parser("show", help="a picture of annotated keyframes").add_argument
-    add("source", type=Path)
-    add("--out", type=Path, default=Path("show.png"))
-    add("--count", type=int, default=12, help="keyframes of each part of each task")
-    add = commands.add_parser("check", help="read every video of a recipe").add_argument
-    add("source", type=Path)
-    add("--quick", action="store_true", help="decode only the first frame of each video")
-    add("--workers", type=int, default=os.cpu_count())
-    add = commands.add_parser("prepare", help="re-encode videos for quick reading").add_argument
-    add("source", type=Path)
-    add("target", type=Path)
-    add("--short-side", type=int, default=320, help="px; smaller videos keep their size")
-    add("--keyframe-sec", type=float, default=1.0)
-    add("--workers", type=int, default=os.cpu_count())
-    options = vars(parser.parse_args(arguments))
-    command = {"import": import_labels, "show": show, "check": check, "prepare": prepare}
-    try:
-        for key in ("count", "workers", "short_side"):
-            if options.get(key, 1) < 1:
-                raise ValueError(f"--{key.replace('_', '-')} {options[key]}, expected 1 or more")
-        return 1 if command[options.pop("command")](**options) is False else 0
-    except (ValueError, OSError, csv.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on or starts again", file=sys.stderr)
-        return 128 + signal.SIGINT
+    add(
+        "--first-frame",
+        type=int,
+        choices=[0, 1],
+        default=0,
+        help="number of a video's first frame in the names of pictures (default: 0)",
+    )
+    add = parser.add_argument_group("split").add_argument
+    add(
+        "--val-share",
+        type=float,
+        default=0.2,
+        help="of the videos, above 0, below 1 (default: 0.2)",
+    )
+    add("--seed", type=int, default=0, help="of the split (default: 0)")
+    add(
+        "--group-by",
+        default="",
+        help="what must stay together: a number of folders, or a regular expression on the path, "
+        r"such as '_g(\d+)_' (default: each video by itself)",
+    )
+    add = parser.add_argument_group("recipe").add_argument
+    add("--into", type=Path, help="recipe that gets the task (default: a new one in target)")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+    if overrides:
+        raise ValueError(f"import takes no --{', --'.join(overrides)}: it writes a recipe")
+    import_task(
+        options.source,
+        options.target,
+        options.annotations,
+        options.boxes,
+        options.every_sec,
+        options.attribute,
+        options.first_frame,
+        options.val_share,
+        options.seed,
+        options.group_by,
+        options.into,
+    )
