@@ -63,8 +63,10 @@ def place(mark: Mark, clock: Clock) -> str:
     A mark that cannot be used is left without box; a box over the edge is cut off, and said.
     """
     box, mark.box = np.asarray(mark.box, float), ()
-    if mark.frame >= len(clock.times_sec):
-        return f"frame {mark.frame} of {mark.video}, which has {len(clock.times_sec)}, from 0 on"
+    count = len(clock.times_sec)
+    if mark.frame >= count:
+        hint = "; --first-frame 1 if they count from 1" if mark.frame == count else ""
+        return f"frame {mark.frame} of {mark.video}, which has {count} from 0 on{hint}"
     if mark.frame >= 0:
         mark.time_sec = float(clock.times_sec[mark.frame])
     if not 0 <= mark.time_sec < clock.end_sec:
@@ -91,7 +93,7 @@ class Library:
     """The videos of a folder, found by what annotations call them, each opened once."""
 
     def __init__(self, folder: Path, every_sec: float = 1.0, first_frame: int = 0):
-        """every_sec: between keyframes, 0: all; first_frame: its number in names of pictures."""
+        """every_sec: between keyframes, 0: all; first_frame: its number, where people count."""
         self.folder, self.every_sec, self.first_frame = folder, every_sec, first_frame
         self.videos = data.Videos(folder)
         self.files = [file for files in self.videos.stems.values() for file in files]
@@ -263,7 +265,7 @@ def _header_columns(cells: list[str]) -> dict[str, int]:
 
 
 def read_boxes_table(
-    path: str | Path, unit: str = "", content: bytes | None = None
+    path: str | Path, unit: str = "", first_frame: int = 0, content: bytes | None = None
 ) -> tuple[list[Mark], str]:
     """Person boxes of a csv, and a sentence about how they were taken.
 
@@ -275,14 +277,15 @@ def read_boxes_table(
         video,time_sec,x1,y1,x2,y2,,score               a detector's
         video,time_sec                                  AVA-Kinetics, a keyframe of nobody: no mark
     Videos by name, with or without folders and suffix. unit: "px", "norm" or "": pixels if any
-    value is above 2 (boxes in [0, 1] reach a little over the edge). `place` fits a mark to its
-    video. content: the file's bytes, if they are at hand. Raises ValueError with file and line.
+    value is above 2 (boxes in [0, 1] reach a little over the edge). first_frame: the number of a
+    video's first frame in a frame column. content: the file's bytes, if they are at hand. `place`
+    fits a mark to its video. Raises ValueError with file and line.
     """
     table = read_table(str(path), Path(path).read_bytes() if content is None else content)
     if not table.rows:
         raise ValueError(f"{path}: no rows")
     if table.header:
-        marks = _boxes_by_header(table)
+        marks = _boxes_by_header(table, first_frame)
     else:
         marks = _boxes_by_position(table)
     if not marks:
@@ -296,7 +299,7 @@ def read_boxes_table(
     return marks, f"{path}: {len(marks)} boxes in {what}, up to {largest:g}"
 
 
-def _boxes_by_header(table: Table) -> list[Mark]:
+def _boxes_by_header(table: Table, first_frame: int) -> list[Mark]:
     columns = table.columns
     clock = "frame" if "frame" in columns and "time" not in columns else "time"
     corners = ("x1", "y1", "width", "height") if "width" in columns else BOX
@@ -309,9 +312,9 @@ def _boxes_by_header(table: Table) -> list[Mark]:
         mark = Mark(where, row["video"], row.get("label", ""))
         try:
             if clock == "frame":
-                mark.frame = read_whole(row["frame"])
+                mark.frame = read_whole(row["frame"]) - first_frame
                 if mark.frame < 0:
-                    raise ValueError(f"frame {mark.frame}")
+                    raise ValueError(f"frame {row['frame']}, the first is {first_frame}")
             else:
                 mark.time_sec = read_seconds(row["time"])
             mark.box = [read_number(row[key]) for key in corners]

@@ -4,6 +4,7 @@ Tools count frames of a video; a Mark keeps the number, `annotations.place` look
 Where a tool exports frames as pictures, their names tell video and number (`frame_of`).
 """
 
+import csv
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from extras.annotations import Library, Mark, decode_text, read_number, read_table, read_whole
+from extras.annotations import Library, Mark, decode_text, read_number, read_whole
 
 # ------------------------------------------------------------------------------------------------
 # Tracks: boxes at some frames, between which tools interpolate
@@ -306,7 +307,7 @@ def _uploaded(address: str) -> str:
 
 
 def frame_of(name: str, library: Library) -> tuple[str, int]:
-    """kitchen_000012.txt, kitchen/000012.jpg, kitchen/frame_000012.png -> kitchen, 12.
+    """kitchen_000012.txt, kitchen/000012.jpg, kitchen/frame_000012.png -> kitchen.mp4, 12.
 
     Frames count from library.first_frame. Raises ValueError if the name says no video or number.
     """
@@ -316,11 +317,12 @@ def frame_of(name: str, library: Library) -> tuple[str, int]:
         raise ValueError(
             f"{path.name}: no number of a frame, expected VIDEO_000012 or VIDEO/000012"
         )
-    videos = [str(path.parent / parts[1]), parts[1], str(path.parent), path.parent.name]
-    known = [video for video in videos if video not in ("", ".") and library.find(video)]
-    if not known:
-        raise ValueError(f"no video is called {parts[1] or path.parent.name!r}")
-    return known[0], int(parts[2]) - library.first_frame
+    folder = path.parent
+    for video in (str(folder / parts[1]), parts[1], str(folder), folder.name):
+        files = library.find(video) if video not in ("", ".") else []
+        if files:
+            return files[0] if len(files) == 1 else video, int(parts[2]) - library.first_frame
+    raise ValueError(f"no video is called {parts[1] or folder.name!r}")
 
 
 def _framed(where: str, picture: str, library: Library) -> Mark:
@@ -417,8 +419,8 @@ def read_via(name: str, content: bytes, library: Library) -> list[Mark]:
             rows.append((f"{name}:{number}", line))
     marks = []
     for where, line in rows:
-        table = read_table(name, f"{header}\n{line}\n".encode())
-        row = dict(zip(table.header, table.rows[0][1], strict=False))
+        keys, cells = csv.reader([header, line])
+        row = dict(zip(keys, cells, strict=False))
         marks += (
             _via_3(where, row, options)
             if "spatial_coordinates" in row

@@ -29,6 +29,7 @@ from extras import annotations, sources
 from extras.annotations import Clock, Library, Mark
 
 PARTS = ("train", "val", "test")
+CLIPS_OPENED = 500  # to know their length; the command `check` reads all
 
 
 def import_task(
@@ -55,6 +56,10 @@ def import_task(
         raise ValueError(f"--val-share {val_share:g}, expected a share above 0 and below 1")
     if every_sec < 0:
         raise ValueError(f"--every-sec {every_sec:g}, expected 0 or more seconds")
+    try:
+        re.compile(group_by)
+    except re.error as error:
+        raise ValueError(f"--group-by {group_by!r}: {error}") from None
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder, expected one with videos")
     if source.resolve() == target.resolve():
@@ -75,6 +80,7 @@ def import_task(
     notes += [source.said for source in others]
     problems: list[str] = []
     usable = fit_marks(marks, library, problems)
+    usable = open_clips(usable, library, problems)
     ids = unify_classes(usable, problems)
     if 2 * len(usable) <= len(marks):
         hint = f", with --boxes {unit}" if unit else ""
@@ -146,6 +152,16 @@ def _fit(mark: Mark, library: Library) -> str:
     if len(mark.box):
         mark.file = file
     return wrong
+
+
+def open_clips(marks: list[Mark], library: Library, problems: list[str]) -> list[Mark]:
+    """The marks without those of damaged clips; of very many, CLIPS_OPENED are opened."""
+    files = sorted({mark.file for mark in marks if mark.is_clip})
+    for i in np.linspace(0, len(files) - 1, min(len(files), CLIPS_OPENED)).astype(int):
+        clock = library.clock(files[i])
+        if isinstance(clock, str):
+            problems.append(clock)
+    return [mark for mark in marks if not isinstance(library.clocks.get(mark.file), str)]
 
 
 def _fit_stretch(mark: Mark, file: str, clock: Clock) -> str:
@@ -257,43 +273,59 @@ def draw_split(
     1. A number in [0, 1) follows from each name and the seed (place_of). Below `share`: val.
     2. A class that is then not trained: its video with the largest number is.
     3. A class of two videos or more that is then not validated: its video with the smallest number
-       is, unless another class would lose its last trained one.
+       is, if each of that one's classes keeps a trained video; else such a one comes back from val.
     Rare classes first. So a video's part does not depend on the others, but where a class would be
-    missing in a part; a video more moves one other for each of its classes at the most. `fixed`
-    videos stay where they are.
+    missing in a part. `fixed` videos stay where they are.
     """
-    place = {name: place_of(name, seed) for name in classes}
-    order = sorted(classes, key=lambda name: (place[name], name))
-    parts = {name: fixed.get(name) or ("val" if place[name] < share else "train") for name in order}
+    numbers = {name: place_of(name, seed) for name in classes}
+    order = sorted(classes, key=lambda name: (numbers[name], name))
+    parts = {}
+    for name in order:
+        parts[name] = fixed.get(name) or ("val" if numbers[name] < share else "train")
     free = [name for name in order if name not in fixed]
     counts = Counter(label for labels in classes.values() for label in labels)
     rarest = sorted(counts, key=lambda label: (counts[label], label))
-
-    def trained(label: str) -> int:
-        return sum(parts[name] == "train" for name in order if label in classes[name])
-
     for label in rarest:
         validated = [name for name in free if label in classes[name] and parts[name] == "val"]
-        if not trained(label) and validated:
+        if validated and not _shows(label, "train", parts, classes):
             parts[validated[-1]] = "train"
     for label in rarest:
-        having = [name for name in order if label in classes[name]]
-        if len(having) < 2 or any(parts[name] == "val" for name in having):
-            continue
-        _validate_one([name for name in having if name in free], parts, classes, trained)
+        if counts[label] > 1 and not _shows(label, "val", parts, classes):
+            having = [name for name in free if label in classes[name]]
+            _validate_one(having, [], parts, classes) or _validate_one(having, free, parts, classes)
     if "val" not in parts.values():
-        _validate_one(free, parts, classes, trained)
+        _validate_one(free, [], parts, classes)
     if "val" not in parts.values() and len(free) > 1:
         parts[free[0]] = "val"
     return parts
 
 
-def _validate_one(candidates: list[str], parts: dict, classes: dict, trained) -> None:
-    """Move the first candidate to val whose classes all keep a trained video."""
-    for name in candidates:
-        if parts[name] == "train" and all(trained(label) > 1 for label in classes[name]):
-            parts[name] = "val"
-            return
+def _shows(label: str, part: str, parts: dict[str, str], classes: dict[str, set[str]]) -> int:
+    """How many videos of a part show the class."""
+    return sum(parts[name] == part and label in classes[name] for name in parts)
+
+
+def _validate_one(
+    candidates: list[str], returning: list[str], parts: dict[str, str], classes: dict
+) -> bool:
+    """Move the first candidate to val that leaves no class untrained; was there one?
+
+    For a class that it would leave untrained, one of `returning` may go back to train instead, if
+    its classes stay validated; the last that can.
+    """
+    for candidate in candidates:
+        changed = parts | {candidate: "val"}
+        for label in sorted(classes[candidate]):
+            for name in reversed(returning):
+                if _shows(label, "train", changed, classes):
+                    break
+                useful = name != candidate and changed[name] == "val" and label in classes[name]
+                if useful and all(_shows(x, "val", changed, classes) > 1 for x in classes[name]):
+                    changed[name] = "train"
+        if all(_shows(label, "train", changed, classes) for label in classes[candidate]):
+            parts.update(changed)
+            return True
+    return False
 
 
 def place_of(name: str, seed: int) -> float:
@@ -682,7 +714,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=[0, 1],
         default=0,
-        help="number of a video's first frame in the names of pictures (default: 0)",
+        help="number of a video's first frame in a frame column and in names of pictures "
+        "(default: 0)",
     )
     add = parser.add_argument_group("split").add_argument
     add(

@@ -245,7 +245,8 @@ def read_marks(
         if source.kind == "CVAT":
             read = exports.read_cvat(source.name, source.content, library, attributes, notes)
         elif source.kind == "box table":
-            read, said = annotations.read_boxes_table(source.name, unit, source.content)
+            first, content = library.first_frame, source.content
+            read, said = annotations.read_boxes_table(source.name, unit, first, content)
             notes.append(said)
             name_numbers(read, others, "action {}")
         else:
