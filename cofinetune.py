@@ -29,7 +29,7 @@ from torch import nn
 
 import ava_eval
 import data
-from extras import checkpoints, door, methods, report
+from extras import checkpoints, door, formats, methods, report
 from extras import job as jobs
 from extras import recipe as recipes
 from extras.job import Job
@@ -322,10 +322,10 @@ def open_tasks(recipe: Recipe, job: Job) -> tuple[dict, dict]:
     job.barrier()
     train_sets, val_sets = {}, {}
     for task in recipe.task:
-        dataset = data.open_task(task, recipe.root, "train")
+        dataset = data.open_task(task, recipe.root, "train", formats.read_clips)
         train_sets[task.name] = dataset
         if task.val:
-            val_sets[task.name] = data.open_task(task, recipe.root, "val")
+            val_sets[task.name] = data.open_task(task, recipe.root, "val", formats.read_clips)
         counted = [f"{count} {what}" for what, count in dataset.report.items() if count]
         job.say(f"{task.name}: {len(dataset.classes)} classes, {', '.join(counted)}")
     return train_sets, val_sets
@@ -637,7 +637,7 @@ def run_evaluate(options: argparse.Namespace, overrides: dict[str, str], method)
     datasets = {}
     for task in recipe.task:
         if task.val:
-            datasets[task.name] = data.open_task(task, recipe.root, "val")
+            datasets[task.name] = data.open_task(task, recipe.root, "val", formats.read_clips)
     for name, dataset in datasets.items():
         if dataset.classes != state["classes"].get(name):
             heads = {name: len(names) for name, names in state["classes"].items()}

@@ -1,6 +1,12 @@
 """Video files and their annotations -> clips -> one stream of batches from many datasets.
 
-Copied alone it needs torch, numpy and av (>= 18); the decoder, `decode_clip`, only numpy and av.
+Copied alone it needs torch, numpy and av (>= 18).
+
+    task = Task("sport", "clip", train="list.txt", videos="videos", frames=16, batch=8)
+    stream = Stream({"sport": open_task(task)}, steps=1000)
+    for batches in training_batches(stream, 0, 1000, workers=2):
+        for batch in batches:                                    # several with `accumulate`
+            video = normalise(batch.video, [0.5] * 3, [0.5] * 3)   # (B, 3, T, H, W), batch.labels
 
 **The clock.** Frame k of a clip is what is on screen at `centre + (k - T/2) * stride / fps` sec:
 frame T/2 is the keyframe, and clips of 12 fps, 29.97 fps and variable-rate videos last as long.
@@ -8,8 +14,7 @@ Files count from their first frame; before it and after the last one the nearest
 Annotations count in the ORIGINAL movie: AVA's "0902" is second 902 of the movie and second 2 of its
 15-minute cut (`offset_sec = 900`), AVA-Kinetics' "17.010000" second 7.01 of `ID_000010_000020`.
 
-**Formats**, as they lie on people's disks; which one it is shows in the file.
-Box tasks: csv without header. Boxes are x1,y1,x2,y2 in [0,1]; one row per action of a box:
+**Annotations.** Box tasks: csv without header. Boxes are x1,y1,x2,y2 in [0,1]; a row per action:
     1j20qq1JyX4,0902,0.002,0.118,0.714,0.977,12,1      video, second, box, action, person (optional)
     00g-inkLork,5.016949                               AVA-Kinetics: a keyframe without actions
     1j20qq1JyX4,0902,0.036,0.098,0.550,0.979,,0.995518 detected person: action, '' or -1; SCORE
@@ -17,16 +22,10 @@ Box tasks: csv without header. Boxes are x1,y1,x2,y2 in [0,1]; one row per actio
     label { name: "sit"  label_id: 11 }                action list; or  item { name: "sit"  id: 11 }
 The video is the file under `videos` of that stem, or the clip `ID_START_END` around the second: so
 AVA-Kinetics is one task, both csv in one (`cat`), both kinds of video under one folder.
-Clip tasks:
-    label,youtube_id,time_start,time_end,split            Kinetics: this header, then
-    abseiling,0wR5jVB-WPk,417,427,val                     rows; files ID_START_END, in any folder
-    air drumming/x y.mp4 3                                list: path, number or name (or , or tab)
-    adult+female+singing/0P3XG_vf91c_35.mp4,adult,4,0     Moments in Time: the folder is the class
-    [{"id": "78687", "template": "Holding [something]"}]  Something-Something v2
-    ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1         UCF101; test lists without the number
-    splits/*_test_split1.txt                              HMDB51, a pattern; rows `x.avi 1`
-    videos/train/                                         a folder per class
-with class lists {"Holding something": "0"} (json), `name,0`, `1 name` or a name per line.
+Clip tasks: a folder per class, or a list of paths and class names or numbers:
+    air drumming/x y.mp4 3                             or , ; tab between the two
+with a list of classes: `name,0`, `1 name`, a name per line, or {"name": "0"} (json).
+Kinetics' csv, Moments in Time, Something-Something, UCF101, HMDB51: extras/formats.py reads them.
 
 **All data is a pure function of (seed, step)**: the task a step trains, its clips, their crops. To
 resume is to start at a step; numbers of workers and of processes change nothing.
@@ -34,25 +33,31 @@ resume is to start at a step; numbers of workers and of processes change nothing
 Shapes: `B` clips, `T,H,W` frames and pixels, `K` boxes in a batch, `C` classes, `V` views.
 """
 
+import atexit
+import contextlib
 import csv
-import difflib
 import functools
 import glob
 import heapq
 import json
 import math
+import multiprocessing.util
 import os
 import re
 import signal
-import tomllib
-import typing
+import threading
+import time
+import traceback
 import unicodedata
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import MISSING, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
@@ -68,12 +73,28 @@ VIDEO_SUFFIXES = set(  # of files that FFmpeg opens; phones, camcorders, cameras
 )
 MIN_VISIBLE = 0.2  # a box less visible than this in the training crop is no supervision: dropped
 CROP_DRAWS = 10  # crops drawn to see a box, before one is centred on a box
+NUMBER = r"-?\d*\.?\d+"
+HEADER_WORDS = set("id ids index number label labels class classes name names category".split())
+HEADER_WORDS |= {f"{a}_{b}" for a in ("class", "label") for b in ("id", "index", "name")}
 IN_A_ROW = 20  # undecodable items in a row before training stops
+AHEAD = 2  # batches that each worker makes ahead of their use
+GRACE_SEC = 20  # that a worker still serves after SIGINT or SIGTERM
+SHM_ADVICE = "more shared memory (docker run --shm-size=8g), fewer `workers`, or workers = 0"
 
 
 # ------------------------------------------------------------------------------------------------
 # Tasks: the [[task]] tables of a recipe
 # ------------------------------------------------------------------------------------------------
+
+
+def setting(default, help: str, **rules):
+    """A field with what `--help` says of it. rules: least, most, above, below (bounds of a number,
+    of each number of a list); free=True: a resumed run may change it; group="...": the heading that
+    starts here."""
+    metadata = {"help": help, **rules}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -83,51 +104,84 @@ class Task:
     Paths are relative to the recipe's `root`.
     """
 
-    name: str
-    kind: str  # "clip" (a class per clip) | "box" (labels per person, multi-hot)
-    train: str = ""  # annotations, in a format above
-    val: str = ""
-    videos: str = ""  # folder
-    val_videos: str = ""  # "": the same folder
-    labels: str = ""  # action or class list; "" (clips): the names in `train`, sorted
-    eval_labels: str = ""  # action list of what the mAP counts, AVA: 60 of 80; "": `labels`
-    exclude_train: str = ""  # keyframes to leave out
-    exclude_val: str = ""
-    train_boxes: str = ""  # detected persons, beside the annotated ones
-    val_boxes: str = ""  # detected persons to evaluate; "": the annotated boxes (easier)
-    train_box_score: float = 0.9  # least score of a detection
-    val_box_score: float = 0.8  # a keyframe where none has it keeps its best detection
-    transfer_iou: float = 0.0  # detections take the labels of the person they overlap so much
-    # (AVA: 0.9), others go; 0: labels of their file, '' = negative
-    offset_sec: float = 0.0  # annotation time minus file time; AVA's 15-minute cuts: 900
-    frames: int = 32  # T
-    stride: int = 2  # in frames of the clock
-    fps: float = 25.0  # of the clock, not of the files
-    size: int = 224  # px, side of the square clip
-    short_side: list[int] = field(default_factory=lambda: [256, 320])  # px; drawn, val: the first
-    fit: str = "crop"  # "crop" | "squash" (whole frame to size x size: loses no box)
-    val_fit: str = ""  # also "full": whole frame, sides to multiples of 16, clips one by
-    # one; "": crop for clip tasks, full for box tasks
-    flip: float = 0.5  # probability
-    flip_swap: list[list[int]] = field(default_factory=list)  # label pairs that a flip exchanges
-    colour: float = 0.0  # brightness, contrast, saturation by factors in [1 - c, 1 + c]
-    mixup: float = 0.0  # a of Beta(a, a), clip tasks
-    views: list[int] = field(default_factory=lambda: [1, 1])  # val, clip tasks: clips x crops
-    batch: int = 8  # clips per step, all processes together
-    weight: float = 1.0  # share of the steps in the "weighted" schedule
-    lr_scale: float = 1.0  # times the learning rate, at this task's steps
-    loss_weight: float = 1.0
-    smoothing: float = 0.0  # of the labels, clip tasks
-    reduce: str = "sum"  # of the box loss over classes: "sum" | "mean"
-    prior: float = 0.0  # first probability of a box class (head bias); 0: no bias
-    dropout: float = 0.0  # before the head
-    roi: str = "align-max"  # features of a box: "align-max" | "mean"
-    roi_size: int = 7  # bins per side
-    context: bool = False  # the clip's feature beside the box's
-    bad_share: float = 0.05  # of the videos missing or undecodable: tolerated
+    name: str = setting(MISSING, "of the task and its head", group="annotations and videos")
+    kind: Literal["clip", "box"] = setting(
+        MISSING, "clip: a class per clip; box: actions per person box"
+    )
+    train: str = setting("", "annotations, in a format of data.py or extras/formats.py")
+    val: str = setting("", "the same, to evaluate on", free=True)
+    videos: str = setting("", "folder of the videos", free=True)
+    val_videos: str = setting("", 'of the validation videos; "": the same folder', free=True)
+    labels: str = setting(
+        "", 'list of actions or classes; "": the names in `train`, sorted (clips)'
+    )
+    eval_labels: str = setting(
+        "", 'actions that the mAP counts (AVA: 60 of 80); "": `labels`', free=True
+    )
+    exclude_train: str = setting("", "keyframes to leave out")
+    exclude_val: str = setting("", "keyframes to leave out", free=True)
+    train_boxes: str = setting("", "detected persons, trained beside the annotated ones")
+    val_boxes: str = setting(
+        "", 'detected persons to evaluate on; "": the annotated boxes (easier)', free=True
+    )
+    train_box_score: float = setting(0.9, "least score of a detection", least=0, most=1)
+    val_box_score: float = setting(
+        0.8, "the same; a keyframe where none has it keeps its best one", least=0, most=1, free=True
+    )
+    transfer_iou: float = setting(
+        0.0,
+        "detections take the labels of the person they overlap so much (AVA: 0.9), others go; "
+        "0: the labels of their file, none = no action",
+        least=0,
+        most=1,
+    )
+    offset_sec: float = setting(
+        0.0, "annotation time less file time; AVA's 15-minute cuts begin at 900"
+    )
+    bad_share: float = setting(
+        0.05, "of the videos, missing or undecodable: tolerated", least=0, most=1, free=True
+    )
+
+    frames: int = setting(32, "T", least=1, group="clips")
+    stride: int = setting(2, "between frames, in frames of the clock", least=1)
+    fps: float = setting(25.0, "of the clock, not of the files", above=0)
+    size: int = setting(224, "px, side of the square clip", least=1)
+    short_side: list[int] = setting(
+        [256, 320], "px, least and most, drawn; evaluation: the least", least=1
+    )
+    val_fit: Literal["", "crop", "full"] = setting(
+        "",
+        "evaluation: crop, or full: the whole frame, sides rounded to multiples of 16; "
+        '"": crop for clip tasks, full for box tasks',
+        free=True,
+    )
+    views: list[int] = setting(
+        [1, 1], "evaluation of clip tasks: clips x crops (1 or 3)", least=1, free=True
+    )
+    flip: float = setting(0.5, "probability", least=0, most=1)
+    flip_swap: list[list[int]] = setting([], "pairs of labels that a flip exchanges")
+    colour: float = setting(
+        0.0,
+        "c: brightness, contrast, saturation by factors in [1 - c, 1 + c]",
+        least=0,
+        most=1,
+    )
+    mixup: float = setting(0.0, "a of Beta(a, a), clip tasks; 0: none", least=0)
+
+    batch: int = setting(8, "clips per step, all processes together", least=1, group="training")
+    weight: float = setting(1.0, 'share of the steps in the "weighted" schedule', least=0)
+    lr_scale: float = setting(1.0, "times the learning rate, at this task's steps", least=0)
+    loss_weight: float = setting(1.0, "times the loss", least=0)
+    smoothing: float = setting(0.0, "of the labels, clip tasks", least=0, most=1)
+    prior: float = setting(
+        0.0, "first probability of an action (bias of the head); 0: no bias", least=0, most=1
+    )
+    dropout: float = setting(0.0, "before the head", least=0, most=1)
+    roi_size: int = setting(7, "bins per side under a box", least=1)
 
     def __post_init__(self):
-        self.val_fit = self.val_fit or ("full" if self.kind == "box" else "crop")
+        if not self.val_fit:
+            self.val_fit = "full" if self.kind == "box" else "crop"
 
     @property
     def step_sec(self) -> float:
@@ -135,91 +189,33 @@ class Task:
         return self.stride / self.fps
 
 
-def read_recipe(path: str | Path) -> dict:
-    """The tables of a TOML file; ValueError with its path and line if it is none."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not TOML: {error}") from None
-
-
-def misfits(kind: type, table: dict) -> dict[str, str]:
-    """key -> what is wrong with it, where a table is to become a `kind`."""
-    types, found = {f.name: typing.get_origin(f.type) or f.type for f in fields(kind)}, {}
-    for key, value in table.items():
-        if key not in types:
-            near = difflib.get_close_matches(key, types, 1)
-            found[key] = f"unknown key {key!r}" + "".join(f", did you mean {n!r}?" for n in near)
-        elif type(value) is not types[key] and (types[key], type(value)) != (float, int):
-            found[key] = f"{key} = {value!r} is not of type {types[key].__name__}"
-    return found
-
-
-def read_tasks(tables: list[dict], where: str | Path = "recipe") -> list[Task]:
-    """`[[task]]` tables -> Tasks; all that is wrong with them in one ValueError."""
-    if type(tables) is not list or any(type(table) is not dict for table in tables):
-        raise ValueError(f"{where}: task is no list of tables, expected [[task]] for each dataset")
-    tasks, problems = [], [] if tables else ["no [[task]] table"]
-    for number, table in enumerate(tables, 1):
-        found = [f"`{key}` is missing" for key in ("name", "kind") if key not in table]
-        found += misfits(Task, table).values()
-        if not found:
-            task = Task(**table)
-            found = [*_impossible(task)]
-            found += ["a second task of this name"] * (task.name in [t.name for t in tasks])
-            tasks.append(task)
-        problems += [f"task {table.get('name', number)!r}: {problem}" for problem in found]
-    if problems:
-        raise ValueError(f"{where}: " + "; ".join(problems))
-    return tasks
-
-
-def _impossible(task: Task) -> Iterator[str]:
-    box, sides, views = task.kind == "box", task.short_side, task.views
-    for allowed, keys in {
-        ("clip", "box"): ["kind"],
-        ("crop", "squash"): ["fit"],
-        ("sum", "mean"): ["reduce"],
-        ("crop", "squash", "full"): ["val_fit"],
-        ("align-max", "mean"): ["roi"],
-    }.items():
-        yield from (
-            f"{key} = {getattr(task, key)!r} is not one of {', '.join(allowed)}"
-            for key in keys
-            if getattr(task, key) not in allowed
-        )
-    for key in "frames stride fps size batch roi_size".split():
-        if not getattr(task, key) > 0:
-            yield f"{key} = {getattr(task, key)} is not positive"
-    for key in "weight lr_scale loss_weight mixup".split():
-        if not getattr(task, key) >= 0:
-            yield f"{key} = {getattr(task, key)} is negative"
-    for key in (
-        "flip colour bad_share smoothing dropout prior train_box_score val_box_score transfer_iou"
-    ).split():
-        if not 0 <= getattr(task, key) <= 1:
-            yield f"{key} = {getattr(task, key)} is not in [0, 1]"
-    if [type(side) for side in sides] != [int, int] or not 0 < sides[0] <= sides[1]:
-        yield f"short_side = {sides} is not two whole numbers, the smaller first"
-    elif "crop" in (task.fit, task.val_fit) and sides[0] < task.size:
-        yield f"short_side = {sides} is less than the crop, size = {task.size}"
-    if [type(count) for count in views] != [int, int] or views[0] < 1 or views[1] not in (1, 3):
-        yield f"views = {views} is not [clips, crops] with 1 or 3 crops"
-    elif views != [1, 1] and (box or views[1] == 3 and task.val_fit != "crop"):
-        yield f'views = {views} is for clip tasks, and 3 crops for val_fit = "crop"'
-    if any(
-        type(pair) is not list or [type(i) for i in pair] != [int, int] for pair in task.flip_swap
-    ):
-        yield f"flip_swap = {task.flip_swap} is not a list of pairs of labels"
-    for problem, applies in {
-        "neither `train` nor `val` is given": not (task.train or task.val),
-        "a box task needs `labels`, its action list": box and not task.labels,
-        "mixup is for clip tasks": box and task.mixup,
-        "person detections are for box tasks": not box and (task.train_boxes or task.val_boxes),
-        "transfer_iou needs `train_boxes`": task.transfer_iou and not task.train_boxes,
-    }.items():
-        if applies:
-            yield problem
+def task_problems(task: Task) -> list[str]:
+    """What is wrong between the settings of a task, each of which is right by itself."""
+    problems, box = [], task.kind == "box"
+    if not (task.train or task.val):
+        problems.append("neither `train` nor `val` is given")
+    if box and not task.labels:
+        problems.append("a box task needs `labels`, its action list")
+    if box and task.mixup:
+        problems.append("mixup is for clip tasks")
+    if not box and (task.train_boxes or task.val_boxes):
+        problems.append("person detections are for box tasks")
+    if task.transfer_iou and not task.train_boxes:
+        problems.append("transfer_iou needs `train_boxes`")
+    sides, views = task.short_side, task.views
+    if len(sides) != 2 or sides[0] > sides[1]:
+        problems.append(f"short_side = {sides} is not two numbers, the smaller first")
+    elif sides[0] < task.size:
+        problems.append(f"short_side = {sides} is less than the crop, size = {task.size}")
+    if len(views) != 2 or views[1] not in (1, 3):
+        problems.append(f"views = {views} is not [clips, crops] with 1 or 3 crops")
+    elif views != [1, 1] and box:
+        problems.append(f"views = {views} is for clip tasks")
+    elif views[1] == 3 and task.val_fit != "crop":
+        problems.append(f'views = {views}: 3 crops are for val_fit = "crop"')
+    if any(type(pair) is not list or len(pair) != 2 for pair in task.flip_swap):
+        problems.append(f"flip_swap = {task.flip_swap} is not a list of pairs of labels")
+    return problems
 
 
 # ------------------------------------------------------------------------------------------------
@@ -620,22 +616,27 @@ def pixel_aspect(stream: av.VideoStream) -> float:
 # ------------------------------------------------------------------------------------------------
 
 
-def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
+def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:
     """(`path:line`, text) of every line that is not blank."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
+            if "\0" in line:
+                raise ValueError(f"{path}:{number}: no text (UTF-8 is expected)")
             if line.strip():
                 yield f"{path}:{number}", line.strip()
 
 
-def _number(text: str) -> float:
-    value = float(text)
+def to_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not -1e9 < value < 1e9 or "_" in text:  # float("1_0") is 10; nan, inf
-        raise ValueError(f"{text!r} is not a number")
+        raise ValueError(f"{text.strip()!r} is not a number")
     return value
 
 
-def _json(path: str | Path, kind: type) -> dict | list:
+def read_json(path: str | Path, kind: type) -> dict | list:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -646,31 +647,60 @@ def _json(path: str | Path, kind: type) -> dict | list:
 
 
 def read_classes(path: str | Path) -> dict[int, str]:
-    """id -> name from an action list (.pbtxt), a .json (name -> id) or a text list of classes."""
-    text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-    if Path(path).suffix == ".pbtxt":
-        found = re.findall(r"(?:label|item)\s*\{((?:[^{}\"]|\"[^\"]*\")*)\}", text)
-        names = [re.search(r'name:\s*"(.*?)"', block) for block in found]
-        ids = [re.search(r"\b(?:label_)?id:\s*(\d+)", block) for block in found]
-        pairs = [(int(number[1]), name[1]) for number, name in zip(ids, names) if number and name]
-    elif Path(path).suffix == ".json":
-        found = _json(path, dict)
-        pairs = [(int(i), name) for name, i in found.items() if re.fullmatch(r"\d+", str(i))]
+    """number -> name of an action list (.pbtxt), a .json (name -> number, or number -> name) or a
+    text list: a name a line, or a number and a name, under a header or not."""
+    suffix = Path(path).suffix
+    if suffix == ".pbtxt":
+        entries = _pbtxt_classes(path)
+    elif suffix == ".json":
+        entries = list(read_json(path, dict).items())
+        if not all(name.isdecimal() for name, _ in entries):
+            entries = [(number, name) for name, number in entries]
     else:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        found = pairs = list(enumerate(lines))
-        for pattern in (r"(?P<id>\d+)[\s,]+(?P<name>.+)", r"(?P<name>.+?)[\s,]+(?P<id>\d+)"):
-            if all(matches := [re.fullmatch(pattern, line) for line in lines]):
-                pairs = [(int(match["id"]), match["name"]) for match in matches]
-                break
-    classes = dict(pairs)
-    if not found or not len(found) == len(classes) == len(set(classes.values())):
+        entries = _text_classes(path)
+    classes = {}
+    for number, name in entries:
+        if re.fullmatch(r"\d+", str(number)):
+            # SlowFast's class lists quote names of two words, spreadsheets all of them.
+            classes[int(number)] = str(name).replace('"', "").strip()
+    if not entries or not len(entries) == len(classes) == len(set(classes.values())):
         raise ValueError(
             f"{path}: expected a list of classes with a name and a number each, all "
-            f"different; found {len(found)} entries, {len(classes)} numbers, "
+            f"different; found {len(entries)} entries, {len(classes)} numbers, "
             f"{len(set(classes.values()))} names"
         )
     return classes
+
+
+def _pbtxt_classes(path: str | Path) -> list[tuple[str, str]]:
+    text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    entries = []
+    for block in re.findall(r"(?:label|item)\s*\{((?:[^{}\"]|\"[^\"]*\")*)\}", text):
+        name = re.search(r'name:\s*"(.*?)"', block)
+        number = re.search(r"\b(?:label_)?id:\s*(\d+)", block)
+        entries.append((number[1] if number else "", name[1] if name else ""))
+    return entries
+
+
+def _text_classes(path: str | Path) -> list[tuple[str, str]]:
+    lines = [(where, line.replace('"', "")) for where, line in read_lines(path)]
+    words = re.findall(r"\w+", lines[0][1].lower()) if lines else []
+    headed = bool(words) and not set(words) - HEADER_WORDS
+    if headed and len(re.split(r"[,;\t]", lines[0][1])) > 2:
+        raise ValueError(f"{lines[0][0]}: expected a number and a name a line: {lines[0][1]}")
+    lines = lines[headed:]
+    for pattern in (
+        r"(?P<number>\d+)(?:\.0)?[\s,:;]+(?P<name>.+)",
+        r"(?P<name>.+?)[\s,:;]+(?P<number>\d+)(?:\.0)?",
+    ):
+        matches = [re.fullmatch(pattern, line) for _, line in lines]
+        count = sum(match is not None for match in matches)
+        if count and count == len(lines):
+            return [(match["number"], match["name"]) for match in matches]
+        if count > len(lines) / 2:  # not a list of bare names, of which few hold a number
+            where, line = lines[matches.index(None)]
+            raise ValueError(f"{where}: no number and name, as {count} other lines have: {line}")
+    return [(str(number), line) for number, (_, line) in enumerate(lines)]
 
 
 def is_video(name: str) -> bool:
@@ -834,28 +864,28 @@ def read_boxes(
     """
     keyframes: dict[tuple[str, int], dict[tuple, Person]] = {}
     report |= {"rows": 0, "empty boxes dropped": 0}
-    actions = range(1, classes + 1)
-    for where, line in _lines(path):
-        row = line.split(",")
+    for where, line in read_lines(path):
+        row = next(csv.reader([line])) if '"' in line else line.split(",")
         try:
             if len(row) not in ((2, 8) if scored else (2, 7, 8)):
-                raise ValueError(f"{len(row)} columns instead of 2, {'' if scored else '7 '}or 8")
-            key = row[0].strip(), round(_number(row[1]) * 1e6)
-            persons = keyframes.setdefault(key, {})
+                raise ValueError(_wrong_columns(row, scored))
+            persons = keyframes.setdefault((row[0].strip(), round(to_number(row[1]) * 1e6)), {})
             report["rows"] += 1
             if len(row) == 2:
                 continue
-            x1, y1, x2, y2 = box = tuple(map(_number, row[2:6]))
+            x1, y1, x2, y2 = box = tuple(map(to_number, row[2:6]))
             if min(box) < -0.1 or max(box) > 1.1:
                 raise ValueError("box outside [0, 1]")
-            label = _number(row[6].strip() or "-1")
-            if label != -1 and label not in actions:
+            label = to_number(row[6].strip() or "-1")
+            if label != -1 and (label != int(label) or not 1 <= label <= classes):
                 raise ValueError(f"action {row[6]} is not in 1..{classes}")
-            score = _number(row[7]) if scored else 1.0
+            score = to_number(row[7]) if scored else 1.0
             if not 0 <= score <= 1:
                 raise ValueError(f"score {row[7]} is not in [0, 1]")
         except ValueError as error:
-            raise ValueError(f"{where}: {error}: {line}") from None
+            header = not re.search(r"\d", ",".join(row[1:2])) and where.endswith(":1")
+            hint = " (a header? These files have none)" if header else ""
+            raise ValueError(f"{where}: {error}{hint}: {line[:120]}") from None
         if x1 >= x2 or y1 >= y2:
             report["empty boxes dropped"] += 1
             continue
@@ -868,101 +898,108 @@ def read_boxes(
     return {key: list(persons.values()) for key, persons in keyframes.items()}
 
 
-def read_clips(path: str, videos: Videos, split: str) -> list[tuple[str, str, str, str | None]]:
-    """(`file:line`, class, name as listed, file or None if missing) of each row of a clip task.
+def _wrong_columns(row: list[str], scored: bool) -> str:
+    if len(row) == 1 and re.search(r"[;\t]", row[0]):
+        return "columns are separated by commas in these files"
+    return f"{len(row)} columns instead of {'2 or 8' if scored else '2, 7 or 8'}"
 
-    Files are absolute or relative to `videos.folder`. Raises ValueError with file, line and text.
-    """
+
+class ClipRow(NamedTuple):
+    """A row of the annotations of a clip task."""
+
+    where: str  # file:line
+    label: str  # name or number of its class
+    name: str  # path of its video, relative to the folder of the videos; or only its stem
+
+
+# What reads the annotations of a split of a clip task: (path, "train" | "val", folder of the
+# videos) -> rows. Raises ValueError with file, line and text.
+ClipReader = Callable[[str, str, str], Iterable[ClipRow]]
+
+
+def read_list(path: str, split: str, folder: str) -> Iterator[ClipRow]:
+    """The rows of a list, or the videos in a folder per class. A ClipReader."""
     if os.path.isdir(path):
-        names, folder = sorted(list_videos(path)), os.path.relpath(path, videos.folder)
-        if flat := [name for name in names if os.sep not in name]:
-            raise ValueError(f"{path}: expected a folder per class, found the video {flat[0]}")
-        return [(path, name.split(os.sep)[0], name, os.path.join(folder, name)) for name in names]
-    if "*" in path:
-        rows, use = [], " 1" if split == "train" else " 2"
-        for file in sorted(glob.glob(path)):
-            label = re.sub(r"_test_split\d+$", "", Path(file).stem)
-            rows += [
-                (where, label, line[:-2], videos.clip(Path(line[:-2].strip()).stem, label))
-                for where, line in _lines(file)
-                if line.endswith(use)
-            ]
-        return rows
-    if path.endswith(".json"):
-        rows = []
-        for number, entry in enumerate(_json(path, list), 1):
-            fields = [entry.get(key) for key in ("id", "template")] if type(entry) is dict else [0]
-            if [type(text) for text in fields] != [str, str]:
-                raise ValueError(f"{path}: entry {number} has no id or no template: {entry}")
-            label = re.sub(r"[\[\]]", "", entry["template"])
-            file = videos.clip(entry["id"], label)
-            rows.append((f"{path}: entry {number}", label, entry["id"], file))
-        return rows
-    lines = list(_lines(path))
-    header = next(csv.reader([lines[0][1]])) if lines else []
-    kinetics, rows = "youtube_id" in header, []
-    for where, line in lines[1:] if kinetics else lines:
+        there = os.path.relpath(path, folder)
+        for name in sorted(list_videos(path)):
+            if os.sep not in name:
+                raise ValueError(f"{path}: expected a folder per class, found the video {name}")
+            yield ClipRow(path, name.split(os.sep)[0], os.path.join(there, name))
+        return
+    if "*" in path or path.endswith(".json"):
+        raise ValueError(f"{path}: no list of videos; extras/formats.py reads other formats")
+    first = None  # the first line, where it does not name a video
+    for number, (where, line) in enumerate(read_lines(path)):
         try:
-            if kinetics:
-                row = _kinetics_row(dict(zip(header, next(csv.reader([line])))), videos)
-            else:
-                row = _list_row(line, videos)
+            name, label = _list_row(line)
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{where}: {error}: {line[:120]}") from None
-        rows.append((where, *row))
-    if len(rows) > 1 and rows[0][3] is None and not is_video(rows[0][2]) and is_video(rows[1][2]):
-        raise ValueError(f"{rows[0][0]}: not a video (a header? lists have none): {lines[0][1]}")
-    return rows
+        if number == 0 and not is_video(name):
+            first = where, line
+        if number == 1 and first and is_video(name):
+            raise ValueError(f"{first[0]}: not a video (a header? lists have none): {first[1]}")
+        yield ClipRow(where, label, name)
 
 
-def _kinetics_row(row: dict[str, str], videos: Videos) -> tuple[str, str, str | None]:
-    label, name = row.get("label"), row.get("youtube_id")
-    if not label:
-        raise ValueError("no label (a test list?)")
-    start, end = (int(_number(row.get(key, ""))) for key in ("time_start", "time_end"))
-    stem = f"{name}_{start:06d}_{end:06d}"
-    return label, stem, videos.clip(stem, label) or videos.clip(name, label)
-
-
-def _list_row(line: str, videos: Videos) -> tuple[str, str, str | None]:
-    first, suffixes = line.split(",")[0], "|".join(map(re.escape, VIDEO_SUFFIXES))
-    if is_video(line) or is_video(first) and re.search(r",.+,\d+,\d+$", line):  # UCF101, Moments
-        name = line if is_video(line) else first
-        label = Path(name).parent.name
-        if not label:
-            raise ValueError("expected `path label`, or a path that names the folder of its class")
+def _list_row(line: str) -> tuple[str, str]:
+    """(path, label) of a row; of a path alone, its folder is the label, as in UCF101's tests."""
+    if '"' in line:  # in quotes, whatever separates the two columns
+        rows = [next(csv.reader([line], delimiter=mark)) for mark in ",;\t "]
+        name, label = next((row for row in rows if len(row) == 2), ("", ""))
+    elif match := _path_first().fullmatch(line):
+        name, mark, label = match.groups(default="")
+        _check_label(mark, label)
+        label = label or Path(name.replace("\\", "/")).parent.name
     else:
-        # What follows the suffix of the video; or, without one, a number after blank or comma; or a
-        # name after the last comma or tab; or after a blank.
+        # Without a suffix: a number after blank or comma; or a name after comma or tab; or after a
+        # blank.
         match = (
-            re.fullmatch(rf"(?i)(.+?(?:{suffixes}))[\s,]+(.+)", line)
-            or re.fullmatch(r"(.+?)[\s,]+(\d+)", line)
-            or re.fullmatch(r"(.+)[\t,](.+)", line)
-            or re.fullmatch(r"(.+)\s(\S+)", line)
+            re.fullmatch(r"(.+?)[\s,;]+(\d+(?:\.0+)?)", line)
+            or re.fullmatch(r"([^\t,;]+)[\t,;](.+)", line)
+            or re.fullmatch(r"([^\t,;]+)\s(\S+)", line)
         )
-        if not match:
-            raise ValueError("expected `path label`")
-        name, label = match[1].strip(), match[2].strip()
-    if os.path.isfile(os.path.join(videos.folder, name)):
-        return label, name, name
-    # Moved, or has another suffix. But run/0003.mp4 is not walk/0003.mp4.
-    found, folder = videos.clip(Path(name).stem, label), Path(name).parent.name
-    same = not folder or found and Path(found).parent.name in (folder, label, "")
-    return label, name, found if same else None
+        name, label = match.groups() if match else ("", "")
+        if re.search(rf"[\s,;]{NUMBER}$", name) or re.search(r"[\t,;]", label):
+            raise ValueError("expected `path label`, found more columns")
+    if not name or not label:
+        raise ValueError("expected `path label`, or a path that names the folder of its class")
+    label = re.sub(r"^(\d+)\.0+$", r"\1", label.strip())  # a spreadsheet's whole number
+    return name.strip().replace("\\", "/"), label
+
+
+@functools.cache
+def _path_first() -> re.Pattern:
+    """A path up to the suffix of its video, what separates, the rest."""
+    suffixes = "|".join(map(re.escape, VIDEO_SUFFIXES))
+    return re.compile(rf"(?i)(.+?(?:{suffixes}))(?:([\s,;]+)(.+))?")
+
+
+def _check_label(mark: str, label: str) -> None:
+    """ValueError for what looks like several columns (frames, seconds, boxes, labels). A label can
+    have several words though: "pick up", "stand, up"."""
+    several = bool(re.search(r"[;\t]|,\S", label)) or "," in label and mark == ", "
+    numbers = [bool(re.fullmatch(NUMBER, word)) for word in label.split()]
+    if len(numbers) > 1:
+        several |= all(numbers)
+        several |= mark.isspace() and "\t" not in mark and (numbers[0] or numbers[-1])
+    if several:
+        raise ValueError(
+            f"expected `path label`, found more columns: {label!r} (quotes make one label of it)"
+        )
 
 
 # ------------------------------------------------------------------------------------------------
-# Transforms: video (V, T, H, W, 3) uint8 together with boxes (n, 4) in [0, 1] of it
+# Transforms: video (..., T, H, W, 3) uint8 together with boxes (n, 4) in [0, 1] of it
 # ------------------------------------------------------------------------------------------------
 
 
 def crop(video: np.ndarray, boxes: np.ndarray, top: int, left: int, size: int) -> tuple:
     """-> the square, boxes cut off at its edges, share (n,) of each box's area that is inside."""
-    height, width = video.shape[2:4]
+    height, width = video.shape[-3:-1]
     moved = (boxes * [width, height, width, height] - [left, top, left, top]) / size
     inside = moved.clip(0, 1)
     share = np.prod(inside[:, 2:] - inside[:, :2], 1) / np.prod(moved[:, 2:] - moved[:, :2], 1)
-    return video[:, :, top : top + size, left : left + size], inside, share
+    return video[..., top : top + size, left : left + size, :], inside, share
 
 
 def random_crop(rng: np.random.Generator, video: np.ndarray, boxes: np.ndarray, size: int) -> tuple:
@@ -970,7 +1007,7 @@ def random_crop(rng: np.random.Generator, video: np.ndarray, boxes: np.ndarray, 
 
     Blind crops of 224 from short sides of 256 to 320 see nothing of 19 % of AVA's boxes at 16:9.
     """
-    height, width = video.shape[2:4]
+    height, width = video.shape[-3:-1]
     for draw in range(CROP_DRAWS + 1):
         top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
         if draw == CROP_DRAWS:
@@ -985,22 +1022,26 @@ def random_crop(rng: np.random.Generator, video: np.ndarray, boxes: np.ndarray, 
 
 
 def fixed_crops(video: np.ndarray, boxes: np.ndarray, size: int, count: int) -> tuple:
-    """-> the central square, or 3 along the long side, of each view: (V * count, T, size, size, 3);
-    and the boxes on the central one."""
-    height, width = video.shape[2:4]
-    cuts = []
-    for place in ([0.5], [0.0, 0.5, 1.0])[count == 3]:
+    """-> of each of V clips (V, T, H, W, 3) the central square, or 3 along the long side:
+    (V * count, T, size, size, 3); and the boxes on the central one."""
+    height, width = video.shape[-3:-1]
+    places = [0.0, 0.5, 1.0] if count == 3 else [0.5]
+    squares = []
+    for place in places:
         top = round((height - size) * (place if height > width else 0.5))
         left = round((width - size) * (place if height <= width else 0.5))
-        cuts.append(crop(video, boxes, top, left, size))
-    squares = np.stack([square for square, _, _ in cuts], 1)  # (V, count, T, size, size, 3)
-    return squares.reshape(-1, *squares.shape[2:]), cuts[count // 2][1]
+        square, inside, _ = crop(video, boxes, top, left, size)
+        squares.append(square)
+        if place == 0.5:
+            central = inside
+    video = np.stack(squares, 1)  # (V, count, T, size, size, 3)
+    return video.reshape(-1, *video.shape[2:]), central
 
 
 def flip(video: np.ndarray, boxes: np.ndarray) -> tuple:
     """Left becomes right."""
     x1, y1, x2, y2 = boxes.T
-    return video[:, :, :, ::-1], np.stack([1 - x2, y1, 1 - x1, y2], 1)
+    return video[..., ::-1, :], np.stack([1 - x2, y1, 1 - x1, y2], 1)
 
 
 def jitter_colour(rng: np.random.Generator, video: np.ndarray, strength: float) -> np.ndarray:
@@ -1008,9 +1049,10 @@ def jitter_colour(rng: np.random.Generator, video: np.ndarray, strength: float) 
     bright, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     luma = np.array([0.299, 0.587, 0.114])
     turn = bright * contrast * (saturation * np.eye(3) + (1 - saturation) * luma)  # (out, in)
-    grey = bright * (1 - contrast) * (video[:, ::4, ::8, ::8] @ luma).mean()
-    flat = video.reshape(-1, 3).astype(np.float32) @ turn.T.astype(np.float32) + np.float32(grey)
-    return np.rint(flat.clip(0, 255)).astype(np.uint8).reshape(video.shape)
+    grey = bright * (1 - contrast) * (video[..., ::4, ::8, ::8, :] @ luma).mean()
+    pixels = video.reshape(-1, 3).astype(np.float32)
+    pixels = pixels @ turn.T.astype(np.float32) + np.float32(grey)
+    return np.rint(pixels.clip(0, 255)).astype(np.uint8).reshape(video.shape)
 
 
 def normalise(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -1029,7 +1071,7 @@ def normalise(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
 
 
 # ------------------------------------------------------------------------------------------------
-# Datasets
+# Datasets: items, each a clip before its video is opened; samples, clips that were
 # ------------------------------------------------------------------------------------------------
 
 
@@ -1050,41 +1092,89 @@ class Items(Sequence):
     """The Items of a dataset as columns: worker processes share the pages of arrays, while objects
     are copied into each of them when their reference counts move (SlowFast#551)."""
 
-    def __init__(self, folder: str, rows: list[tuple], classes: int):
+    def __init__(self, folder: str, rows: Iterable[tuple], classes: int):
         """rows: (key, file relative to the folder, time_sec, label, persons)"""
         self.folder = folder
-        self.names = np.array([os.fsencode(row[0][0]) for row in rows])
-        self.stamps = np.array([row[0][1] for row in rows], np.int64)
-        self.files = np.array([os.fsencode(row[1]) for row in rows])
-        self.times = np.array([row[2] for row in rows], np.float64)
-        self.label = np.array([row[3] for row in rows], np.int64)
-        self.first = np.cumsum([0, *(len(row[4]) for row in rows)])  # item i from first[i]
-        persons = [person for row in rows for person in row[4]]
+        names, stamps, files, times, label, counts, persons = [], [], [], [], [], [], []
+        for (name, stamp), file, time_sec, column, people in rows:
+            files.append(os.fsencode(file))
+            names.append(files[-1] if name == file else os.fsencode(name))
+            stamps.append(stamp)
+            times.append(time_sec)
+            label.append(column)
+            counts.append(len(people))
+            persons += people
+        self.files = np.array(files)
+        self.names = self.files if names == files else np.array(names)
+        self.stamps = np.array(stamps, np.int64)
+        self.times = np.array(times, np.float64)
+        self.label = np.array(label, np.int64)
+        self.first = np.cumsum([0, *counts])  # the boxes of item i begin at first[i]
         self.boxes = np.array([person.box for person in persons], np.float64).reshape(-1, 4)
         self.scores = np.array([person.score for person in persons], np.float32)
         self.labels = np.zeros((len(persons), classes), bool)
-        for n, person in enumerate(persons):
-            self.labels[n, [label - 1 for label in person.labels]] = True
+        for row, person in zip(self.labels, persons, strict=True):
+            row[[action - 1 for action in person.labels]] = True
 
     def __len__(self) -> int:
         return len(self.stamps)
 
     def __getitem__(self, i: int) -> Item:
-        n = slice(self.first[i], self.first[i + 1])
+        persons = slice(self.first[i], self.first[i + 1])
         return Item(
-            (os.fsdecode(self.names[i]), int(self.stamps[i])),
-            os.path.join(self.folder, os.fsdecode(self.files[i])),
-            float(self.times[i]),
-            int(self.label[i]),
-            self.boxes[n],
-            self.labels[n],
-            self.scores[n],
+            key=(os.fsdecode(self.names[i]), int(self.stamps[i])),
+            path=os.path.join(self.folder, os.fsdecode(self.files[i])),
+            time_sec=float(self.times[i]),
+            label=int(self.label[i]),
+            boxes=self.boxes[persons],
+            labels=self.labels[persons],
+            scores=self.scores[persons],
         )
 
     def fingerprint(self) -> int:
         """Another one if any item is another one."""
-        columns = [column for column in vars(self).values() if isinstance(column, np.ndarray)]
-        return functools.reduce(lambda crc, column: zlib.crc32(column.tobytes(), crc), columns, 0)
+        crc = 0
+        for column in (
+            self.names,
+            self.stamps,
+            self.files,
+            self.times,
+            self.label,
+            self.first,
+            self.boxes,
+            self.scores,
+            self.labels,
+        ):
+            crc = zlib.crc32(column.tobytes(), crc)
+        return crc
+
+
+class Dataset:
+    """A split of a task. `report`: what was counted; `missing`: video -> where it is wanted;
+    `damaged`: file -> what is wrong with it, as evaluation_batches meets it."""
+
+    def __init__(
+        self,
+        task: Task,
+        split: str,
+        classes: list[str],
+        items: Items,
+        report: dict,
+        missing: dict[str, str] | None = None,
+    ):
+        self.task, self.split, self.classes = task, split, classes
+        self.items, self.report, self.missing = items, report, missing or {}
+        self.videos = len(set(items.files.tolist()))
+        self.damaged: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def class_counts(self) -> dict[int, int]:
+        """Boxes per action id (from 1), or clips per column (from 0)."""
+        if self.task.kind == "box":
+            return dict(enumerate(self.items.labels.sum(0).tolist(), 1))
+        return dict(enumerate(np.bincount(self.items.label, minlength=len(self.classes)).tolist()))
 
 
 @dataclass
@@ -1100,88 +1190,79 @@ class Sample:
     mix: float = 1.0  # share of this clip in its mixup
 
 
-class Dataset:
-    """A split of a task. `report`: what was counted; `missing`: video -> where it is wanted;
-    `damaged`: file -> what is wrong with it, as found by evaluation_batches."""
+def training_sample(task: Task, item: Item, rng: np.random.Generator) -> Sample:
+    """An item cut and augmented as `rng` draws. Raises DecodeError."""
+    place = rng.random()  # of a clip in its video; a keyframe has its own
+    side = int(rng.integers(*task.short_side, endpoint=True))  # the decoder scales to it
 
-    def __init__(
-        self,
-        task: Task,
-        split: str,
-        classes: list[str],
-        items: Items,
-        report: dict,
-        missing: dict[str, str] | None = None,
-    ):
-        self.task, self.split, self.classes = task, split, classes
-        self.items, self.report, self.missing = items, report, missing or {}
-        self.videos = len(np.unique(items.files))
-        self.damaged: dict[str, str] = {}
+    def times_sec(duration_sec: float) -> np.ndarray:
+        return place * _room(task, duration_sec) + _steps(task)
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def class_counts(self) -> dict[int, int]:
-        """Boxes per action id (from 1), or clips per column (from 0)."""
-        if self.task.kind == "box":
-            return dict(enumerate(self.items.labels.sum(0).tolist(), 1))
-        return dict(enumerate(np.bincount(self.items.label, minlength=len(self.classes)).tolist()))
-
-    def sample(self, index: int, seed: Sequence[int] | None = None) -> Sample:
-        """Item `index`, cut and augmented as `seed` draws; None: in all views of the evaluation.
-
-        Raises DecodeError.
-        """
-        task, item = self.task, self.items[index]
-        rng = None if seed is None else np.random.default_rng(seed)
-        fit, clips, place, side = task.val_fit, task.views[0], 0.5, task.short_side[0]
-        if rng:
-            fit, clips, place = task.fit, 1, rng.random()
-            side = int(rng.integers(side, task.short_side[1], endpoint=True))  # the decoder scales
-
-        def times_sec(duration_sec: float) -> np.ndarray:
-            steps = np.arange(task.frames) * task.step_sec
-            if not math.isnan(item.time_sec):
-                return item.time_sec + steps - task.frames // 2 * task.step_sec
-            room = max(0.0, duration_sec - task.frames * task.step_sec)
-            starts = np.linspace(0, room, clips) if clips > 1 else np.array([place * room])
-            return (starts[:, None] + steps).ravel()  # all clips of a video in one decoding
-
-        video = decode_clip(
-            item.path,
-            times_sec,
-            **{
-                "crop": dict(short_side=side),
-                "squash": dict(size=(task.size, task.size)),
-                "full": dict(short_side=side, multiple=16),
-            }[fit],
-        )
-        video = video.reshape(clips, task.frames, *video.shape[1:])  # (V, T, h, w, 3)
-        boxes, kept = item.boxes, np.arange(len(item.boxes))
-        if fit == "crop" and rng:
-            video, boxes, kept = random_crop(rng, video, boxes, task.size)
-        elif fit == "crop":
-            video, boxes = fixed_crops(video, boxes, task.size, task.views[1])
-        boxes, labels, label = boxes[kept].clip(0, 1), item.labels[kept], item.label
-        if rng and rng.random() < task.flip:
-            video, boxes = flip(video, boxes)
-            for i, j in task.flip_swap:
-                label = {i: j, j: i}.get(label, label)
-                if task.kind == "box":
-                    labels[:, [i - 1, j - 1]] = labels[:, [j - 1, i - 1]]
-        if rng and task.colour:
-            video = jitter_colour(rng, video, task.colour)
-        mix = rng.beta(task.mixup, task.mixup) if rng and task.mixup else 1.0
-        return Sample(item, video, boxes.astype(np.float32), kept, labels, label, mix)
+    if task.kind == "box":
+        times_sec = _times_around(task, item.time_sec)
+    video = decode_clip(item.path, times_sec, short_side=side)  # (T, h, w, 3)
+    video, boxes, kept = random_crop(rng, video, item.boxes, task.size)  # (T, size, size, 3)
+    boxes, labels, label = boxes[kept], item.labels[kept], item.label
+    if rng.random() < task.flip:
+        video, boxes = flip(video, boxes)
+        for i, j in task.flip_swap:
+            label = {i: j, j: i}.get(label, label)
+            if task.kind == "box":
+                labels[:, [i - 1, j - 1]] = labels[:, [j - 1, i - 1]]
+    if task.colour:
+        video = jitter_colour(rng, video, task.colour)
+    mix = rng.beta(task.mixup, task.mixup) if task.mixup else 1.0
+    return Sample(item, video[None], boxes.astype(np.float32), kept, labels, label, mix)
 
 
-def open_task(task: Task, root: str | Path = ".", split: str = "train") -> Dataset:
+def evaluation_sample(task: Task, item: Item) -> Sample:
+    """An item in all its views: `views` clips over the video x crops. Raises DecodeError."""
+    clips, crops = task.views
+
+    def times_sec(duration_sec: float) -> np.ndarray:  # all clips of the video in one decoding
+        room = _room(task, duration_sec)
+        starts = np.linspace(0, room, clips) if clips > 1 else np.array([room / 2])
+        return (starts[:, None] + _steps(task)).ravel()
+
+    if task.kind == "box":
+        times_sec = _times_around(task, item.time_sec)
+    multiple = 16 if task.val_fit == "full" else 1
+    video = decode_clip(item.path, times_sec, task.short_side[0], multiple=multiple)
+    video = video.reshape(clips, task.frames, *video.shape[1:])  # (clips, T, h, w, 3)
+    boxes = item.boxes
+    if task.val_fit == "crop":
+        video, boxes = fixed_crops(video, boxes, task.size, crops)  # (V, T, size, size, 3)
+    boxes = boxes.clip(0, 1).astype(np.float32)
+    return Sample(item, video, boxes, np.arange(len(boxes)), item.labels, item.label)
+
+
+def _steps(task: Task) -> np.ndarray:
+    """Seconds of the frames of a clip from its first one."""
+    return np.arange(task.frames) * task.step_sec
+
+
+def _times_around(task: Task, time_sec: float) -> np.ndarray:
+    """Seconds of the frames of the clip whose frame T/2 is at a time."""
+    return time_sec + _steps(task) - task.frames // 2 * task.step_sec
+
+
+def _room(task: Task, duration_sec: float) -> float:
+    """Seconds from the first to the last start of a clip in a video; short videos have none."""
+    return max(0.0, duration_sec - task.frames * task.step_sec)
+
+
+def open_task(
+    task: Task, root: str | Path = ".", split: str = "train", read_clips: ClipReader = read_list
+) -> Dataset:
     """Read the annotations of a split, find its videos and count what is missing.
 
+    read_clips: of a clip task's annotations; `read_clips` of extras/formats.py knows more formats.
     Raises FileNotFoundError if a path or more than `bad_share` of the videos does not exist,
     ValueError with file and line for what cannot be understood.
     """
     who = f"task {task.name!r} ({split})"
+    if problems := task_problems(task):
+        raise ValueError(f"{who}: {'; '.join(problems)}")
     paths = {
         "annotations": getattr(task, split),
         "labels": task.labels,
@@ -1196,90 +1277,67 @@ def open_task(task: Task, root: str | Path = ".", split: str = "train") -> Datas
     for key, path in paths.items():
         if not (glob.glob(path) if "*" in path else os.path.exists(path)):
             raise FileNotFoundError(f"{who}: {key} {path} does not exist")
-    report, missing = {}, {}
-    read = _read_box_task if task.kind == "box" else _read_clip_task
-    rows, classes = read(task, split, paths, Videos(paths["videos"]), report, missing)
-    items = Items(paths["videos"], rows, len(classes))
-    dataset = Dataset(task, split, classes, items, report, missing)
-    report |= {"items": len(rows), "videos": dataset.videos, "missing videos": len(missing)}
-    if len(missing) > task.bad_share * (dataset.videos + len(missing)):
+    if task.kind == "box":
+        dataset = _open_boxes(task, split, paths)
+    else:
+        dataset = _open_clips(task, split, paths, read_clips)
+    found, missing = dataset.videos, dataset.missing
+    dataset.report |= {"items": len(dataset), "videos": found, "missing videos": len(missing)}
+    if len(missing) > task.bad_share * (found + len(missing)):
         name, where = next(iter(missing.items()))
         raise FileNotFoundError(
-            f"{who}: {len(missing)} of {dataset.videos + len(missing)} videos are not in "
+            f"{who}: {len(missing)} of {found + len(missing)} videos are not in "
             f"{paths['videos']}, more than bad_share = {task.bad_share}; "
             f"the first is {name}, wanted by {where}"
         )
-    if not rows:
-        raise ValueError(f"{who}: {paths['annotations']} has nothing to {split} on: {report}")
+    if not len(dataset):
+        counted = ", ".join(f"{count} {what}" for what, count in dataset.report.items())
+        raise ValueError(f"{who}: {paths['annotations']} has nothing to {split} on: {counted}")
     if split == "train" and task.flip:
-        _check_flips(task, classes)
+        _check_flips(task, dataset.classes)
     return dataset
 
 
-def _check_flips(task: Task, classes: list[str]) -> None:
-    """A flipped "left to right" is a wrong label, unless it becomes "right to left"."""
-    first, other = int(task.kind == "box"), {"left": "right", "right": "left"}
-    turned = [re.sub("|".join(other), lambda word: other[word[0]], name) for name in classes]
-    pairs = [
-        [i, j]
-        for i, name in enumerate(turned, first)
-        if name in classes and (j := classes.index(name) + first) > i
-    ]
-    given = [sorted(pair) for pair in task.flip_swap]
-    if any(pair not in given for pair in pairs):
-        raise ValueError(
-            f"task {task.name!r}: flip = {task.flip} mirrors "
-            f"{classes[pairs[0][0] - first]!r}: set flip = 0.0 or flip_swap = {pairs}"
-        )
-    if wrong := [pair for pair in given if not first <= pair[0] <= pair[1] < len(classes) + first]:
-        raise ValueError(
-            f"task {task.name!r}: flip_swap has {wrong[0]}, but the labels are "
-            f"{first}..{len(classes) + first - 1}"
-        )
-
-
-def _read_box_task(
-    task: Task, split: str, paths: dict, videos: Videos, report: dict, missing: dict
-) -> tuple[list[tuple], list[str]]:
+def _open_boxes(task: Task, split: str, paths: dict[str, str]) -> Dataset:
     names = read_classes(paths["labels"])
     if not 1 <= min(names) <= max(names) < 2**15:
         raise ValueError(f"{paths['labels']}: ids {min(names)} to {max(names)}, expected 1..32767")
     classes = [names.get(number, f"class {number}") for number in range(1, max(names) + 1)]
+    report: dict[str, int] = {}
     keyframes = read_boxes(paths["annotations"], len(classes), False, report)
-    report["keyframes"] = len(keyframes)
     excluded = read_boxes(paths["exclude"], len(classes), False, {}) if "exclude" in paths else {}
+    report["keyframes"] = len(keyframes)
     report["excluded keyframes"] = len(excluded.keys() & keyframes.keys())
     if "boxes" in paths:
         detected = read_boxes(paths["boxes"], len(classes), True, {})
-        keyframes = _with_detections(task, split, keyframes, detected)
-    rows = []
+        merge = _add_detections if split == "train" else _take_detections
+        keyframes = merge(task, keyframes, detected)
+    videos, rows, missing = Videos(paths["videos"]), [], {}
     for (video, stamp), persons in sorted(keyframes.items()):
         # Nobody in it: nothing to train, nothing to score.
         if not persons or (video, stamp) in excluded:
             continue
-        if found := videos.at(video, stamp / 1e6, task.offset_sec):
-            rows.append(((video, stamp), *found, -1, persons))
-        else:
+        place = videos.at(video, stamp / 1e6, task.offset_sec)
+        if place is None:
             missing.setdefault(video, f"{paths['annotations']} at {stamp / 1e6:g} s")
-    report["boxes"] = sum(len(row[4]) for row in rows)
-    return rows, classes
+        else:
+            file, time_sec = place
+            rows.append(((video, stamp), file, time_sec, -1, persons))
+    report["boxes"] = sum(len(persons) for *_, persons in rows)
+    items = Items(paths["videos"], rows, len(classes))
+    return Dataset(task, split, classes, items, report, missing)
 
 
-def _with_detections(task: Task, split: str, annotated: dict, detected: dict) -> dict:
-    """Keyframes with annotated and detected persons (train), or with the detected alone (val; also
-    keyframes without annotation, where all of them are false positives)."""
+Keyframes = dict[tuple[str, int], list[Person]]
+
+
+def _add_detections(task: Task, annotated: Keyframes, detected: Keyframes) -> Keyframes:
+    """Training: annotated and detected persons, of the movies that have annotations."""
     movies = {video for video, _ in annotated}
-    merged = dict(annotated) if split == "train" else {}
+    merged = dict(annotated)
     for key, persons in detected.items():
-        if key[0] not in movies or not persons:
-            continue
-        if split == "val":
-            good = [p for p in persons if p.score >= task.val_box_score]
-            good = good or [max(persons, key=lambda person: person.score)]
-            merged[key] = [replace(person, labels=set()) for person in good]
-            continue
         true = annotated.get(key, [])
-        for person in persons:
+        for person in persons if key[0] in movies else ():
             if person.score < task.train_box_score:
                 continue
             if task.transfer_iou:
@@ -1291,6 +1349,20 @@ def _with_detections(task: Task, split: str, annotated: dict, detected: dict) ->
     return merged
 
 
+def _take_detections(task: Task, annotated: Keyframes, detected: Keyframes) -> Keyframes:
+    """Evaluation: the detected persons alone, also of keyframes without annotation, where all of
+    them are false positives."""
+    movies = {video for video, _ in annotated}
+    merged = {}
+    for key, persons in detected.items():
+        if key[0] not in movies or not persons:
+            continue
+        good = [person for person in persons if person.score >= task.val_box_score]
+        good = good or [max(persons, key=lambda person: person.score)]
+        merged[key] = [replace(person, labels=set()) for person in good]
+    return merged
+
+
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union of two boxes; in ava_eval.py too, since each file stands alone."""
     sides = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -1298,42 +1370,91 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
 
 
-def _read_clip_task(
-    task: Task, split: str, paths: dict, videos: Videos, report: dict, missing: dict
-) -> tuple[list[tuple], list[str]]:
-    found = read_clips(paths["annotations"], videos, split)
-    report["rows"] = len(found)
+def _open_clips(task: Task, split: str, paths: dict[str, str], read_clips: ClipReader) -> Dataset:
+    annotations, folder = paths["annotations"], paths["videos"]
     if "labels" in paths:
         names = read_classes(paths["labels"])
     else:  # of `train` for both splits, which must agree
-        other = split == "val" and "names" in paths
-        train = read_clips(paths["names"], videos, "train") if other else found
-        listed = {label for _, label, _, _ in train}
-        if all(label.isdecimal() for label in listed):
-            count = max(map(int, listed), default=-1) + 1
-            if count > 100_000:
-                raise ValueError(
-                    f"{paths['annotations']}: class number {count - 1}, expected "
-                    "numbers from 0 on; `labels` can give them names"
-                )
-            names = {n: str(n) for n in range(count)}
-        else:
-            names = dict(enumerate(sorted(listed)))
+        names = _listed_classes(paths.get("names", annotations), read_clips, folder)
     classes = [names[number] for number in sorted(names)]
     columns = {str(number): column for column, number in enumerate(sorted(names))}
     columns |= {name: column for column, name in enumerate(classes)}
-    rows = []
-    for number, (where, label, name, file) in enumerate(found):
-        if label not in columns:
+    videos, listed, missing, report = Videos(folder), {}, {}, {"rows": 0}
+
+    def rows() -> Iterator[tuple]:
+        for number, row in enumerate(read_clips(annotations, split, folder)):
+            report["rows"] += 1
+            if row.label not in columns:
+                raise ValueError(
+                    f"{row.where}: {row.label!r} is not one of the {len(classes)} classes of "
+                    + (paths.get("labels") or paths.get("names", annotations))
+                )
+            file = find_clip(row, videos, listed)
+            if file is None:
+                missing[row.name] = row.where
+            else:
+                yield (file, number), file, math.nan, columns[row.label], ()
+
+    items = Items(folder, rows(), len(classes))
+    return Dataset(task, split, classes, items, report, missing)
+
+
+def _listed_classes(path: str, read_clips: ClipReader, folder: str) -> dict[int, str]:
+    """The classes of a task without a list of them: numbers up to the highest, or sorted names."""
+    labels = {row.label for row in read_clips(path, "train", folder)}
+    if not all(label.isdecimal() for label in labels):
+        return dict(enumerate(sorted(labels)))
+    count = max(map(int, labels), default=-1) + 1
+    if count > 100_000:
+        raise ValueError(
+            f"{path}: class number {count - 1}, expected numbers from 0 on; "
+            "`labels` can give them names"
+        )
+    return {number: str(number) for number in range(count)}
+
+
+def find_clip(row: ClipRow, videos: Videos, listed: dict | None = None) -> str | None:
+    """The file of a row. `listed`: the names in each folder, which is asked once: a disk over the
+    network would not answer for a million files one by one."""
+    listed = {} if listed is None else listed
+    parent, base = os.path.split(row.name)
+    if parent not in listed:
+        try:
+            listed[parent] = set(os.listdir(os.path.join(videos.folder, parent)))
+        except OSError:
+            listed[parent] = set()
+    if base in listed[parent] and is_video(base):
+        return row.name
+    # Moved, or has another suffix. But run/0003.mp4 is not walk/0003.mp4.
+    stem = Path(base).stem if is_video(base) else base
+    file, folder = videos.clip(stem, row.label), Path(parent).name
+    if file is None and (kinetics := re.fullmatch(r"(.+)_\d{6}_\d{6}", stem)):
+        file = videos.clip(kinetics[1], row.label)  # clips under their bare id
+    if folder and file and Path(file).parent.name not in (folder, row.label, ""):
+        return None
+    return file
+
+
+def _check_flips(task: Task, classes: list[str]) -> None:
+    """A flipped "left to right" is a wrong label, unless it becomes "right to left"."""
+    first, other = int(task.kind == "box"), {"left": "right", "right": "left"}
+    pairs = []
+    for i, name in enumerate(classes, first):
+        turned = re.sub("left|right", lambda word: other[word[0]], name)
+        if turned in classes and classes.index(turned) + first > i:
+            pairs.append([i, classes.index(turned) + first])
+    given = [sorted(pair) for pair in task.flip_swap]
+    if any(pair not in given for pair in pairs):
+        raise ValueError(
+            f"task {task.name!r}: flip = {task.flip} mirrors "
+            f"{classes[pairs[0][0] - first]!r}: set flip = 0.0 or flip_swap = {pairs}"
+        )
+    for pair in given:
+        if not first <= pair[0] <= pair[1] < len(classes) + first:
             raise ValueError(
-                f"{where}: {label!r} is not one of the {len(classes)} classes of "
-                + (paths.get("labels") or paths.get("names", paths["annotations"]))
+                f"task {task.name!r}: flip_swap has {pair}, but the labels are "
+                f"{first}..{len(classes) + first - 1}"
             )
-        if file is None:
-            missing[name] = where
-        else:
-            rows.append(((file, number), file, math.nan, columns[label], []))
-    return rows, classes
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1357,14 +1478,8 @@ class Batch:
     valid: torch.Tensor  # (B,) bool; False: not decodable, video 0, no boxes
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        return replace(
-            self,
-            **{
-                name: change(value)
-                for name, value in vars(self).items()
-                if isinstance(value, torch.Tensor)
-            },
-        )
+        tensors = {key: value for key, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **{key: change(value) for key, value in tensors.items()})
 
     def to(self, device: torch.device | str) -> "Batch":
         """All but the boxes, with which the model computes on the CPU (model.TaskHead.persons)."""
@@ -1372,44 +1487,57 @@ class Batch:
         return replace(moved, boxes=self.boxes, box_clip=self.box_clip)
 
     def pin_memory(self) -> "Batch":
-        """Called by the DataLoader, so that copies to the GPU run beside its computing."""
+        """In pages that copies to a GPU can read beside its computing."""
         return self.each(torch.Tensor.pin_memory)
 
 
 def make_batch(step: int, dataset: Dataset, samples: list[Sample], mixup: bool = False) -> Batch:
     """Stack samples; those without video become zeros, those without boxes are welcome."""
     task = dataset.task
-    shape = next(
-        (s.video.shape for s in samples if s.video is not None),
-        (math.prod(task.views), task.frames, task.size, task.size, 3),
+    shape = (math.prod(task.views), task.frames, task.size, task.size, 3)
+    for sample in samples:
+        if sample.video is not None:
+            shape = sample.video.shape
+    nothing = np.zeros(shape, np.uint8)
+    videos = [nothing if sample.video is None else sample.video for sample in samples]
+    views = shape[0]
+    batch = Batch(
+        step,
+        task.name,
+        video=torch.from_numpy(np.concatenate(videos)),
+        labels=torch.tensor([s.label for s in samples]).repeat_interleave(views),  # (B,)
+        boxes=None,
+        box_clip=None,
+        keys=[sample.item.key for sample in samples for _ in range(views)],
+        scores=None,
+        boxes_source=None,
+        valid=torch.tensor([s.video is not None for s in samples]).repeat_interleave(views),
     )
-    video = torch.from_numpy(
-        np.concatenate([np.zeros(shape, np.uint8) if s.video is None else s.video for s in samples])
-    )
-    keys = [s.item.key for s in samples for _ in range(shape[0])]
-    valid = torch.tensor([s.video is not None for s in samples]).repeat_interleave(shape[0])
     if task.kind == "box":
-        return Batch(
-            step,
-            task.name,
-            video,
-            labels=torch.from_numpy(np.concatenate([s.labels for s in samples]).astype(np.float32)),
-            boxes=torch.from_numpy(np.concatenate([s.boxes for s in samples])),
-            box_clip=torch.tensor([b for b, s in enumerate(samples) for _ in s.boxes]).long(),
-            scores=torch.from_numpy(np.concatenate([s.item.scores[s.kept] for s in samples])),
-            boxes_source=np.concatenate([s.item.boxes[s.kept] for s in samples]),
-            keys=keys,
-            valid=valid,
-        )
-    labels = torch.tensor([s.label for s in samples]).repeat_interleave(shape[0])  # (B,)
-    if mixup:
-        # With the clip half a batch away: ranks taking every W-th clip mix equal pairs for any W.
-        half, share = len(samples) // 2, torch.tensor([s.mix for s in samples])[:, None].float()
-        labels = torch.nn.functional.one_hot(labels, len(dataset.classes)).float()
-        labels = share * labels + (1 - share) * labels.roll(half, 0)  # (B, C)
-        share = share[..., None, None, None]
-        video = (share * video + (1 - share) * video.roll(half, 0)).round_().to(torch.uint8)
-    return Batch(step, task.name, video, labels, None, None, keys, None, None, valid)
+        labels = np.concatenate([sample.labels for sample in samples]).astype(np.float32)
+        boxes = np.concatenate([sample.boxes for sample in samples])
+        scores = np.concatenate([sample.item.scores[sample.kept] for sample in samples])
+        counts = torch.tensor([len(sample.boxes) for sample in samples])
+        batch.labels = torch.from_numpy(labels)  # (K, C)
+        batch.boxes = torch.from_numpy(boxes)  # (K, 4)
+        batch.scores = torch.from_numpy(scores)  # (K,)
+        batch.box_clip = torch.arange(len(samples)).repeat_interleave(counts)  # (K,)
+        batch.boxes_source = np.concatenate([s.item.boxes[s.kept] for s in samples])
+    elif mixup:
+        shares = torch.tensor([sample.mix for sample in samples])[:, None].float()  # (B, 1)
+        _mix(batch, shares, len(dataset.classes))
+    return batch
+
+
+def _mix(batch: Batch, shares: torch.Tensor, classes: int) -> None:
+    """Mix every clip with the one half a batch away: ranks that take every W-th clip mix equal
+    pairs for any W."""
+    half = len(shares) // 2
+    labels = torch.nn.functional.one_hot(batch.labels, classes).float()
+    batch.labels = shares * labels + (1 - shares) * labels.roll(half, 0)  # (B, C)
+    shares = shares[..., None, None, None]  # (B, 1, 1, 1, 1)
+    mixed = shares * batch.video + (1 - shares) * batch.video.roll(half, 0)
+    batch.video = mixed.round_().to(torch.uint8)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1458,54 +1586,35 @@ class Stream:
     def tasks_at(self, step: int) -> list[str]:
         return self.names if self.schedule == "accumulate" else [self.names[self.order[step]]]
 
-    def slots(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[str, int]]:
-        """(task, position in its row of epochs) of each clip of a rank."""
-        return [
-            (name, int(self.turn[step]) * self.datasets[name].task.batch + place)
-            for name in self.tasks_at(step)
-            for place in range(rank, self.datasets[name].task.batch, world)
-        ]
+    def positions(self, step: int, task: str, rank: int = 0, ranks: int = 1) -> range:
+        """Of a rank's clips in the row of epochs of a task that the step trains."""
+        batch = self.datasets[task].task.batch
+        first = int(self.turn[step]) * batch
+        return range(first + rank, first + batch, ranks)
 
-    def locate(self, name: str, position: int, further: int = 0) -> tuple[int, int]:
+    def locate(self, task: str, position: int, further: int = 0) -> tuple[int, int]:
         """(epoch, index of the item) at a position, or some places further in the same epoch."""
-        size = len(self.datasets[name])
+        size = len(self.datasets[task])
         epoch, place = divmod(position, size)
-        order = _permutation(self.seed, self.names.index(name), epoch, size)
+        order = _permutation(self.seed, self.names.index(task), epoch, size)
         return epoch, int(order[(place + further) % size])
 
     def state(self) -> dict:
         """What a resumed run must find unchanged."""
+        tasks = {}
+        for name, dataset in self.datasets.items():
+            tasks[name] = {
+                "items": len(dataset),
+                "fingerprint": dataset.items.fingerprint(),
+                "batch": dataset.task.batch,
+                "weight": dataset.task.weight,
+            }
         return {
             "seed": self.seed,
             "schedule": self.schedule,
             "steps": self.steps if self.schedule == "weighted" else None,
-            "tasks": {
-                name: {
-                    "items": len(dataset),
-                    "fingerprint": dataset.items.fingerprint(),
-                    "batch": dataset.task.batch,
-                    "weight": dataset.task.weight,
-                }
-                for name, dataset in self.datasets.items()
-            },
+            "tasks": tasks,
         }
-
-    def __getitem__(self, request: tuple[int, str, list[int]]) -> tuple[str, Batch | None, list]:
-        """(task, batch, [(file, reason)] of what had to be replaced), made in a worker."""
-        step, name, positions = request
-        dataset, samples, damaged = self.datasets[name], [], []
-        for position in positions:
-            for further in range(IN_A_ROW):
-                epoch, index = self.locate(name, position, further)
-                seed = [self.seed, self.names.index(name), epoch, index]
-                try:
-                    samples.append(dataset.sample(index, seed))
-                    break
-                except DecodeError as error:
-                    damaged.append((dataset.items[index].path, str(error)))
-            else:
-                return name, None, damaged
-        return name, make_batch(step, dataset, samples, dataset.task.mixup > 0), damaged
 
 
 @functools.lru_cache(maxsize=32)  # 40 ms and 6 MB for 800 000 items
@@ -1513,92 +1622,128 @@ def _permutation(seed: int, task: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, task, epoch]).permutation(size)
 
 
+@dataclass(frozen=True)
+class Order:
+    """What a worker process is to make: a batch of these positions (evaluation: of these items)."""
+
+    step: int
+    task: str
+    positions: Sequence[int]
+
+
+@dataclass
+class Made:
+    """What it made; `damaged`: (file, what is wrong with it) of what could not be decoded."""
+
+    order: Order
+    batch: Batch | None
+    damaged: list[tuple[str, str]]
+
+
 def training_batches(
     stream: Stream,
     start: int,
     stop: int,
     rank: int = 0,
-    world: int = 1,
+    ranks: int = 1,
     workers: int = 1,
     micro: int = 1,
 ) -> Iterator[list[Batch]]:
     """For each step from start to stop - 1 the list of its micro-batches, of all its tasks.
 
-    One pool of workers makes them ahead of time, each a whole micro-batch; 0 workers: made here.
+    Worker processes make them ahead of time, each a whole micro-batch; 0 workers: made here.
     An undecodable item is replaced by the next of its epoch and counted in `stream.damaged`;
-    ValueError when that befalls more than `bad_share` of a task's videos.
+    ValueError when that befalls more than `bad_share` of a task's videos. WorkerLost.
     """
+    most = 0  # bytes of a micro-batch
     for name, dataset in stream.datasets.items():
-        unit = world * micro * (2 if dataset.task.mixup else 1)
-        if dataset.task.batch % unit:
-            raise ValueError(
-                f"task {name!r}: batch = {dataset.task.batch} is no multiple of {unit} = {world} "
-                f"processes x {micro} micro-batches" + " x 2 for mixup" * (dataset.task.mixup > 0)
+        task = dataset.task
+        unit = ranks * micro * (2 if task.mixup else 1)
+        if task.batch % unit:
+            parts = (
+                f"{ranks} processes x {micro} micro-batches{' x 2 for mixup' if task.mixup else ''}"
             )
+            raise ValueError(
+                f"task {name!r}: batch = {task.batch} is no multiple of {unit} = {parts}"
+            )
+        most = max(most, task.batch // ranks // micro * task.frames * task.size**2 * 3)
 
-    def requests() -> Iterator[tuple[int, str, list[int]]]:
+    def orders() -> Iterator[Order]:
         for step in range(start, stop):
-            for name in stream.tasks_at(step):
-                mine = [place for task, place in stream.slots(step, rank, world) if task == name]
-                yield from ((step, name, mine[part::micro]) for part in range(micro))
+            for task in stream.tasks_at(step):
+                mine = stream.positions(step, task, rank, ranks)
+                for part in range(micro):
+                    yield Order(step, task, mine[part::micro])
 
+    handed = most * (AHEAD * workers + micro * len(stream.tasks_at(start)))
     bad: dict[str, set[str]] = {name: set() for name in stream.names}
     batches = []
-    for name, batch, damaged in _load(stream, requests(), workers):
-        for path, reason in damaged:
+    for made in _work(functools.partial(_make_for_training, stream), orders(), workers, handed):
+        for path, reason in made.damaged:
             stream.damaged[path] = stream.damaged.get(path, 0) + 1
-            bad[name].add(path)
-            _check_share(stream.datasets[name], len(bad[name]), reason, stuck=batch is None)
-        batches.append(batch)
-        if len(batches) == micro * len(stream.tasks_at(batch.step)):
+            bad[made.order.task].add(path)
+            dataset = stream.datasets[made.order.task]
+            _check_share(dataset, len(bad[made.order.task]), reason, stuck=made.batch is None)
+        batches.append(made.batch)
+        if len(batches) == micro * len(stream.tasks_at(made.order.step)):
             yield batches
             batches = []
 
 
+def _make_for_training(stream: Stream, order: Order) -> Made:
+    dataset = stream.datasets[order.task]
+    samples, damaged = [], []
+    for position in order.positions:
+        for further in range(IN_A_ROW):
+            epoch, index = stream.locate(order.task, position, further)
+            item = dataset.items[index]
+            seed = [stream.seed, stream.names.index(order.task), epoch, index]
+            try:
+                samples.append(training_sample(dataset.task, item, np.random.default_rng(seed)))
+                break
+            except DecodeError as error:
+                damaged.append((item.path, str(error)))
+        else:
+            return Made(order, None, damaged)
+    batch = make_batch(order.step, dataset, samples, mixup=dataset.task.mixup > 0)
+    return Made(order, batch, damaged)
+
+
 def evaluation_batches(
-    dataset: Dataset, batch: int, rank: int = 0, world: int = 1, workers: int = 1
+    dataset: Dataset, batch: int, rank: int = 0, ranks: int = 1, workers: int = 1
 ) -> Iterator[Batch]:
-    """Items rank, rank + world, ... with all their views, each once: nothing is padded or replaced.
+    """Items rank, rank + ranks, ... with all their views, each once: nothing is padded or replaced.
 
     `batch` counts clips, an item is V of them; "full" clips differ in size and come alone. What
     cannot be decoded is masked in `valid` and noted in `dataset.damaged`; past `bad_share` it is a
-    ValueError.
+    ValueError. WorkerLost.
     """
-    task, mine = dataset.task, range(rank, len(dataset), world)
-    items = 1 if task.val_fit == "full" else max(1, batch // math.prod(task.views))
-    requests = (mine[first : first + items] for first in range(0, len(mine), items))
-    for made, damaged in _load(_Evaluation(dataset), requests, workers):
-        for path, reason in damaged:
+    task, mine = dataset.task, range(rank, len(dataset), ranks)
+    views = math.prod(task.views)
+    items = 1 if task.val_fit == "full" else max(1, batch // views)
+    side = task.short_side[0] * 2 if task.val_fit == "full" else task.size  # most frames are less
+    handed = items * views * task.frames * side**2 * 3 * (AHEAD * workers + 1)
+    orders = (
+        Order(-1, task.name, mine[first : first + items]) for first in range(0, len(mine), items)
+    )
+    for made in _work(functools.partial(_make_for_evaluation, dataset), orders, workers, handed):
+        for path, reason in made.damaged:
             dataset.damaged[path] = reason
             _check_share(dataset, len(dataset.damaged), reason)
-        yield made
+        yield made.batch
 
 
-class _Evaluation:
-    """The items of a dataset as batches, made in a worker."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, indices: range) -> tuple[Batch, list]:
-        samples, damaged, nothing = [], [], np.zeros(0, int)
-        for index in indices:
-            try:
-                samples.append(self.dataset.sample(index))
-            except DecodeError as error:
-                item = self.dataset.items[index]
-                samples.append(
-                    Sample(
-                        item,
-                        None,
-                        np.zeros((0, 4), np.float32),
-                        nothing,
-                        item.labels[nothing],
-                        item.label,
-                    )
-                )
-                damaged.append((item.path, str(error)))
-        return make_batch(-1, self.dataset, samples), damaged
+def _make_for_evaluation(dataset: Dataset, order: Order) -> Made:
+    samples, damaged = [], []
+    for index in order.positions:
+        item = dataset.items[index]
+        try:
+            samples.append(evaluation_sample(dataset.task, item))
+        except DecodeError as error:
+            damaged.append((item.path, str(error)))
+            no_boxes, none = np.zeros((0, 4), np.float32), np.zeros(0, int)
+            samples.append(Sample(item, None, no_boxes, none, item.labels[none], item.label))
+    return Made(order, make_batch(order.step, dataset, samples), damaged)
 
 
 def _check_share(dataset: Dataset, bad: int, reason: str, stuck: bool = False) -> None:
@@ -1610,26 +1755,159 @@ def _check_share(dataset: Dataset, bad: int, reason: str, stuck: bool = False) -
         )
 
 
-def _load(source, requests: Iterator, workers: int) -> Iterator:
-    """source[request] of each request, in order, made ahead by a pool of processes."""
-    return iter(
-        torch.utils.data.DataLoader(
-            source,
-            batch_size=None,
-            sampler=requests,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_initialized(),
-        )
-    )
+# ------------------------------------------------------------------------------------------------
+# Worker processes
+# ------------------------------------------------------------------------------------------------
 
 
-def _start_worker(number: int) -> None:
+class WorkerLost(OSError):
+    """A decoding process ended or found no room for its batch; one sentence says what to do."""
+
+
+def _work(
+    make: Callable[[Order], Made], orders: Iterable[Order], workers: int, most: int
+) -> Iterator[Made]:
+    """make(order) of each order, in order, by a pool of processes; 0: in this one.
+
+    most: bytes that are handed over at most before one is used. Towards a GPU each batch is pinned
+    by a thread, one ahead of its use.
+    """
+    pool = None
+    if workers:
+        _check_shared_memory(workers, most)
+        pool = Pool(make, workers)
+    results = pool.results(orders) if pool else map(make, orders)
+    try:
+        yield from _pin_ahead(results, pool) if torch.cuda.is_initialized() else results
+    finally:
+        if pool:
+            pool.end()
+
+
+def _pin_ahead(results: Iterator[Made], pool: "Pool | None") -> Iterator[Made]:
+    def next_pinned() -> Made | None:
+        made = next(results, None)
+        if made and made.batch:
+            made.batch = made.batch.pin_memory()
+        return made
+
+    device = torch.cuda.current_device()  # a thread begins at 0, and would fill that GPU
+    with ThreadPoolExecutor(1, "pin", torch.cuda.set_device, (device,)) as thread:
+        try:
+            coming = thread.submit(next_pinned)
+            while made := coming.result():
+                coming = thread.submit(next_pinned)
+                yield made
+        finally:
+            if pool:
+                pool.end()  # the thread may be waiting for a worker
+
+
+class Pool:
+    """Worker processes, each behind a pipe of its own.
+
+    Worker k makes orders k, k + W, ..., so results are in order however long one takes. Why no
+    torch DataLoader: its workers share one pipe and send from a thread; one that is killed, or has
+    no room in /dev/shm, leaves it waiting for ever (pytorch#5040). Here a pipe ends with its
+    worker, and a worker with the process that started it.
+    """
+
+    def __init__(self, make: Callable[[Order], Made], workers: int):
+        self.pipes, self.processes = [], []
+        # Before multiprocessing's own exit, which would wait for workers that have work to do.
+        atexit.register(self.end)
+        # Where tensors' file descriptors are asked for: one folder, removed by this process.
+        multiprocessing.util.get_temp_dir()
+        for _ in range(workers):
+            ours, theirs = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=_serve, args=(make, theirs), daemon=True)
+            process.start()
+            theirs.close()  # only the worker holds this end
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def results(self, orders: Iterable[Order]) -> Iterator[Made]:
+        at_work = deque()
+        for number, order in enumerate(orders):
+            if len(at_work) == AHEAD * len(self.pipes):
+                yield self.receive(at_work.popleft())
+            worker = number % len(self.pipes)
+            with contextlib.suppress(OSError):  # a worker that is gone is noticed in `receive`
+                self.pipes[worker].send(order)
+            at_work.append(worker)
+        while at_work:
+            yield self.receive(at_work.popleft())
+
+    def receive(self, worker: int) -> Made:
+        try:
+            made = self.pipes[worker].recv()
+        except (EOFError, OSError):
+            raise WorkerLost(self._what_ended(self.processes[worker])) from None
+        if isinstance(made, Made):
+            return made
+        if "No space left on device" in made:
+            raise WorkerLost(
+                f"/dev/shm is full: the decoding processes hand over batches there; {SHM_ADVICE}"
+            )
+        raise RuntimeError(f"in a decoding process:\n{made}")
+
+    def _what_ended(self, process: multiprocessing.Process) -> str:
+        process.join(5)
+        code = process.exitcode
+        how = f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += ", by the system if memory ran out: take fewer `workers`"
+        elif code == -signal.SIGBUS:
+            how += f", as when /dev/shm is full: {SHM_ADVICE}"
+        return f"a decoding process {how} ({len(self.processes)} workers)"
+
+    def end(self) -> None:
+        atexit.unregister(self.end)
+        for process in self.processes:
+            process.kill()  # they hold nothing that must be saved, and may be decoding
+        for process, pipe in zip(self.processes, self.pipes, strict=True):
+            process.join()
+            pipe.close()
+
+
+def _serve(make: Callable[[Order], Made], pipe) -> None:
+    """The life of a worker."""
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # both are the training process's affair
-        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # Ctrl-C and a batch system's SIGTERM reach all processes. What follows is the training
+    # process's affair, which may need some more batches to its next stop.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: signal.alarm(GRACE_SEC))
+    while True:
+        try:
+            made = make(pipe.recv())
+            if made.batch:
+                made.batch.each(torch.Tensor.share_memory_)  # here an error can still be told
+            pipe.send(made)
+        except EOFError:
+            return
+        except Exception:
+            pipe.send(traceback.format_exc())
 
 
-def _as_it_is(value):
-    return value
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, whatever it waits for."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _check_shared_memory(workers: int, most: int) -> None:
+    if not os.path.isdir("/dev/shm"):
+        return
+    room = os.statvfs("/dev/shm")
+    free = room.f_bavail * room.f_frsize
+    needed = most * int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's: ranks of this machine
+    if needed > free:
+        raise WorkerLost(
+            f"/dev/shm has {free / 2**20:.0f} MB free, but {workers} decoding processes hand over "
+            f"up to {needed / 2**20:.0f} MB there: {SHM_ADVICE}"
+        )

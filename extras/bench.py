@@ -49,7 +49,7 @@ import ava_eval
 import cofinetune
 import data
 import model
-from extras import pictures, pretrained, world
+from extras import formats, pictures, pretrained, world
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(tempfile.gettempdir()) / "cofinetune-bench"
@@ -734,7 +734,10 @@ def overhead_table(folder: Path, quick: bool) -> Table:
         model=dict(arch=arch, frames=frames, size=[side, side], cls=True, pool="cls"),
     )
     tasks = {task.name: task for task in recipe.task}
-    datasets = {name: data.open_task(task, recipe.root) for name, task in tasks.items()}
+    datasets = {
+        name: data.open_task(task, recipe.root, "train", formats.read_clips)
+        for name, task in tasks.items()
+    }
     stream = data.Stream(datasets, recipe.schedule, recipe.seed, steps)
     with quiet():
         net = cofinetune.build_model(recipe, {name: d.classes for name, d in datasets.items()})

@@ -27,7 +27,7 @@ import torch
 
 import ava_eval
 import data
-from extras import persons, pictures
+from extras import persons, pictures, settings
 from extras.annotations import Clock, Mark, place, read_boxes_table
 from extras.videos import frame_times
 
@@ -154,7 +154,7 @@ def use(recipe, overrides: dict[str, str], method):
             f"--{', --'.join(sorted(unused))}"
         )
     values = {key: method._value(text, method.Recipe, key) for key, text in overrides.items()}
-    problems = [*data.misfits(method.Recipe, values).values()]
+    problems = [*settings.misfits(method.Recipe, values).values()]
     if not problems:
         recipe = dataclasses.replace(recipe, **values)
         problems = method.out_of_range(recipe)

@@ -106,7 +106,7 @@ def make_tasks(tables: list[dict]) -> tuple[list[data.Task], list[str]]:
         wrong += settings.misfits(data.Task, table).values()
         if not wrong:
             task = data.Task(**table)
-            wrong += data._impossible(task)
+            wrong += data.task_problems(task)
             if task.name in [other.name for other in tasks]:
                 wrong.append("a second task of this name")
             tasks.append(task)

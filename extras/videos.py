@@ -36,6 +36,7 @@ from data import (
     pixel_aspect,
     video_stream,
 )
+from extras.formats import read_clips
 from extras.pictures import GREEN, draw_boxes, draw_text, grid, write_png
 from extras.recipe import read_tasks
 
@@ -177,7 +178,7 @@ def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float
     trained: dict[str, set[str]] = {}  # task -> files
     for task, root, split in _splits(recipe):
         try:
-            dataset = open_task(replace(task, bad_share=1.0), root, split)
+            dataset = open_task(replace(task, bad_share=1.0), root, split, read_clips)
         except (ValueError, OSError) as error:
             problems.append(str(error))
             continue
@@ -369,7 +370,7 @@ def _from_folder(folder: Path, count: int) -> Iterator[tuple]:
 
 def _from_tasks(recipe: Path, count: int) -> Iterator[tuple]:
     for task, root, split in _splits(recipe):
-        dataset = open_task(task, root, split)
+        dataset = open_task(task, root, split, read_clips)
         for index in _spread(len(dataset), count):
             yield _annotated(dataset, dataset.items[index])
 

@@ -11,6 +11,7 @@ import torch
 from helpers import SHARED, write_lines, write_movie
 
 import data
+from extras import formats, recipe
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,14 @@ def data_tasks(**changes):
         data.Task("clips", "clip", train="list.txt", val="list.txt", **common),
         data.Task("persons", "box", train="boxes.csv", val="boxes.csv", **boxes),
     )
+
+
+def data_sample(dataset, index, seed=None):
+    """An item as it is trained, or (None) evaluated."""
+    if seed is None:
+        return data.evaluation_sample(dataset.task, dataset.items[index])
+    rng = np.random.default_rng([seed])
+    return data.training_sample(dataset.task, dataset.items[index], rng)
 
 
 def data_stream(root, seed=0, steps=20, **changes):
@@ -137,7 +146,7 @@ def data_open(root, kind, lines, split="train", name="annotations.csv", touch=""
     if lines:
         write_lines(root / name, *lines)
     options = {"flip": 0.0, "videos": "v", split: name} | options
-    return data.open_task(data.Task("t", kind, **options), root, split)
+    return data.open_task(data.Task("t", kind, **options), root, split, formats.read_clips)
 
 
 def test_data_movies_and_kinetics_clips(tmp_path):
@@ -245,8 +254,9 @@ def test_data_ava_kinetics_in_full(monkeypatch):
     videos = data.Videos("")
     local = [videos.at(video, stamp / 1e6, 0.0)[1] for video, stamp in found]
     assert 1.0 <= min(local) and max(local) <= 9.0
-    rows = data.read_clips(str(kinetics), videos, "val")
-    assert [row[3] for row in rows] == names and len({row[1] for row in rows}) == 700
+    rows = list(formats.read_clips(str(kinetics), "val", ""))
+    assert [data.find_clip(row, videos) for row in rows] == names
+    assert len({row.label for row in rows}) == 700
     classes = data.read_classes(SHARED / "ava/ava_action_list_v2.1_for_activitynet_2018.pbtxt")
     assert len(classes) == 60 and max(classes) == 80
 
@@ -321,30 +331,55 @@ def test_data_clip_formats(tmp_path):
             read(*lines, labels=labels)
 
 
+@pytest.mark.parametrize(
+    "kind, changes, problem",
+    [
+        ("clip", dict(train=""), "neither `train` nor `val`"),
+        ("clip", dict(train="", val="x"), ""),
+        ("box", dict(labels=""), "needs `labels`"),
+        ("box", dict(mixup=0.1), "mixup is for clip tasks"),
+        ("clip", dict(mixup=0.1), ""),
+        ("clip", dict(val_boxes="x"), "detections are for box tasks"),
+        ("clip", dict(train_boxes="x"), "detections are for box tasks"),
+        ("box", dict(transfer_iou=0.9), "transfer_iou needs `train_boxes`"),
+        ("box", dict(transfer_iou=0.9, train_boxes="x"), ""),
+        ("clip", dict(short_side=[320, 256]), "the smaller first"),
+        ("clip", dict(short_side=[256]), "is not two numbers"),
+        ("clip", dict(short_side=[223, 320]), "less than the crop, size = 224"),
+        ("clip", dict(short_side=[224, 224]), ""),
+        ("clip", dict(views=[4, 2]), "1 or 3 crops"),
+        ("clip", dict(views=[4]), "1 or 3 crops"),
+        ("clip", dict(views=[4, 3]), ""),
+        ("clip", dict(views=[4, 3], val_fit="full"), '3 crops are for val_fit = "crop"'),
+        ("box", dict(views=[2, 1]), "for clip tasks"),
+        ("box", dict(flip_swap=[[1, 2, 3]]), "pairs of labels"),
+        ("box", dict(flip_swap=[1]), "pairs of labels"),
+    ],
+)
+def test_data_rules_between_settings(kind, changes, problem):
+    task = data.Task("a", kind, **dict(train="x", labels="y") | changes)
+    problems = data.task_problems(task)
+    assert len(problems) == bool(problem) and problem in "".join(problems)
+    assert task.val_fit == changes.get("val_fit", {"clip": "crop", "box": "full"}[kind])
+    assert data.Task("a", kind, stride=3, fps=30).step_sec == 0.1
+
+
 def test_data_tasks_report_everything_at_once(tmp_path):
     clip = {"name": "c", "kind": "clip", "train": "x"}
-    with pytest.raises(ValueError) as error:
-        data.read_tasks(
-            [
-                {"name": "a", "kind": "box", "framse": 3, "size": "big"},
-                {"kind": "clip", "train": "x"},
-                clip,
-                clip,
-                {
-                    "name": "b",
-                    "kind": "box",
-                    "train": "x",
-                    "mixup": 0.2,
-                    "flip": 2.0,
-                    "short_side": [100, 320],
-                },
-            ],
-            "r.toml",
-        )
+    wrong = {"name": "b", "kind": "box", "train": "x", "mixup": 0.2, "short_side": [100, 320]}
+    tables = [
+        {"name": "a", "kind": "box", "framse": 3, "size": "big"},
+        {"kind": "clip", "train": "x"},
+        clip,
+        clip,
+        wrong,
+        clip | {"flip": 2.0},
+    ]
+    tasks, problems = recipe.make_tasks(tables)
     for text in (
-        "r.toml: task 'a'",
+        "task 'a'",
         "'framse', did you mean 'frames'?",
-        "size = 'big'",
+        'size = "big"',
         "task 2: `name` is missing",
         "needs `labels`",
         "mixup is for",
@@ -352,21 +387,14 @@ def test_data_tasks_report_everything_at_once(tmp_path):
         "[100, 320] is less than",
         "task 'c': a second",
     ):
-        assert text in str(error.value)
-    write_lines(tmp_path / "r.toml", "a = 1", "b = = 2")
-    with pytest.raises(ValueError, match="r.toml: .*line 2"):
-        data.read_recipe(tmp_path / "r.toml")
-    (task,) = data.read_tasks(
-        [{"name": "a", "kind": "box", "train": "x", "labels": "y", "fps": 30}]
-    )
-    assert task.val_fit == "full" and task.step_sec == 2 / 30
+        assert text in "\n".join(problems)
 
 
 # transforms -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fit, flip", [("crop", 0.5), ("squash", 0.5), ("full", 0.0)])
-def test_data_boxes_stay_on_their_object(fit, flip, tmp_path):
+@pytest.mark.parametrize("fit", ["crop", "full"])
+def test_data_boxes_stay_on_their_object(fit, tmp_path):
     """Two painted rectangles, read, cropped, flipped: every box still frames its own, and all of
     it that is visible."""
 
@@ -389,15 +417,13 @@ def test_data_boxes_stay_on_their_object(fit, flip, tmp_path):
         stride=1,
         size=96,
         short_side=[108, 160],
-        flip=flip,
+        flip=0.5,
         labels="labels.pbtxt",
-        val="annotations.csv",
-        val_fit=fit,
-        fit="squash" if fit == "full" else fit,
+        val_fit="full",
     )
     alone = 0
     for seed in range(30):
-        sample = dataset.sample(0, None if fit == "full" else [seed])
+        sample = data_sample(dataset, 0, None if fit == "full" else seed)
         image = sample.video[0, 1].astype(int)
         height, width = image.shape[:2]
         alone += len(sample.boxes) == 1
@@ -432,13 +458,13 @@ def test_data_crops():
 
 
 def test_data_flip_swaps_labels(data_folder, tmp_path):
-    options = dict(flip_swap=[[1, 2]], size=40, short_side=[40, 40], fit="squash")
+    options = dict(flip_swap=[[1, 2]], size=40, short_side=[60, 60])
     still, turned = (data_stream(data_folder, flip=f, **options).datasets for f in (0.0, 1.0))
     for index in range(3):
-        a, b = (d["clips"].sample(index, [index]) for d in (still, turned))
+        a, b = (data_sample(d["clips"], index, index) for d in (still, turned))
         assert np.array_equal(a.video[..., ::-1, :], b.video)
         assert (a.label, b.label) in ((0, 0), (1, 2), (2, 1))
-        a, b = (d["persons"].sample(index, [index]) for d in (still, turned))
+        a, b = (data_sample(d["persons"], index, index) for d in (still, turned))
         assert np.array_equal(a.labels[:, [1, 0, 2, 3]], b.labels)
         mirrored = 1 - a.boxes[:, [2, 1, 0, 3]] * [1, -1, 1, -1] - [0, 1, 0, 1]
         assert np.allclose(b.boxes, mirrored)
@@ -548,7 +574,8 @@ def test_data_schedules_and_epochs(schedule, low, high, data_folder):
     assert low <= sum("clips" in names for names in tasks) <= high
     assert (tasks[0] == ["clips", "persons"]) == (schedule == "accumulate")
     for name, size in (("clips", 12), ("persons", len(datasets["persons"]))):
-        places = [place for step in range(41) for task, place in stream.slots(step) if task == name]
+        steps = [step for step in range(41) if name in stream.tasks_at(step)]
+        places = [place for step in steps for place in stream.positions(step, name)]
         assert places == list(range(len(places)))  # consecutive, whatever the schedule
         found = [stream.locate(name, place) for place in places]
         for epoch in range(len(found) // size):
@@ -556,8 +583,8 @@ def test_data_schedules_and_epochs(schedule, low, high, data_folder):
             assert sorted(part) == [(epoch, i) for i in range(size)]
         orders = [[i for _, i in found[k * size : (k + 1) * size]] for k in range(2)]
         assert len(found) < 2 * size or orders[0] != orders[1]
-    slots = [slot for rank in range(3) for slot in stream.slots(9, rank, 3)]
-    assert sorted(slots) == sorted(stream.slots(9))
+        parts = [place for rank in range(3) for place in stream.positions(steps[9], name, rank, 3)]
+        assert sorted(parts) == places[45:50]  # every rank's of the tenth batch
     same, longer = (data.Stream(datasets, schedule, 7, steps) for steps in (41, 99))
     assert [same.tasks_at(s) for s in range(41)] == tasks and same.state() == stream.state()
     assert schedule == "weighted" or [longer.tasks_at(s) for s in range(41)] == tasks

@@ -157,7 +157,7 @@ def test_videos_check_believes_what_training_can_read(tmp_path, run):
     assert "4 videos, 0 problems" in run("check", recipe)
     dataset = data.open_task(videos._splits(recipe)[0][0], tmp_path)
     for index in range(len(dataset)):
-        assert dataset.sample(index).video is not None
+        assert data.evaluation_sample(dataset.task, dataset.items[index]).video is not None
 
 
 # prepare --------------------------------------------------------------------------------------
