@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
         print(textwrap.fill(text, WIDTH, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
 
 
-def network_lines(path: Path, weights: pretrained.Pretrained) -> list[tuple[str, str]]:
+def network_lines(path: Path, weights: pretrained.Weights) -> list[tuple[str, str]]:
     config = weights.config
     encoder = sum(tensor.numel() for tensor in weights.encoder.values())
     heads = sum(tensor.numel() for tensor in weights.head_state.values())
@@ -49,8 +49,8 @@ def network_lines(path: Path, weights: pretrained.Pretrained) -> list[tuple[str,
     height, width = config.size
     tubelet = " x ".join(map(str, config.tubelet))
     tokens = math.prod(config.grid)
-    if weights.mean:
-        colours = f"(RGB in [0, 1] - {rounded(weights.mean)}) / {rounded(weights.std)}"
+    if config.mean:
+        colours = f"(RGB in [0, 1] - {rounded(config.mean)}) / {rounded(config.std)}"
     else:
         colours = "by each clip's own mean and deviation"
     return [
@@ -73,7 +73,7 @@ def rounded(values: list[float]) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
-def head_lines(weights: pretrained.Pretrained, shown: int | None) -> list[tuple[str, str]]:
+def head_lines(weights: pretrained.Weights, shown: int | None) -> list[tuple[str, str]]:
     """shown: at most so many names of classes; None: all."""
     lines = []
     for name, head in weights.heads.items():
@@ -117,7 +117,7 @@ def training_lines(state: dict, recipe) -> list[tuple[str, str]]:
     return lines
 
 
-def init_lines(weights: pretrained.Pretrained) -> list[tuple[str, str]]:
+def init_lines(weights: pretrained.Weights) -> list[tuple[str, str]]:
     """What a new run takes that names this checkpoint as `init`."""
     text = (
         f"the encoder, {len(weights.encoder)} tensors; [model] of the checkpoint, not the recipe's"
