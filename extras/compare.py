@@ -17,8 +17,6 @@ an order of the data, and the tuning is done on a fifth of the training videos t
 """
 
 import argparse
-import csv
-import itertools
 import json
 import math
 import os
@@ -36,19 +34,12 @@ import numpy as np
 import torch
 
 import data
-from extras import charts, settings
 from extras import recipe as recipes
+from extras import settings, tables
 from extras.settings import setting
 
 HERE = Path(__file__).resolve().parent.parent
 FOLDER = HERE / "docs" / "protocols"
-
-# Student's t, 97.5 %, for 1, 2, ... degrees of freedom; beyond, the last one: a little too wide.
-T975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -62,7 +53,7 @@ class Method:
 
     name: str
     settings: dict = setting({}, "of the recipe")
-    grid: dict = setting({}, "setting: list of values; every combination is tried in the tuning")
+    grid: dict = setting({}, "setting: values in order; every combination is tried in the tuning")
     like: str = setting("", "a method above, whose tuned settings this one starts from")
 
 
@@ -136,8 +127,8 @@ def check(protocol: Protocol) -> list[str]:
     names = [method.name for method in protocol.method]
     if protocol.reference not in names:
         problems.append(f"reference = {protocol.reference!r} is not one of {', '.join(names)}")
-    if protocol.figure not in FIGURES:
-        problems.append(f"figure = {protocol.figure!r} is not one of {', '.join(FIGURES)}")
+    if protocol.figure not in tables.FIGURES:
+        problems.append(f"figure = {protocol.figure!r} is not one of {', '.join(tables.FIGURES)}")
     for part in (protocol.method, protocol.case):
         above = []
         for each in part:
@@ -156,14 +147,6 @@ def check(protocol: Protocol) -> list[str]:
     if set(final) & set(tuning):
         problems.append("worlds of the table among those of the tuning")
     return problems
-
-
-def grid_points(method: Method) -> list[dict]:
-    """Every combination of the grid's values."""
-    keys = list(method.grid)
-    return [
-        dict(zip(keys, values, strict=True)) for values in itertools.product(*method.grid.values())
-    ]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -208,8 +191,10 @@ class Comparison:
 
     def all_phases(self, tune_only: bool = False) -> list[dict]:
         """-> a row for every run."""
-        rows = self.launch(self.plan_tuning())
-        chosen = choose(self.protocol, rows)
+        rows = self.launch(self.plan_tuning({}))
+        chosen = tables.choose(self.protocol, rows)
+        rows += self.launch(self.plan_tuning(chosen))
+        chosen = tables.choose(self.protocol, rows)
         rows += self.launch(self.plan_noise(chosen))
         if not tune_only:
             final = self.launch(self.plan_final(chosen))
@@ -219,13 +204,16 @@ class Comparison:
             rows += final
         return rows
 
-    def plan_tuning(self) -> list[Run]:
+    def plan_tuning(self, chosen: dict) -> list[Run]:
+        """chosen: {}, for the methods by themselves; then, for those that start from another."""
         runs = []
         first = self.protocol.first_tuning_world
         for case in self.protocol.case:
             for method in self.protocol.method:
-                points = grid_points(method)
-                if case.tuned_as or len(points) == 1:
+                if case.tuned_as or bool(method.like) != bool(chosen):
+                    continue
+                points = tables.points_of(method, case.name, chosen)
+                if len(points) == 1:
                     continue
                 for point in points:
                     for seed in range(first, first + self.protocol.tuning_worlds):
@@ -261,7 +249,7 @@ class Comparison:
         """world: the seed of the generated world, if it is not the run's own."""
         folder = self.out / phase / slug(case.name) / slug(method.name)
         if phase == "tuning":
-            folder = folder / slug(spell(tuned))
+            folder = folder / slug(tables.spell(tuned))
         folder = folder / f"seed{seed}"
         chosen = case.settings | method.settings | tuned
         overrides = dict(self.overrides)
@@ -281,7 +269,7 @@ class Comparison:
         sizes = self.recipe.world | case.world | {"seed": seed}
         name = f"seed{seed}"
         if case.world:
-            name += "-" + slug(spell(case.world))
+            name += "-" + slug(tables.spell(case.world))
         folder = self.out / "worlds" / name
         make_world(folder, **sizes)
         return {"root": str(folder), "world": settings.show(sizes)}
@@ -388,7 +376,7 @@ class Comparison:
             "phase": run.phase,
             "case": run.case,
             "method": run.method,
-            "tuned": spell(run.tuned),
+            "tuned": tables.spell(run.tuned),
             "seed": run.seed,
             "commit": self.commit,
             "folder": str(run.out.relative_to(self.out)),
@@ -451,11 +439,7 @@ def current_commit() -> str:
 
 def slug(text: str) -> str:
     """As the name of a folder."""
-    return re.sub(r"[^\w.=+-]+", "-", text).strip("-") or "all"
-
-
-def spell(table: dict) -> str:
-    return ", ".join(f"{key} = {settings.show(value)}" for key, value in table.items())
+    return re.sub(r"[^\w.=+-]+", "-", text.replace(" = ", "=")).strip("-") or "all"
 
 
 def has_diverged(run: Run) -> bool:
@@ -509,352 +493,6 @@ def read_logs(folder: Path, batch: dict[str, int]) -> tuple[set[str], dict[str, 
 
 
 # ------------------------------------------------------------------------------------------------
-# Statistics, all of them of rows
-# ------------------------------------------------------------------------------------------------
-
-
-def choose(protocol: Protocol, rows: list[dict]) -> dict[tuple[str, str], dict]:
-    """(case, method) -> the point of its grid with the best mean score over the tuning worlds."""
-    chosen = {}
-    for case in protocol.case:
-        for method in protocol.method:
-            key = (case.name, method.name)
-            if case.tuned_as:
-                chosen[key] = chosen[case.tuned_as, method.name]
-                continue
-            points = grid_points(method)
-            scores = [mean_score(rows, *key, point) for point in points]
-            best = points[int(np.argmax(scores))] if len(points) > 1 else points[0]
-            if method.like:
-                best = chosen[case.name, method.like] | method.settings | best
-            chosen[key] = best
-    return chosen
-
-
-def mean_score(rows: list[dict], case: str, method: str, point: dict) -> float:
-    """Over the tuning worlds; nan if the point was not tried."""
-    wanted = ("tuning", case, method, spell(point))
-    scores = []
-    for row in rows:
-        if (row["phase"], row["case"], row["method"], row["tuned"]) == wanted:
-            scores.append(float(row["score"]))
-    return float(np.mean(scores)) if scores else math.nan
-
-
-def series(rows: list[dict], case: str, method: str, column: str, phase: str = "final"):
-    """(values by world, in the order of the seeds)."""
-    values = {}
-    for row in rows:
-        if (row["phase"], row["case"], row["method"]) == (phase, case, method):
-            values[int(row["seed"])] = float(row.get(column) or "nan")
-    return np.array([values[seed] for seed in sorted(values)])
-
-
-def paired(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean of the differences by world, and its 95 % t interval (nan for a single world)."""
-    mean, count, half = differences.mean(), len(differences), math.nan
-    if count > 1:
-        half = t_quantile(count) * differences.std(ddof=1) / math.sqrt(count)
-    return mean, mean - half, mean + half
-
-
-def t_quantile(worlds: int) -> float:
-    return T975[min(worlds - 1, len(T975)) - 1]
-
-
-def noise_of_a_run(protocol: Protocol, rows: list[dict]) -> float:
-    """Standard deviation of the score of runs that differ in initialisation and order only; nan
-    without such runs. Pooled over the methods that were repeated."""
-    squares, freedom = 0.0, 0
-    for method in protocol.method:
-        scores = series(rows, protocol.case[0].name, method.name, "score", "noise")
-        if len(scores) > 1:
-            squares += ((scores - scores.mean()) ** 2).sum()
-            freedom += len(scores) - 1
-    return math.sqrt(squares / freedom) if freedom else math.nan
-
-
-def found_four_times_in_five(deviation: float, worlds: int) -> float:
-    """The true difference that the interval of so many worlds excludes zero for in 80 % of all
-    comparisons, by drawing 20,000 of them."""
-    draws = np.random.default_rng(0).standard_normal((20_000, worlds)) * deviation
-    half = t_quantile(worlds) * draws.std(1, ddof=1) / math.sqrt(worlds)
-    return float(np.quantile(half - draws.mean(1), 0.8))
-
-
-# ------------------------------------------------------------------------------------------------
-# Tables and the figure
-# ------------------------------------------------------------------------------------------------
-
-
-def write_report(protocol: Protocol, rows: list[dict], out: Path) -> None:
-    """compare.md, which is printed too, compare.csv and compare.png."""
-    write_rows(out / "compare.csv", rows)
-    text = [f"# {protocol.name}\n\n{protocol.question}\n"]
-    commits = sorted({str(row["commit"]) for row in rows})
-    text.append(
-        f"Recipe {protocol.recipe}, commit {', '.join(commits) or 'unknown'}. The unit is a world: "
-        "generated videos, an initialisation and an order of the clips.\n"
-    )
-    text += [tuning_table(protocol, rows), noise_table(protocol, rows)]
-    finals = [row for row in rows if row["phase"] == "final"]
-    for case in protocol.case:
-        if finals:
-            text.append(f"## {case.name or 'Results'}\n")
-            text += [score_table(protocol, finals, case), difference_table(protocol, finals, case)]
-            text += kind_tables(protocol, finals, case)
-    written = "compare.md, compare.csv"
-    if finals:
-        FIGURES[protocol.figure](protocol, finals, out / "compare.png")
-        written += ", compare.png"
-    text = "\n".join(part for part in text if part)
-    (out / "compare.md").write_text(text)
-    print(text + f"\nin {out}: {written}")
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def tuning_table(protocol: Protocol, rows: list[dict]) -> str:
-    chosen, lines = choose(protocol, rows), []
-    for case in protocol.case:
-        for method in protocol.method:
-            tried = []
-            for point in grid_points(method):
-                score = mean_score(rows, case.name, method.name, point)
-                if math.isfinite(score) or score == -math.inf:
-                    tried.append(f"{spell(point)}: {score:.4f}")
-            taken = chosen[case.name, method.name]
-            edge = " (edge)" if tried and at_an_edge(method, taken) else ""
-            lines.append([case.name, method.name, "; ".join(tried), spell(taken) + edge])
-    return (
-        f"Tuned on worlds {protocol.first_tuning_world} to "
-        f"{protocol.first_tuning_world + protocol.tuning_worlds - 1}, mean mAP. At an edge of its "
-        "grid, a better value may lie outside.\n\n"
-        + table(["case", "method", "tried", "taken"], lines)
-    )
-
-
-def at_an_edge(method: Method, taken: dict) -> bool:
-    for key, values in method.grid.items():
-        if len(values) > 1 and taken[key] in (min(values), max(values)):
-            return True
-    return False
-
-
-def noise_table(protocol: Protocol, rows: list[dict]) -> str:
-    """What a difference of two methods can be known to, before the runs of the table."""
-    noise = noise_of_a_run(protocol, rows)
-    if not math.isfinite(noise):
-        return ""
-    lines = []
-    for worlds in sorted({5, 6, 8, 10, 12, 16, 24, protocol.worlds} - {1}):
-        half = t_quantile(worlds) * noise * math.sqrt(2 / worlds)
-        found = found_four_times_in_five(noise * math.sqrt(2), worlds)
-        mark = " (here)" if worlds == protocol.worlds else ""
-        lines.append([f"{worlds}{mark}", f"± {half:.4f}", f"{found:.4f}"])
-    return (
-        f"Noise of a run: the same world with another initialisation and order, {noise:.4f} (one "
-        f"standard deviation); of a difference of two runs {noise * math.sqrt(2):.4f}. What that "
-        "allows, if worlds differed in nothing else:\n\n"
-        + table(["worlds", "95 % interval of a difference", "found in 4 of 5 comparisons"], lines)
-    )
-
-
-def score_table(protocol: Protocol, rows: list[dict], case: Case) -> str:
-    columns = [column for column in main_columns(rows)]
-    lines = []
-    for method in protocol.method:
-        cells = [method.name]
-        for column in columns:
-            values = series(rows, case.name, method.name, column)
-            if column in COSTS:
-                cells.append(f"{values.mean():{COSTS[column]}}")
-            else:
-                cells.append(mean_and_spread(values))
-        lines.append(cells)
-    return "Mean ± standard deviation over worlds.\n\n" + table(["method", *columns], lines)
-
-
-COSTS = {"clips seen": ",.0f", "updates": ",.0f", "minutes": ".1f"}  # columns that are no scores
-NOT_MEASURED = {"phase", "case", "method", "tuned", "seed", "commit", "folder", "score"}
-GROUPS = ("head", "mid", "tail")
-
-
-def main_columns(rows: list[dict]) -> list[str]:
-    """Scores of tasks and of frequency groups, and costs; not those of kinds of classes."""
-    columns = []
-    for row in rows:
-        for column in row:
-            known = column.split()[1:2] in (["mAP"], ["top-1"], *([group] for group in GROUPS))
-            if column not in columns and (column in COSTS or known):
-                columns.append(column)
-    return sorted(columns, key=lambda column: column in COSTS)
-
-
-def mean_and_spread(values: np.ndarray) -> str:
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return "untrained"
-    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{values.mean():.4f}{spread}"
-
-
-def difference(protocol: Protocol, rows: list[dict], case: Case, method: Method, column: str):
-    """By world, to the reference, where both have a value."""
-    ours = series(rows, case.name, method.name, column)
-    theirs = series(rows, case.name, protocol.reference, column)
-    differences = ours - theirs
-    return differences[np.isfinite(differences)]
-
-
-def interval(differences: np.ndarray) -> str:
-    if len(differences) == 0:
-        return ""
-    mean, low, high = paired(differences)
-    if math.isnan(low):
-        return f"{mean:+.4f}"
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
-def difference_table(protocol: Protocol, rows: list[dict], case: Case) -> str:
-    columns = [column for column in main_columns(rows) if column not in COSTS]
-    lines = []
-    for method in protocol.method:
-        if method.name == protocol.reference:
-            continue
-        cells = [method.name]
-        for column in columns:
-            differences = difference(protocol, rows, case, method, column)
-            ahead = ""
-            if " mAP" in column and len(differences):
-                ahead = f", ahead in {(differences > 0).sum()} of {len(differences)}"
-            cells.append(interval(differences) + ahead)
-        lines.append(cells)
-    if not lines:
-        return ""
-    return (
-        f"Difference to {protocol.reference}, paired by world: mean and 95 % t interval.\n\n"
-        + table(["method", *columns], lines)
-    )
-
-
-def kind_tables(protocol: Protocol, rows: list[dict], case: Case) -> list[str]:
-    """Difference to the reference by kind of class and number of training boxes."""
-    kinds = kinds_of(rows)
-    tables = []
-    for method in protocol.method:
-        if method.name == protocol.reference or not kinds:
-            continue
-        lines = []
-        for task, kind in kinds:
-            cells = [kind]
-            for column in (f"{task} {kind}", *(f"{task} {kind} {group}" for group in GROUPS)):
-                cells.append(interval(difference(protocol, rows, case, method, column)))
-            lines.append(cells)
-        title = f"{method.name} less {protocol.reference}, by kind of class and training boxes:\n\n"
-        tables.append(title + table(["kind", "all", *GROUPS], lines))
-    return tables
-
-
-def kinds_of(rows: list[dict]) -> list[tuple[str, str]]:
-    """(task, kind) of the columns `TASK KIND`."""
-    main, kinds = main_columns(rows), []
-    for row in rows:
-        for column in row:
-            if column in NOT_MEASURED or column in main or column.split()[-1] in GROUPS:
-                continue
-            task, _, kind = column.partition(" ")
-            if (task, kind) not in kinds:
-                kinds.append((task, kind))
-    return kinds
-
-
-def score_column(rows: list[dict]) -> str:
-    """The first box task's mAP."""
-    return next(column for column in main_columns(rows) if " mAP" in column)
-
-
-def draw_rows(protocol: Protocol, rows: list[dict], path: Path) -> None:
-    """A row for each case and method: a dot for each world, a bar for the interval."""
-    lines = []
-    for case in protocol.case:
-        for method in protocol.method:
-            if method.name != protocol.reference:
-                values = difference(protocol, rows, case, method, score_column(rows))
-                label = f"{case.name} {method.name}".strip()
-                lines.append((label, values, paired(values)))
-    title = f"{score_column(rows)} less {protocol.reference}"
-    charts.write(path, charts.draw_rows(lines, title))
-
-
-def draw_kinds(protocol: Protocol, rows: list[dict], path: Path) -> None:
-    """A row for each case, method and kind of class."""
-    lines = []
-    for case in protocol.case:
-        for method in protocol.method:
-            if method.name == protocol.reference:
-                continue
-            for task, kind in kinds_of(rows):
-                values = difference(protocol, rows, case, method, f"{task} {kind}")
-                label = f"{case.name} {method.name}: {kind}".strip()
-                lines.append((label, values, paired(values)))
-    title = f"AP by kind of class less {protocol.reference}"
-    charts.write(path, charts.draw_rows(lines, title))
-
-
-def draw_lines(protocol: Protocol, rows: list[dict], path: Path) -> None:
-    """The difference to the reference along x, a line for each method."""
-    lines = {}
-    for method in protocol.method:
-        if method.name == protocol.reference:
-            continue
-        points = []
-        for case in protocol.case:
-            values = difference(protocol, rows, case, method, score_column(rows))
-            points.append(charts.Point(case.x, *paired(values)))
-        lines[method.name] = points
-    title = f"{score_column(rows)} less {protocol.reference}"
-    charts.write(path, charts.draw_points(lines, title, protocol.axis, joined=True))
-
-
-def draw_kept(protocol: Protocol, rows: list[dict], path: Path) -> None:
-    """Downstream mAP above what is left of the upstream accuracy, a point for each method."""
-    tops = [column for column in main_columns(rows) if column.endswith(" top-1")]
-    points = {}
-    for case in protocol.case:
-        for method in protocol.method:
-            kept = [series(rows, case.name, method.name, column) for column in tops]
-            kept = np.mean(kept, axis=0)
-            scores = series(rows, case.name, method.name, score_column(rows))
-            if np.isfinite(kept).all():
-                label = f"{case.name} {method.name}".strip()
-                points[label] = [charts.Point(kept.mean(), *paired(scores), *paired(kept)[1:])]
-    title = score_column(rows)
-    charts.write(path, charts.draw_points(points, title, "mean upstream top-1", joined=False))
-
-
-FIGURES = {"rows": draw_rows, "kinds": draw_kinds, "lines": draw_lines, "kept": draw_kept}
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    columns = []
-    for row in rows:
-        columns += [column for column in row if column not in columns]
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_rows(path: Path) -> list[dict]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-# ------------------------------------------------------------------------------------------------
 # The command
 # ------------------------------------------------------------------------------------------------
 
@@ -882,7 +520,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
             "one world or more"
         )
     if options.csv:
-        write_report(protocol, read_rows(Path(options.csv)), Path(options.csv).parent)
+        tables.write_report(protocol, tables.read_rows(Path(options.csv)), Path(options.csv).parent)
         return
 
     def read_recipe(source: str, changes: dict):
@@ -891,4 +529,4 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     comparison = Comparison(protocol, overrides, options.jobs, read_recipe)
     comparison.out.mkdir(parents=True, exist_ok=True)
     rows = comparison.all_phases(options.tune_only)
-    write_report(protocol, rows, comparison.out)
+    tables.write_report(protocol, rows, comparison.out)

@@ -11,7 +11,7 @@ import pytest
 from helpers import HERE, TINY, run_command, run_log, toml_table, write_lines
 
 import cofinetune
-from extras import charts, compare, world
+from extras import charts, compare, tables, world
 from extras import recipe as recipes
 
 PROTOCOLS = sorted((HERE / "docs/protocols").glob("*.toml"))
@@ -25,12 +25,12 @@ def test_t_quantiles_by_integration():
     for freedom in (1, 2, 4, 9, 30):
         scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2)
         scale /= math.sqrt(freedom * math.pi)
-        width = compare.T975[freedom - 1] / 20000
+        width = tables.T975[freedom - 1] / 20000
         t = (np.arange(20000) + 0.5) * width
         inside = ((1 + t**2 / freedom) ** (-(freedom + 1) / 2)).sum() * width
         assert 0.5 + scale * inside == pytest.approx(0.975, abs=2e-5)
     half = 4.303 / 3**0.5
-    assert compare.paired(np.array([2.0, 3.0, 4.0])) == pytest.approx((3, 3 - half, 3 + half))
+    assert tables.paired(np.array([2.0, 3.0, 4.0])) == pytest.approx((3, 3 - half, 3 + half))
 
 
 def rows_of(scores, phase="final", column="score", case=""):
@@ -48,15 +48,15 @@ def test_the_noise_of_a_run_is_pooled_over_methods():
     protocol.case = [compare.Case()]
     rows = rows_of({"a": [0.5, 0.6, 0.7], "b": [0.1, 0.3]}, "noise") + rows_of({"a": [9.0, 0.0]})
     expected = math.sqrt((0.02 + 0.02) / (2 + 1))
-    assert compare.noise_of_a_run(protocol, rows) == pytest.approx(expected)
-    assert math.isnan(compare.noise_of_a_run(protocol, rows_of({"a": [0.5]}, "noise")))
+    assert tables.noise_of_a_run(protocol, rows) == pytest.approx(expected)
+    assert math.isnan(tables.noise_of_a_run(protocol, rows_of({"a": [0.5]}, "noise")))
 
 
 @pytest.mark.parametrize("worlds", [5, 10])
 def test_the_power_figure_holds_in_comparisons_that_are_drawn(worlds):
-    effect = compare.found_four_times_in_five(0.02, worlds)
+    effect = tables.found_four_times_in_five(0.02, worlds)
     draws = np.random.default_rng(7).normal(effect, 0.02, (4000, worlds))
-    found = np.mean([compare.paired(draw)[1] > 0 for draw in draws])
+    found = np.mean([tables.paired(draw)[1] > 0 for draw in draws])
     assert found == pytest.approx(0.8, abs=0.02)
 
 
@@ -65,10 +65,10 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_rows():
     rows = rows_of({"a": [0.5, 0.7, 0.6], "b": [0.4, 0.8, math.nan]}, column="x")
     method = compare.Method("a")
     for these in (rows, rows[::-1]):
-        values = compare.difference(protocol, these, compare.Case(), method, "x")
+        values = tables.difference(protocol, these, compare.Case(), method, "x")
         assert values.tolist() == pytest.approx([0.1, -0.1])
-    assert compare.interval(np.array([0.1, -0.1])) == "+0.0000 [-1.2706, +1.2706]"
-    assert compare.interval(np.array([0.25])) == "+0.2500" and compare.interval(np.array([])) == ""
+    assert tables.interval(np.array([0.1, -0.1])) == "+0.0000 [-1.2706, +1.2706]"
+    assert tables.interval(np.array([0.25])) == "+0.2500" and tables.interval(np.array([])) == ""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -84,11 +84,12 @@ def test_every_run_of_every_protocol_has_a_recipe(path, tmp_path):
     read = lambda source, changes: recipes.read(cofinetune.Recipe, source, changes)  # noqa: E731
     comparison = compare.Comparison(protocol, {"out": str(tmp_path)}, 1, read)
     comparison.place_world = lambda case, seed: {"root": str(tmp_path)}
+    chosen = tables.choose(protocol, [])
     updates = {}
     for case in protocol.case:
         assert not case.world.keys() - vars(world.World()).keys()
         for method in protocol.method:
-            for point in compare.grid_points(method):
+            for point in tables.points_of(method, case.name, chosen):
                 run = comparison.make_run("final", case, method, point, 1)
                 stages = cofinetune.stages(read(protocol.recipe, run.overrides))
                 updates[method.name] = sum(stage.steps for stage in stages)
@@ -165,7 +166,7 @@ def comparison(tmp_path, monkeypatch):
         tail_below=5,
     )
 
-    def make(lrs=(0.4, 0.1, 0.2, 2.0), repeats=3, world=None, **overrides):
+    def make(lrs=(0.1, 0.2, 0.4, 2.0), repeats=3, world=None, **overrides):
         finetuning = compare.Method("finetuning", {"method": "finetune"}, {"lr": list(lrs)})
         other = compare.Method("co-finetuning", {}, {"lr": list(lrs)})
         protocol = compare.Protocol(
@@ -184,7 +185,7 @@ def test_tuning_then_noise_then_the_table(comparison, tmp_path, capsys):
     rows = this.all_phases()
     count = {phase: sum(row["phase"] == phase for row in rows) for phase in ("tuning", "noise")}
     assert count == {"tuning": 2 * 4 * 2, "noise": 2 * 3} and len(rows) == 16 + 6 + 6
-    compare.write_report(this.protocol, rows, this.out)
+    tables.write_report(this.protocol, rows, this.out)
     text = (tmp_path / "out/compare.md").read_text()
     assert text in capsys.readouterr().out and "(edge)" not in text
     for words in (
@@ -203,8 +204,8 @@ def test_tuning_then_noise_then_the_table(comparison, tmp_path, capsys):
     comparison().all_phases()
     starts = [path.read_text().split() for path in (tmp_path / "out").rglob("starts")]
     assert len(starts) == len(rows) and all(len(words) == 1 for words in starts)
-    again = compare.read_rows(tmp_path / "out/compare.csv")
-    compare.write_report(this.protocol, again, tmp_path)
+    again = tables.read_rows(tmp_path / "out/compare.csv")
+    tables.write_report(this.protocol, again, tmp_path)
     assert (tmp_path / "compare.md").read_text() == text
     with open(tmp_path / "out/compare.csv") as first, open(tmp_path / "compare.csv") as second:
         assert first.read() == second.read()
@@ -259,9 +260,9 @@ def test_a_generated_world_for_every_seed_and_results_by_kind(comparison, tmp_pa
         assert row["ava motions"] == pytest.approx(ap + 0.05)
         assert row["ava tail"] == row["ava motions tail"] == pytest.approx(ap)
         assert row["up top-1"] == 0.9
-    for figure in compare.FIGURES:
+    for figure in tables.FIGURES:
         this.protocol.figure = figure
-        compare.write_report(this.protocol, rows, this.out)
+        tables.write_report(this.protocol, rows, this.out)
         assert (this.out / "compare.png").stat().st_size > 1000
         (this.out / "compare.png").unlink()
     text = (this.out / "compare.md").read_text()
@@ -270,10 +271,15 @@ def test_a_generated_world_for_every_seed_and_results_by_kind(comparison, tmp_pa
 
 def test_an_edge_is_said_and_settings_are_inherited(comparison):
     this = comparison(lrs=(0.05, 0.1))
-    this.protocol.method.append(compare.Method("both", {"steps": 9}, {}, like="co-finetuning"))
+    this.protocol.method += [
+        compare.Method("both", {"steps": 9}, {}, like="co-finetuning"),
+        compare.Method("tuned", {"steps": 8}, {"lr": [0.1, 0.15, 2.0]}, like="both"),
+    ]
     rows = this.all_phases()
-    assert compare.choose(this.protocol, rows)["", "both"] == {"lr": 0.1, "steps": 9}
-    compare.write_report(this.protocol, rows, this.out)
+    chosen = tables.choose(this.protocol, rows)
+    assert chosen["", "both"] == {"lr": 0.1, "steps": 9}
+    assert chosen["", "tuned"] == {"lr": 0.15, "steps": 8}
+    tables.write_report(this.protocol, rows, this.out)
     text = (this.out / "compare.md").read_text()
     assert "| lr = 0.1 (edge) |" in text and "| lr = 0.1, steps = 9 |" in text
 
@@ -321,7 +327,7 @@ def test_compare_for_real(tmp_path):
         tmp_path / "out",
         *"--steps 6 --warmup 2 --preview 0 --device cpu --jobs 2".split(),
     )
-    rows = compare.read_rows(tmp_path / "out/compare.csv")
+    rows = tables.read_rows(tmp_path / "out/compare.csv")
     assert [(row["method"], row["seed"]) for row in rows] == [(m, s) for s in "12" for m in methods]
     assert {(row["clips seen"], row["updates"]) for row in rows} == {("96", "6")}
     logs = {m: run_log(tmp_path / f"out/final/all/{m}/seed2") for m in methods}
@@ -379,7 +385,7 @@ def test_the_page_says_what_the_runs_say():
 
     def difference(one, other, first, last):
         values = [scores[one][s] - scores[other][s] for s in range(first, last + 1)]
-        mean, low, high = compare.paired(np.array(values))
+        mean, low, high = tables.paired(np.array(values))
         return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
     for method in [*scores][1:]:
