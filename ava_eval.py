@@ -3,12 +3,9 @@
     python ava_eval.py -g ava_val_v2.2.csv -d detections.csv         # a table; --json for machines
     result = ava_eval.evaluate("ava_val_v2.2.csv", Rows(...))        # the same object; or a path
 
-The metric. A keyframe is a video and a time. On it, the 50 best-scored rows are kept; then, class
-by class and best first, each detection looks at the ground-truth box that it overlaps most. It is a
-true positive if their IoU is at least 0.5 and no better detection has claimed that box, otherwise a
-false positive; there is no second choice. All detections of a class are ranked by score over all
-keyframes; its average precision (AP) is the area under the precision-recall curve made monotone
-(VOC, all points). mAP is the mean over classes with ground truth. Five evaluators use this name:
+How the number is computed: section "The metric" below, in twelve sentences and their code. Five
+evaluators use its name, and differ by up to 1.6 points on one file (--compare), so no mAP leaves
+this one without its protocol:
 
     protocol        rows of a    order within     detections on keyframes    keyframe
                     keyframe     a keyframe       the ground truth lacks     time
@@ -20,14 +17,14 @@ keyframes; its average precision (AP) is the area under the precision-recall cur
 
 official-2018 stands for AlphAction and VideoMAE too, slowfast for YOWO. mmaction2 also works in
 float32, leaves classes that nobody detected out of the mean, counts excluded boxes as missed and
-keeps boxes without area. They differ by up to 1.6 points on one file (--compare), so no mAP leaves
-this one without its protocol. Equal scores fall as in the original scripts on the same machine.
+keeps boxes without area. Equal scores fall as in the original scripts on the same machine.
 
 Files are csv without header, plain or .gz; times in seconds, boxes in [0, 1] of the frame:
     ground truth    video_id,time,x1,y1,x2,y2,label[,person_id]   or  video_id,time  (nothing there)
     detections      video_id,time,x1,y1,x2,y2,label,score
     exclusions      video_id,time     keyframes that count neither way (protocols before 2020)
     label map       item { name: "sit" id: 11 }   or   label { name: "sit" label_id: 11 ... }
+Rows whose label the label map lacks are left out and counted.
 """
 
 import argparse
@@ -38,8 +35,10 @@ import json
 import re
 import sys
 import zlib
+from array import array
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
@@ -47,13 +46,14 @@ from typing import NamedTuple
 import numpy as np
 
 # --------------------------------------------------------------------------------------------------
-# Protocols and classes
+# Protocols, rows
 # --------------------------------------------------------------------------------------------------
 
 
 class Protocol(NamedTuple):
     cap: int  # rows kept per keyframe, the best; 0 = all
-    order: str  # of matching: "file", or by score, equal ones by "heap|argsort|stable"
+    order: str  # of the rows of a keyframe: as in the "file", or by score, equal scores as they
+    # come out of the reader's "heap", of numpy's "argsort" class by class, or of a "stable" sort
     ignore_unknown: bool  # detections on keyframes the ground truth lacks; else false positives
     whole_seconds: bool  # fractions of a second and keyframes without boxes cannot be expressed
     mmaction2: bool = False  # its four other differences (above)
@@ -66,6 +66,677 @@ PROTOCOLS = {
     "slowfast": Protocol(0, "file", False, True),
     "mmaction2": Protocol(0, "stable", True, True, mmaction2=True),
 }
+
+
+@dataclass
+class Rows:
+    """Boxes with one label each. A row with label 0 says "keyframe annotated, nothing there"."""
+
+    video_id: np.ndarray  # (n,) str
+    time_sec: np.ndarray  # (n,) float64
+    boxes: np.ndarray  # (n, 4) float64 x1, y1, x2, y2
+    label: np.ndarray  # (n,) int, as in the label map
+    score: np.ndarray | None = None  # (n,) float64; ground truth needs none
+
+
+class Table(NamedTuple):
+    """Rows as they are worked on. A person's box carries up to 80 rows, one after the other: it
+    is kept once, which saves most of the parsing and half of the memory."""
+
+    name: str  # for messages
+    keys: dict  # (video_id, time in microseconds) -> number of the keyframe; shared by all tables
+    box_key: np.ndarray  # (B,) int32 keyframe of each box
+    corners: np.ndarray  # (B, 4) float64
+    box: np.ndarray  # (n,) int32 box of each row
+    label: np.ndarray  # (n,) int32; when listed: int16, its place among the classes, 0 .. C-1
+    score: np.ndarray  # (n,) float64; of ground truth: the person id, or 1
+    empty: np.ndarray  # (E,) int32 keyframe of each row that says "nothing there"
+
+    def take(self, rows) -> "Table":
+        return self._replace(box=self.box[rows], label=self.label[rows], score=self.score[rows])
+
+    def key(self) -> np.ndarray:
+        """(n,) keyframe of each row."""
+        return self.box_key[self.box]
+
+    def keyframes(self) -> np.ndarray:
+        """All keyframes that it speaks of, some more than once."""
+        return np.concatenate((self.box_key, self.empty))
+
+    def code(self) -> np.ndarray:
+        """(n,) label and keyframe in one number."""
+        return self.label.astype(np.int64) * len(self.keys) + self.key()
+
+
+def changes(*columns) -> np.ndarray:
+    """(n,) bool: where a row differs from the one above in some column; the first row does."""
+    new = np.ones(len(columns[0]), bool)
+    new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return new
+
+
+# --------------------------------------------------------------------------------------------------
+# The metric
+#
+#  1. A keyframe is a video and a time; a row is a box on it with one of the classes.
+#  2. The ground truth says which keyframes were annotated; detections on others are ignored, or
+#     are false positives, by the protocol.
+#  3. Of the detections of a keyframe the 50 best are kept, whatever their classes.
+#  4. Boxes without area are dropped.
+#  5. From here on every class is alone. On each keyframe its detections choose, the best first.
+#  6. A detection looks at that box of the ground truth which it overlaps most, and at no other.
+#  7. If their intersection over union is at least 0.5 and no better detection has claimed the
+#     box, it claims it and is a true positive.
+#  8. If not it is a false positive: there is no second choice, and two detections of one person
+#     are one too many.
+#  9. All detections of the class, on all keyframes, are ranked by score. Down to each of them
+#     precision is the part that are true positives, recall the part of the boxes that is claimed.
+# 10. Precision is made monotone: what counts is the best at this or any higher recall.
+# 11. Average precision is the area under that curve: the mean of the monotone precision over the
+#     boxes of the class, where a box that nobody claimed adds 0.
+# 12. mAP is the mean over the classes that have boxes; a class that nobody detected adds 0.
+# --------------------------------------------------------------------------------------------------
+
+
+class ClassScore(NamedTuple):
+    """One class: its average precision and the detections it rests on, by falling score."""
+
+    ap: float  # nan: not in the mean
+    positives: int  # boxes in the ground truth
+    score: np.ndarray  # (n,)
+    hit: np.ndarray  # (n,) bool: a true positive
+    key: np.ndarray  # (n,) keyframe
+    truth_key: np.ndarray  # (positives,) keyframe of each box
+
+
+class Scored(NamedTuple):
+    """Detections scored against the ground truth."""
+
+    classes: list[ClassScore]
+    counts: dict  # person, keyframes, rows, ground_truth_rows: as in the result
+
+    @property
+    def ap(self) -> np.ndarray:
+        """(C,)"""
+        return np.array([one.ap for one in self.classes])
+
+
+def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, excluded) -> Scored:
+    """Average precision of each class (labels: sorted ids), and the counts. excluded: keyframes."""
+    if rules.whole_seconds:
+        refuse_fractions(truth)
+        refuse_fractions(det)
+
+    def mark(keyframes) -> np.ndarray:
+        marked = np.zeros(len(det.keys), bool)
+        marked[keyframes] = True
+        return marked
+
+    listed_truth, listed_det = of_classes(truth, labels), of_classes(det, labels)  # 1.
+    in_truth, in_det = mark(truth.keyframes()), mark(det.keyframes())
+    out = mark(excluded)
+    # to mmaction2 a keyframe with other classes alone is unknown
+    known = mark(listed_truth.key()) if rules.mmaction2 else in_truth
+    ignored = ~known & rules.ignore_unknown  # 2.
+    answer = by_keyframe(listed_truth, ~out | rules.mmaction2, listed_truth)
+    boxes = by_keyframe(listed_det, ~out & ~ignored, answer if rules.mmaction2 else listed_det)
+    ranked, capped = rank(boxes, answer, rules)  # 3. to 5.
+    hits = match(ranked, answer, rules)  # 6. to 8.
+    classes = score_classes(ranked, hits, answer, len(labels), rules)  # 9. to 11.
+
+    keyframes = {
+        "ground_truth": in_truth & ~out,
+        "detected": in_det,
+        "matched": in_truth & in_det & ~out,
+        "ignored": in_det & ignored & ~out,
+        "excluded": out & (in_truth | in_det),
+    }
+    after_cap = {
+        "dropped_by_cap": capped,
+        "dropped_invalid_box": len(boxes.box) - capped - len(hits),
+        "evaluated": len(hits),
+    }
+    counts = {
+        "person": score_persons(boxes, answer),
+        "keyframes": {what: int(some.sum()) for what, some in keyframes.items()},
+        "rows": count_rows(det, listed_det, boxes) | after_cap,
+        "ground_truth_rows": count_rows(truth, listed_truth, answer),
+    }
+    return Scored(classes, counts)
+
+
+def refuse_fractions(table: Table) -> None:
+    """ValueError if the table has what a protocol of whole seconds cannot express."""
+    keys, odd = list(table.keys), ""
+    for key in table.keyframes().tolist():
+        video, time = keys[key]
+        if time % 10**6:
+            odd = f"{video},{time / 1e6:.6f}"
+            break
+    if not odd and len(table.empty):
+        odd = "a row of 2 columns"
+    if odd:
+        raise ValueError(
+            f"{table.name}: this protocol knows only whole seconds and rows with boxes, found "
+            f"{odd}; official-2020 takes both"
+        )
+
+
+def count_rows(table: Table, listed: Table, evaluated: Table) -> dict:
+    return {
+        "read": len(table.box) + len(table.empty),
+        "without_box": len(table.empty),
+        "dropped_by_whitelist": len(table.box) - len(listed.box),
+        "on_ignored_or_excluded_keyframes": len(listed.box) - len(evaluated.box),
+        "evaluated": len(evaluated.box),
+    }
+
+
+def of_classes(table: Table, labels: list) -> Table:
+    """The rows with one of the labels. `label` becomes its place among them, in 16 bits, which
+    numpy sorts in linear time."""
+    others = labels[-1] + 1
+    place = np.full(others + 1, -1, np.int16)
+    place[labels] = np.arange(len(labels))
+    table = table._replace(label=place[np.minimum(table.label, others)])
+    return table.take(np.flatnonzero(table.label >= 0))
+
+
+def by_keyframe(table: Table, evaluated: np.ndarray, lead: Table) -> Table:
+    """The rows on evaluated keyframes, keyframe by keyframe, each in the order of the file. The
+    keyframes come as they first appear in `lead`: thus the original scripts rank equal scores."""
+    box = lead.box[changes(lead.box)]
+    keys, first = np.unique(lead.box_key[box], return_index=True)
+    turn = np.zeros(len(table.keys), np.int32)
+    turn[keys] = first
+    key = table.key()
+    rows = np.flatnonzero(evaluated[key])
+    return table.take(rows[np.argsort(turn[key[rows]], kind="stable")])
+
+
+def rank(det: Table, truth: Table, rules: Protocol) -> tuple[Table, int]:
+    """The detections by class, then keyframe, then in the order in which they choose, without what
+    the cap leaves out and boxes without area; and how many the cap left out."""
+    less = np.less_equal if rules.mmaction2 else np.less
+    has_area = less(det.corners[:, :2], det.corners[:, 2:]).all(1)  # 4.
+    if not rules.cap:
+        det = det.take(has_area[det.box])  # with a cap they take places of it
+    rows = np.arange(len(det.box))
+    if rules.order != "file" and len(rows):
+        rows = best_first(det, truth, rules)
+    capped = len(det.box) - len(rows)
+    rows = rows[has_area[det.box[rows]]]
+    return det.take(rows[np.argsort(det.label[rows], kind="stable")]), capped
+
+
+def best_first(det: Table, truth: Table, rules: Protocol) -> np.ndarray:
+    """The rows keyframe by keyframe, the best first, without what the cap leaves out. What the
+    original does with equal scores is repeated only where it matters, since that is slow."""
+    cap = rules.cap or None
+    kind = "stable" if rules.order == "stable" else None
+    key, parts = det.key(), []
+    bounds = [*np.flatnonzero(changes(key)).tolist(), len(key)]
+    for begin, end in pairwise(bounds):
+        score = det.score[begin:end]
+        rows = begin + np.argsort(-score, kind=kind)
+        if cap and cap < len(rows) and det.score[rows[cap - 1]] == det.score[rows[cap]]:
+            rows = reader_order(det, begin, end, rules, cap)
+        parts.append(rows[:cap])
+    rows = np.concatenate(parts)
+    if kind == "stable":
+        return rows
+    doubtful = equal_scores(det.take(rows), truth)
+    for i, (begin, end) in enumerate(pairwise(bounds)):
+        if key[begin] in doubtful:
+            parts[i] = reader_order(det, begin, end, rules, cap)
+    return np.concatenate(parts) if doubtful else rows
+
+
+def equal_scores(det: Table, truth: Table) -> set[int]:
+    """Keyframes where two detections of a class have one score, and the ground truth has the class:
+    which of them chooses first decides which is the true positive."""
+    code = det.code()
+    rows = np.flatnonzero(np.isin(code, truth.code()))
+    rows = rows[np.lexsort((det.score[rows], code[rows]))]
+    again = ~changes(code[rows], det.score[rows])
+    return set(det.key()[rows[again]].tolist())
+
+
+def reader_order(table: Table, begin: int, end: int, rules: Protocol, cap=None) -> np.ndarray:
+    """The rows begin .. end, those of a keyframe, as the protocol's own code orders them. The
+    official reader pushes them through a heap that keeps the best `cap`."""
+    score, label = table.score[begin:end], table.label[begin:end]
+    if rules.order == "stable":
+        return begin + np.argsort(-score, kind="stable")
+    if rules.order == "argsort":
+        order = []
+        for c in np.unique(label):
+            rows = np.flatnonzero(label == c)
+            order.append(rows[np.argsort(score[rows])[::-1]])
+        return begin + np.concatenate(order)
+    x1, y1, x2, y2 = table.corners[table.box[begin:end]].T.tolist()
+    heap, rows_of = [], defaultdict(list)  # rows with the same item are interchangeable
+    items = zip(score.tolist(), label.tolist(), y1, x1, y2, x2, strict=True)
+    for row, item in enumerate(items, begin):
+        rows_of[item].append(row)
+        if cap is None or len(heap) < cap:
+            heapq.heappush(heap, item)
+        elif item[0] > heap[0][0]:
+            heapq.heapreplace(heap, item)
+    heap.sort(key=lambda item: -item[0])
+    return np.array([rows_of[item].pop() for item in heap])
+
+
+def match(det: Table, truth: Table, rules: Protocol) -> np.ndarray:
+    """(n,) bool: which of the ranked detections are true positives."""
+    detection, box = same_class_and_keyframe(det.code(), truth.code())  # (P,) (P,)
+    real = np.float32 if rules.mmaction2 else np.float64
+    detected = det.corners.astype(real)[det.box[detection]]
+    overlap = iou(detected, truth.corners.astype(real)[truth.box[box]])
+    enough = overlap >= 0.5
+    detection, box, overlap = detection[enough], box[enough], overlap[enough]
+    # 6. Each detection keeps one pair: the largest overlap, of equal ones the reader's first
+    order = np.lexsort((-overlap, detection))
+    again = order[~changes(detection[order], overlap[order])]
+    turn = reader_turn(truth, truth.key()[box[again]], rules)
+    order = np.lexsort((turn[box], -overlap, detection))
+    detection, box = detection[order], box[order]
+    chosen = changes(detection)
+    detection, box = detection[chosen], box[chosen]
+    # 7. and each box one detection: the first that chose it
+    first = np.unique(box, return_index=True)[1]
+    hit = np.zeros(len(det.box), bool)
+    hit[detection[first]] = True
+    return hit
+
+
+def same_class_and_keyframe(det_code, truth_code) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of a detection and a box of the ground truth with the same code, by detection."""
+    by_code = np.argsort(truth_code, kind="stable")
+    first = np.searchsorted(truth_code[by_code], det_code, "left")
+    count = np.searchsorted(truth_code[by_code], det_code, "right") - first
+    detection = np.repeat(np.arange(len(det_code)), count)
+    pairs_before = np.cumsum(count) - count  # those of the detections before this one
+    number = np.arange(len(detection)) - pairs_before[detection]  # 0, 1, .. count - 1
+    return detection, by_code[first[detection] + number]
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(P,) intersection over union of the boxes a[i] and b[i]; (P, 4) each."""
+    zero = np.float64(0)  # mmaction2 subtracts in float32 but multiplies in float64
+    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
+    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
+    both = np.maximum(height, zero) * np.maximum(width, zero)
+    area_a = (a[:, 3] - a[:, 1]) * (a[:, 2] - a[:, 0])
+    area_b = (b[:, 3] - b[:, 1]) * (b[:, 2] - b[:, 0])
+    with np.errstate(invalid="ignore"):  # two boxes without area: nan, which is not >= 0.5
+        return both / (area_a + area_b - both)
+
+
+def reader_turn(truth: Table, keyframes: np.ndarray, rules: Protocol) -> np.ndarray:
+    """(n,) numbers that rise as the protocol's own reader orders the boxes of the ground truth;
+    on keyframes that are not asked for, as in the file."""
+    turn, key = np.arange(len(truth.box)), truth.key()
+    if rules.order in ("heap", "stable"):
+        for keyframe in np.unique(keyframes):
+            begin, end = np.searchsorted(key, (keyframe, keyframe + 1))
+            turn[reader_order(truth, begin, end, rules)] = np.arange(begin, end)
+    return turn
+
+
+def score_classes(ranked: Table, hits, truth: Table, classes: int, rules: Protocol) -> list:
+    """A ClassScore for each class, from the ranked detections and which are true positives."""
+    result, real = [], np.float32 if rules.mmaction2 else np.float64
+    bounds = np.searchsorted(ranked.label, np.arange(classes + 1)).tolist()
+    key, truth_key = ranked.key(), truth.key()
+    for c, (begin, end) in enumerate(pairwise(bounds)):
+        # 9. Unstable, as in the original scripts, so that equal scores fall as they do there
+        by_score = begin + np.argsort(ranked.score[begin:end].astype(real))[::-1]
+        hit, boxes = hits[by_score], truth_key[truth.label == c]
+        ap = np.nan
+        if len(boxes) and (len(hit) or not rules.mmaction2):
+            ap = average_precision(hit, len(boxes))
+        one = ClassScore(ap, len(boxes), ranked.score[by_score], hit, key[by_score], boxes)
+        result.append(one)
+    return result
+
+
+def average_precision(hit: np.ndarray, positives: int) -> float:
+    """hit: (n,) bool, by falling score. Recall grows by 1 / positives at each hit."""
+    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
+    monotone = np.maximum.accumulate(precision[::-1])[::-1]  # 10.
+    return float(monotone[hit].sum() / positives)  # 11.
+
+
+def mean(ap) -> float | None:
+    """12. None if there is nothing to take the mean of."""
+    return None if np.isnan(ap).all() else float(np.nanmean(ap))
+
+
+def score_persons(det: Table, truth: Table) -> dict:
+    """The boxes without their labels, each once with its best score. Where few persons are found,
+    the person detector or the clock is at fault, and no better classifier helps."""
+    det, persons = without_labels(det), without_labels(truth)
+    has_area = (det.corners[:, :2] < det.corners[:, 2:]).all(1)
+    det = det.take(has_area[det.box])
+    hit = match(det, persons, PROTOCOLS["slowfast"])
+    positives = len(persons.box)
+    ap = average_precision(hit[np.argsort(-det.score, kind="stable")], max(1, positives))
+    recall = int(hit.sum()) / max(1, positives)
+    return {"ap": ap, "recall": recall, "num_gt": positives, "num_det": len(hit)}
+
+
+def without_labels(table: Table) -> Table:
+    """Each box of each keyframe once, with its best score; by keyframe, then falling score."""
+    starts = np.flatnonzero(changes(table.box))
+    best = np.maximum.reduceat(table.score, starts) if len(starts) else table.score
+    table = table.take(starts)._replace(label=np.zeros(len(starts), np.int16), score=best)
+    corners = table.corners[table.box].T
+    rows = np.lexsort((-best, *corners, table.key()))
+    table = table.take(rows[changes(table.key()[rows], *corners[:, rows])])
+    return table.take(np.lexsort((-table.score, table.key())))
+
+
+# --------------------------------------------------------------------------------------------------
+# From files or arrays to mAP
+# --------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    groundtruth,
+    detections,
+    labelmap=None,
+    exclusions=None,
+    protocol: str | None = None,
+    train_counts: dict | None = None,
+    thresholds: tuple[int, int] = (10000, 1000),
+    versus=None,
+    curves=None,
+    compare: bool = False,
+) -> dict:
+    """AVA mAP of detections (path or Rows) against groundtruth (path or Rows, or a list of them:
+    they are pooled, and "parts" has the mAP on each: AVA-Kinetics). Returns what --json prints.
+
+    labelmap: path or {id: name}; None = the 60 classes of AVA. Rows of other classes are left out.
+    exclusions: path or Rows. protocol: of PROTOCOLS; None = official-2019 with exclusions,
+    official-2020 without. train_counts: {id: annotated boxes in training}; None = those of AVA
+    v2.2, if the classes are AVA's. Classes with more than thresholds[0] are "head", with less than
+    thresholds[1] "tail". versus: detections of a second run. curves: a .csv to be written. compare:
+    adds the mAP under every protocol. ValueError: with file and line where there is one.
+    """
+    protocol = protocol or ("official-2020" if exclusions is None else "official-2019")
+    check_options(protocol, exclusions, curves)
+    names = AVA_CLASSES if labelmap is None else labelmap
+    names = names if isinstance(names, dict) else read_labelmap(names)
+    labels, keys = sorted(names), {}
+    parts = load(groundtruth, "ground truth", keys, is_truth=True)
+    truth = join(parts)
+    det = join(load(detections, "detections", keys))
+    second = None if versus is None else join(load(versus, "second detections", keys))
+    excluded = np.empty(0, np.int32)
+    if exclusions is not None:
+        excluded = join(load(exclusions, "exclusions", keys, widths=(2,))).keyframes()
+    rules = PROTOCOLS[protocol]
+    scored = score_tables(truth, det, labels, rules, excluded)
+    if not scored.counts["ground_truth_rows"]["evaluated"]:
+        raise ValueError(f"{truth.name}: no row has a class of the label map")
+    groups = groups_of(names, train_counts, thresholds)
+    result = {
+        "protocol": protocol,
+        **mean_over(scored, range(len(labels))),
+        "groups": {group: mean_over(scored, members) for group, members in groups.items()},
+        "thresholds": list(thresholds),
+        **scored.counts,
+        "per_class": per_class(scored, names),
+        "notes": notes_on(truth, det, scored, names, labelmap is None),
+    }
+    if len(parts) > 1 and rules.ignore_unknown:  # else the keyframes of the others would count
+        result["parts"] = {}
+        for part in parts:
+            scored_part = score_tables(part, det, labels, rules, excluded)
+            result["parts"][part.name] = mean(scored_part.ap)
+    if second is not None:
+        other = score_tables(truth, second, labels, rules, excluded)
+        groups = {"all": range(len(labels))} | groups
+        for c, label in enumerate(labels):
+            groups[f"{label} {names[label]}"] = [c]
+        compared = differences(scored, other, keys, groups)
+        result["versus"] = {"other": second.name, "differences": compared}
+    if compare:
+        result["compare"] = by_protocol(truth, det, labels, excluded)
+    if curves is not None:
+        write_curves(curves, labels, scored)
+    return result
+
+
+def check_options(protocol: str, exclusions, curves) -> None:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+    if exclusions is not None and protocol == "official-2020":
+        raise ValueError(
+            "official-2020 has no exclusions, its ground truth marks empty keyframes by rows of "
+            "2 columns; official-2019 has"
+        )
+    if curves is None:
+        return
+    if Path(curves).suffix != ".csv" or not Path(curves).parent.is_dir():
+        raise ValueError(f"{curves}: expected a file .csv in a folder that exists")
+
+
+def mean_over(scored: Scored, members) -> dict:
+    """mAP of some classes, and how many of them count."""
+    ap = scored.ap[list(members)]
+    return {"mAP": mean(ap), "classes": int((~np.isnan(ap)).sum())}
+
+
+def per_class(scored: Scored, names: dict) -> list[dict]:
+    result = []
+    for label, one in zip(sorted(names), scored.classes):
+        line = {"id": label, "name": names[label], "ap": mean(one.ap)}
+        line |= {"num_gt": one.positives, "num_det": len(one.hit)}
+        line["recall"] = float(one.hit.sum() / max(1, one.positives))
+        result.append(line)
+    return result
+
+
+def by_protocol(truth: Table, det: Table, labels: list, excluded: np.ndarray) -> dict:
+    """{protocol: mAP, or why it cannot be expressed}."""
+    result = {}
+    for name, rules in PROTOCOLS.items():
+        out = excluded[:0] if name == "official-2020" else excluded
+        try:
+            result[name] = mean(score_tables(truth, det, labels, rules, out).ap)
+        except ValueError as error:
+            result[name] = str(error)
+    return result
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading and writing
+# --------------------------------------------------------------------------------------------------
+
+
+def load(source, name: str, keys: dict, is_truth=False, widths=(2, 7, 8)) -> list[Table]:
+    """A path or Rows, or each of a list of them, as a table. name: of Rows, in messages."""
+    if isinstance(source, (list, tuple)):
+        tables = []
+        for number, one in enumerate(source, 1):
+            tables += load(one, f"{name} {number}", keys, is_truth, widths)
+        return tables
+    if isinstance(source, Rows):
+        return [read_rows(source, name, keys, is_truth)]
+    return [read_csv(source, keys, is_truth, widths)]
+
+
+def join(tables: list[Table]) -> Table:
+    """Their rows as one table, in this order."""
+    if len(tables) == 1:
+        return tables[0]
+    boxes, columns = 0, []
+    for table in tables:
+        columns.append(table._replace(box=table.box + boxes)[2:])
+        boxes += len(table.box_key)
+    name = " + ".join(table.name for table in tables)
+    return Table(name, tables[0].keys, *map(np.concatenate, zip(*columns)))
+
+
+def keyframe_number(keys: dict, video: str, time: float) -> int:
+    if not abs(time) < 1e9:
+        raise ValueError(f"time {time} is not a number of seconds")
+    if time.is_integer():
+        stamp = int(time) * 10**6
+    else:
+        stamp = round(round(time, 6) * 1e6)
+    return keys.setdefault((video, stamp), len(keys))
+
+
+def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
+    """ValueError: file:line and text of the first five bad rows, and how many more there are."""
+    box_key, corners, empty = array("i"), array("d"), array("i")
+    box, label, score = array("i"), array("i"), array("d")
+    labels, errors = {}, []
+    shared = head = None  # video_id to y2 of the row above, of this one
+    opened = gzip.open if str(path).endswith(".gz") else open
+    with opened(path, "rt", encoding="utf-8-sig", errors="backslashreplace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                plain = line.count(",") == 7 and '"' not in line
+                if plain:
+                    head, text, value = line.rsplit(",", 2)
+                if not plain or head != shared:  # a new box
+                    fields = line.split(",") if plain else next(csv.reader([line]))
+                    if not any(fields):
+                        continue  # an empty row, as spreadsheets leave them
+                    if len(fields) not in widths:
+                        expected = " or ".join(map(str, widths))
+                        raise ValueError(f"{len(fields)} columns, expected {expected}")
+                    key = keyframe_number(keys, fields[0].strip(), float(fields[1]))
+                    if len(fields) == 2:
+                        empty.append(key)
+                        continue
+                    corners.extend(read_corners(fields[2:6], is_truth))
+                    box_key.append(key)
+                    last = len(box_key) - 1
+                    text, value = (*fields[6:], "1")[:2]
+                    shared = head if plain else None
+                if text not in labels:
+                    labels[text] = read_label(text)
+                value = float(value)
+                if not isfinite(value):
+                    raise ValueError(f"score {value}, expected a finite number")
+                box.append(last)
+                label.append(labels[text])
+                score.append(value)
+            except (ValueError, csv.Error) as error:
+                errors.append(bad_row(path, number, line, error) if len(errors) < 5 else "")
+    if errors:
+        more = f"\n... and {len(errors) - 5} more such rows" if len(errors) > 5 else ""
+        raise ValueError("\n".join(errors[:5]) + more)
+    corners = np.array(corners).reshape(-1, 4)
+    columns = [np.array(column) for column in (box, label, score, empty)]
+    return Table(str(path), keys, np.array(box_key), corners, *columns)
+
+
+def read_corners(fields: list[str], is_truth: bool) -> tuple:
+    x1, y1, x2, y2 = map(float, fields)
+    if not isfinite(x1 + y1 + x2 + y2):
+        raise ValueError("expected finite x1,y1,x2,y2")
+    if is_truth and (x1 > x2 or y1 > y2):
+        raise ValueError("expected x1 <= x2, y1 <= y2")
+    return x1, y1, x2, y2
+
+
+def read_label(text: str) -> int:
+    label = float(text)
+    if not 1 <= label < 2**31 or label != int(label):
+        raise ValueError(f"label {text.strip()}, expected a whole number from 1")
+    return int(label)
+
+
+def bad_row(path, number: int, line: str, error: Exception) -> str:
+    """One line for people: where, what, the usual cause if it is that, and the text."""
+    text, cause = line.rstrip("\n"), ""
+    if max(text.count(";"), text.count("\t")) > text.count(","):
+        cause = " (separated by commas, with decimal points)"
+    elif number == 1 and not re.search(r",\s*[-+.]?\d", text):
+        cause = " (a header row? these files have none)"
+    return f"{path}:{number}: {error}{cause}: {text[:120]!r}"
+
+
+def read_rows(rows: Rows, name: str, keys: dict, is_truth: bool) -> Table:
+    """ValueError: the first five bad rows, counted from 0."""
+    video, time = np.asarray(rows.video_id), np.asarray(rows.time_sec, float)
+    corners, label = np.asarray(rows.boxes, float).reshape(-1, 4), np.asarray(rows.label)
+    score = np.ones(len(label)) if rows.score is None else np.asarray(rows.score, float)
+    if len({len(column) for column in (video, time, corners, label, score)}) > 1:
+        raise ValueError(f"{name}: video_id, time_sec, boxes, label, score differ in length")
+    whole, nothing = label.astype(np.int32), label == 0
+    new = changes(video, time, *corners.T, nothing)
+    starts = np.flatnonzero(new)  # of boxes
+    box = (np.cumsum(new) - 1).astype(np.int32)
+    video_of, time_of, corners_of = video[starts], time[starts], corners[starts]
+    finite = np.isfinite(corners_of).all(1)
+    upright = (corners_of[:, :2] <= corners_of[:, 2:]).all(1) | (not is_truth)
+    legal = (finite & upright | nothing[starts]) & (np.abs(time_of) < 1e9)
+    odd = (whole != label) | (whole < 0) | ~np.isfinite(score)
+    bad = np.union1d(starts[~legal], np.flatnonzero(odd))
+    if len(bad):
+        order = ", x1 <= x2, y1 <= y2" if is_truth else ""
+        lines = [f"{name}: {len(bad)} bad rows, expected finite numbers, labels from 0{order}"]
+        for i in bad[:5]:
+            lines.append(f"{i}: {video[i]},{time[i]},{corners[i].tolist()},{label[i]},{score[i]}")
+        raise ValueError("\n".join(lines))
+    moved = changes(video_of, time_of)
+    keyframes = zip(video_of[moved].tolist(), time_of[moved].tolist(), strict=True)
+    number = np.array([keyframe_number(keys, *keyframe) for keyframe in keyframes], np.int32)
+    box_key = number[np.cumsum(moved) - 1]
+    table = Table(name, keys, box_key, corners_of, box, whole, score, box_key[box[nothing]])
+    return table.take(np.flatnonzero(~nothing)) if nothing.any() else table
+
+
+def write_csv(path, rows: Rows) -> None:
+    """Writes rows such that reading them gives the same float64 again (shortest exact decimals),
+    times to the microsecond."""
+    columns = [np.asarray(rows.video_id), np.asarray(rows.time_sec, float)]
+    columns += [np.asarray(rows.boxes, float), np.asarray(rows.label)]
+    if rows.score is not None:
+        columns.append(np.asarray(rows.score, float))
+    partial = Path(f"{path}.partial")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for video, time, box, *numbers in zip(*(column.tolist() for column in columns)):
+            stamp = f"{time:04.0f}" if time == int(time) else f"{time:.6f}"
+            is_empty = numbers[0] == 0
+            writer.writerow([video, stamp] if is_empty else [video, stamp, *box, *numbers])
+    partial.replace(path)
+
+
+def read_labelmap(path) -> dict[int, str]:
+    """{id: name} of a label map in text-protobuf form, either spelling, any line breaks."""
+    classes = {}
+    text = Path(path).read_text(encoding="utf-8-sig", errors="backslashreplace")
+    quoted = "\"[^\"]*\"|'[^']*'"
+    for number, item in enumerate(re.findall(rf"\{{((?:[^{{}}\"']|{quoted})*)\}}", text), 1):
+        name = re.search(rf"\bname\s*:\s*({quoted})", item)
+        label = re.search(r"\b(?:label_)?id\s*:\s*(\d+)", item)
+        if not name or not label or not 1 <= int(label[1]) < 2**15 or int(label[1]) in classes:
+            raise ValueError(
+                f"{path}: item {number}: expected a name and a new id in 1..32767, "
+                f"found {' '.join(item.split())!r}"
+            )
+        classes[int(label[1])] = name[1][1:-1]
+    begun = len(re.findall(r"\b(?:item|label)\s*:?\s*\{", re.sub(quoted, "", text)))
+    if not classes or len(classes) < begun:
+        raise ValueError(
+            f"{path}: {begun} items begin, {len(classes)} are whole; a label map has the form "
+            'item { name: "sit" id: 11 } item { name: "stand" id: 12 } ...'
+        )
+    return classes
+
+
+# --------------------------------------------------------------------------------------------------
+# Insight: groups of classes, what to know, differences of two runs, curves
+# --------------------------------------------------------------------------------------------------
 
 # The 60 evaluated classes of AVA v2.1 and v2.2: id, labels in the v2.2 training set, name. Counts
 # are the ratios in YOWO's ava_categories_ratio.json times its 332,353 training boxes.
@@ -88,699 +759,155 @@ AVA = """
 73 400 lift (a person) | 74 106816 listen to (a person) | 76 355 push (another person) |
 77 1643 sing to (e.g., self, a person, a group) | 78 608 take (an object) from (a person) |
 79 110267 talk to (e.g., self, a person, a group) | 80 168148 watch (a person)"""
-AVA_ITEMS = [item.split(maxsplit=2) for item in AVA.replace("\n", " ").split(" | ")]
-AVA_CLASSES = {int(i): name for i, _, name in AVA_ITEMS}
-AVA_TRAIN_COUNTS = {int(i): int(count) for i, count, _ in AVA_ITEMS}
+AVA_CLASSES, AVA_TRAIN_COUNTS = {}, {}
+for item in AVA.replace("\n", " ").split(" | "):
+    label, count, name = item.split(maxsplit=2)
+    AVA_CLASSES[int(label)] = name
+    AVA_TRAIN_COUNTS[int(label)] = int(count)
 AVA_KINDS = {"pose": (1, 14), "object": (15, 63), "person": (64, 80)}  # label_type of v2.2, by id
 
 
-def read_labelmap(path) -> dict[int, str]:
-    """{id: name} of a label map in text-protobuf form, either spelling, any line breaks."""
-    classes, text = {}, Path(path).read_text(encoding="utf-8-sig")
-    for number, item in enumerate(re.findall(r"\{((?:[^{}\"]|\"[^\"]*\")*)\}", text), 1):
-        name = re.search(r'\bname:\s*"([^"]*)"', item)
-        found = re.search(r"\b(?:label_)?id:\s*(\d+)", item)
-        if not name or not found or not 1 <= int(found[1]) < 2**15 or int(found[1]) in classes:
-            raise ValueError(
-                f"{path}: item {number}: expected a name and a new id in 1..32767, "
-                f"found {' '.join(item.split())!r}"
-            )
-        classes[int(found[1])] = name[1]
-    begun = len(re.findall(r"\b(?:item|label)\s*\{", re.sub('"[^"]*"', "", text)))
-    if not classes or len(classes) < begun:
-        raise ValueError(
-            f'{path}: {begun} items begin, {len(classes)} are whole: item {{ name: "..." id: N }}'
-        )
-    return classes
-
-
-# --------------------------------------------------------------------------------------------------
-# Rows in memory and on disk
-# --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Rows:
-    """Boxes with one label each. A row with label 0 says "keyframe annotated, nothing there"."""
-
-    video_id: np.ndarray  # (n,) str
-    time_sec: np.ndarray  # (n,) float64
-    boxes: np.ndarray  # (n, 4) float64 x1, y1, x2, y2
-    label: np.ndarray  # (n,) int, as in the label map
-    score: np.ndarray | None = None  # (n,) float64; ground truth needs none
-
-
-def write_csv(path, rows: Rows) -> None:
-    """Writes rows such that reading them gives the same float64 again (shortest exact decimals),
-    times to the microsecond."""
-    columns = [
-        np.asarray(rows.video_id),
-        np.float64(rows.time_sec),
-        np.float64(rows.boxes),
-        np.asarray(rows.label),
-    ] + [np.float64(rows.score)] * (rows.score is not None)
-    with open(f"{path}.partial", "w", encoding="utf-8", newline="\n") as file:
-        for video, time, box, label, *score in zip(*(column.tolist() for column in columns)):
-            stamp = f"{time:04.0f}" if time == int(time) else f"{time:.6f}"
-            numbers = [*box, label, *score] if label else []
-            file.write(",".join([video, stamp, *map(repr, numbers)]) + "\n")
-    Path(file.name).replace(path)
-
-
-class Table(NamedTuple):
-    """Rows as they are worked on. Consecutive rows with one keyframe and one box are a run: a
-    person's box carries up to 80 rows, so runs save most of the parsing and half of the memory."""
-
-    name: str
-    keys: dict  # (video_id, time in microseconds) -> number; shared by all tables
-    key: np.ndarray  # (R,) int32 number of each run's keyframe; when selected: in evaluation
-    box: np.ndarray  # (R, 4)
-    run: np.ndarray  # (n,) int32 run of each row; none belongs to a keyframe without boxes
-    label: np.ndarray  # (n,) int16; when selected: column of the class, 0 .. C-1
-    score: np.ndarray  # (n,) float64; of ground truth: the person id, or 1
-
-    def take(self, rows) -> "Table":
-        return self._replace(run=self.run[rows], label=self.label[rows], score=self.score[rows])
-
-    def code(self) -> np.ndarray:
-        """(n,) label and keyframe in one number."""
-        return self.label.astype(np.int64) * len(self.keys) + self.key[self.run]
-
-
-def load(source, name: str, top: int, keys: dict, is_truth=False, widths=(2, 7, 8)) -> Table:
-    """Path or Rows, or a list of them, as one Table. top: the largest label that is allowed."""
-    sources = source if isinstance(source, (list, tuple)) else [source]
-    columns = [
-        [np.empty(shape, kind)]
-        for shape, kind in (
-            (0, np.int32),
-            ((0, 4), float),
-            (0, np.int32),
-            (0, np.int16),
-            (0, float),
-        )
-    ]
-    for one in sources:
-        for part in (
-            [parse_rows(one, name, keys, top, is_truth)]
-            if isinstance(one, Rows)
-            else parse_csv(one, keys, top, is_truth, widths)
-        ):
-            for column, values in zip(columns, part):
-                column.append(np.asarray(values, column[0].dtype))
-    name = " + ".join(name if isinstance(one, Rows) else str(one) for one in sources)
-    key, box, size, label, score = (np.concatenate(columns.pop(0)) for _ in range(5))
-    run = np.repeat(np.arange(len(key), dtype=np.int32), size)
-    return Table(name, keys, key, box, run, label, score)
-
-
-def number_of(keys: dict, video: str, time: float) -> int:
-    if not abs(time) < 1e9:
-        raise ValueError(f"time {time} is not a number of seconds")
-    stamp = int(time) * 10**6 if time.is_integer() else round(round(time, 6) * 1e6)
-    return keys.setdefault((video, stamp), len(keys))
-
-
-def changes(*columns) -> np.ndarray:
-    """(n,) bool: where a row differs from the one above in some column; the first row does."""
-    new = np.ones(len(columns[0]), bool)
-    new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
-    return new
-
-
-def parse_rows(rows: Rows, name: str, keys: dict, top: int, is_truth: bool) -> tuple:
-    """Arrays as parse_csv yields them. ValueError: the first five bad rows, counted from 0."""
-    video, time = np.asarray(rows.video_id), np.asarray(rows.time_sec, float)
-    label, box = np.asarray(rows.label), np.asarray(rows.boxes, float).reshape(-1, 4)
-    score = np.ones(len(label)) if rows.score is None else np.asarray(rows.score, float)
-    if len({len(column) for column in (video, time, label, box, score)}) > 1:
-        raise ValueError(f"{name}: video_id, time_sec, boxes, label, score differ in length")
-    lone = label == 0
-    moved = changes(time, video)
-    other = np.not_equal(box[1:], box[:-1], order="C").view(np.uint32)[:, 0]  # 4 bools as one, fast
-    runs = np.flatnonzero(moved | lone | changes(lone) | np.append(True, other > 0)[: len(box)])
-    a, b = box[runs, :2], box[runs, 2:]
-    legal = lone[runs] | np.isfinite(a + b).all(1) & ((a <= b).all(1) | (not is_truth))
-    bad = np.union1d(
-        runs[~(legal & (np.abs(time[runs]) < 1e9))],
-        np.flatnonzero((label < 0) | (label > top) | ~np.isfinite(score)),
-    )
-    if len(bad):
-        raise ValueError(
-            f"{name}: {len(bad)} bad rows, expected finite numbers, label 0..{top}"
-            + is_truth * ", x1 <= x2, y1 <= y2"
-            + "".join(
-                f"\n{i}: {video[i]},{time[i]},{box[i].tolist()},{label[i]},{score[i]}"
-                for i in bad[:5]
-            )
-        )
-    key = [number_of(keys, v, t) for v, t in zip(video[moved].tolist(), time[moved].tolist())]
-    size = np.diff(np.append(runs, len(label))) * ~lone[runs]
-    some = ~lone if lone.any() else slice(None)
-    return np.array(key, int)[np.cumsum(moved[runs]) - 1], box[runs], size, label[some], score[some]
-
-
-def parse_csv(path, keys: dict, top: int, is_truth: bool, widths: tuple):
-    """Yields block by block: keyframe, box and number of rows of each run; label and score of each
-    row. ValueError: file:line and text of the first five bad rows."""
-    errors, line = [], 1
-    with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
-        while block := file.read(1 << 20):  # what is made of a megabyte stays in the cache
-            block += file.readline()
-            if b"\r" in block or block[-1:] != b"\n":
-                block = block.replace(b"\r\n", b"\n").removesuffix(b"\n") + b"\n"
-            try:
-                yield (part := parse_block(block, keys, top, is_truth, widths))
-                line += len(part[3])
-            except ValueError:  # something unusual somewhere: row by row, to accept or to name it
-                yield parse_lines(block, line, path, keys, top, is_truth, widths, errors)
-                line += block.count(b"\n")
-    if errors:
-        more = f"\n... and {len(errors) - 5} more such rows" if len(errors) > 5 else ""
-        raise ValueError("\n".join(errors[:5]) + more)
-
-
-def parse_lines(block, line, path, keys, top, is_truth, widths, errors) -> tuple:
-    """The plain reader, a run per row; what is wrong goes to errors."""
-    key, box, size, label, score = [], [], [], [], []
-    for line, text in enumerate(block[:-1].decode(errors="backslashreplace").split("\n"), line):
-        try:
-            fields = next(csv.reader([text]))
-            if text.startswith("\ufeff"):
-                raise ValueError("a byte-order mark; expected UTF-8 without one")
-            if len(fields) not in widths:
-                raise ValueError(f"{len(fields)} columns, expected {' or '.join(map(str, widths))}")
-            corners = x1, y1, x2, y2 = [float(x) for x in fields[2:6]] or [0.0] * 4
-            if not all(map(isfinite, corners)) or is_truth and (x1 > x2 or y1 > y2):
-                raise ValueError("expected finite x1,y1,x2,y2" + is_truth * ", x1 <= x2, y1 <= y2")
-            kind, value = int((fields + ["0"] * 5)[6]), float((fields + ["1"] * 6)[7])
-            if len(fields) > 2 and not 1 <= kind <= top:
-                raise ValueError(f"label {kind} is outside 1..{top} of the label map")
-            if not isfinite(value):
-                raise ValueError(f"score {value}, expected a finite number")
-            key.append(number_of(keys, fields[0].strip(), float(fields[1])))
-            box.append(corners)
-            size.append(len(fields) > 2)
-            label += [kind] * size[-1]
-            score += [value] * size[-1]
-        except (ValueError, csv.Error) as error:
-            header = " (a header row? these files have none)" if line == 1 else ""
-            errors.append(f"{path}:{line}: {error}{header}: {text[:120]!r}")
-    return key, np.reshape(box, (-1, 4)), size, label, score
-
-
-def parse_block(block, keys, top, is_truth, widths) -> tuple:
-    """The fast reader, for a block whose rows all have 7 or all 8 plain columns: the same as
-    parse_lines or ValueError."""
-    width = block[: block.index(b"\n")].count(b",") + 1
-    data = np.frombuffer(block, np.uint8)
-    stops = np.flatnonzero(data < 45)  # commas, line ends; a blank, quote or "+" spoils the pattern
-    if width not in widths or width < 7 or len(stops) % width or block.startswith(b"\xef\xbb\xbf"):
-        raise ValueError
-    stops = stops.reshape(-1, width)
-    if (data[stops] != np.frombuffer(b"," * (width - 1) + b"\n", np.uint8)).any():
-        raise ValueError
-    start = np.append(0, stops[:-1, -1] + 1)
-    size = stops[:, 5] - start
-    same = size[1:] == size[:-1]  # a run goes on while the bytes before the label stay the same
-    words = np.ndarray(len(block) + 1, "<u8", bytes(8) + block, strides=1)  # the 8 bytes before i
-    for k in range(8, size.max() + 8, 8):
-        word = words[start + np.minimum(k, size)]
-        same &= word[1:] == word[:-1]
-    runs = np.append(0, np.flatnonzero(~same) + 1)
-    heads = [block[a:b] for a, b in zip(start[runs].tolist(), stops[runs, 1].tolist())]
-    key = [
-        number_of(keys, video.decode(), float(time))
-        for video, time in (head.split(b",") for head in heads)
-    ]
-    box = parse_numbers(block, stops[runs, 1:5].ravel(), stops[runs, 2:6].ravel()).reshape(-1, 4)
-    label = parse_numbers(block, stops[:, 5], stops[:, 6], int)
-    score = np.ones(len(label)) if width == 7 else parse_numbers(block, stops[:, 6], stops[:, 7])
-    if (
-        label.min() < 1
-        or label.max() > top
-        or not np.isfinite(score).all()
-        or not np.isfinite(box).all()
-        or is_truth
-        and (box[:, :2] > box[:, 2:]).any()
-    ):
-        raise ValueError
-    return key, box, np.diff(np.append(runs, len(label))), label, score
-
-
-def parse_numbers(block, comma, end, kind=float) -> np.ndarray:
-    """kind() of the texts between comma and end, as float64, to the last bit: up to 15 digits are a
-    whole number that float64 holds, and its quotient by such a power of ten, for d.ddd, is rounded
-    once, correctly (Clinger 1990). Texts of one length are read together; the rest by kind()."""
-    data, value = np.frombuffer(block, np.uint8), np.empty(len(comma))
-    forms = 2 * (end - comma - 1) + (data[np.minimum(comma + 2, end)] == 46) * (kind is float)
-    for form in np.unique(forms).tolist():
-        rows, (size, dotted) = np.flatnonzero(forms == form), divmod(form, 2)
-        digits = data[comma[rows, None] + 1 + np.arange(min(size, 15 + dotted))] - np.uint8(48)
-        digits = np.delete(digits, 1, 1) if dotted else digits  # (n, places)
-        power = 10.0 ** np.arange(digits.shape[1])[::-1]
-        value[rows] = digits @ power / (power[0] if dotted else 1)
-        rows = rows[(digits > 9).any(1) | (size > 15 + dotted) | (size == 0)]
-        value[rows] = [
-            kind(block[a + 1 : b]) for a, b in zip(comma[rows].tolist(), end[rows].tolist())
-        ]
-    return value
-
-
-# --------------------------------------------------------------------------------------------------
-# Matching and scoring
-# --------------------------------------------------------------------------------------------------
-
-
-def in_order(table: Table, a: int, b: int, rules: Protocol, cap: int | None = None):
-    """Rows a .. b, a keyframe, in the order in which the protocol's own code takes those of a
-    class. The official reader keeps the best cap (None: all) of them in a heap."""
-    score, label = table.score[a:b], table.label[a:b]
-    if rules.order == "stable":
-        return a + np.argsort(-score, kind="stable")
-    if rules.order == "argsort":
-        rows = [np.flatnonzero(label == c) for c in np.unique(label)]
-        return a + np.concatenate([one[np.argsort(score[one])[::-1]] for one in rows])
-    heap, rows = [], defaultdict(list)
-    corners = table.box[table.run[a:b]][:, [1, 0, 3, 2]]
-    for row, item in enumerate(zip(score.tolist(), label.tolist(), *corners.T.tolist()), a):
-        rows[item].append(row)  # interchangeable
-        if not cap or len(heap) < cap:
-            heapq.heappush(heap, item)
-        elif item[0] > heap[0][0]:
-            heapq.heapreplace(heap, item)
-    return np.array([rows[item].pop() for item in sorted(heap, key=lambda item: -item[0])], int)
-
-
-def rank(det: Table, truth: Table, rules: Protocol, exact=()) -> tuple[Table, int]:
-    """Detections by class, then keyframe, in matching order, without what the cap leaves out and
-    boxes without area; and how many the cap left out. Equal scores take their exact order only
-    where it can change the result: found first, then ranked again with these frames in `exact`."""
-    every, rows, cap = det, [], rules.cap or None
-    less = np.less_equal if rules.mmaction2 else np.less
-    legal = less(det.box[:, :2], det.box[:, 2:]).all(1)
-    if not cap:
-        det = det.take(legal[det.run])
-    bounds = np.searchsorted(det.key[det.run], np.arange(len(det.keys) + 1)).tolist()
-    kind = "stable" if rules.order == "stable" else None
-    for frame, (a, b) in enumerate(zip(bounds, bounds[1:])) if rules.order != "file" else ():
-        by = a + np.argsort(-det.score[a:b], kind=kind)
-        tied = cap and b - a > cap and np.equal(*det.score[by[cap - 1 : cap + 1]])
-        rows.append(in_order(det, a, b, rules, cap) if tied or frame in exact else by[:cap])
-    rows = np.concatenate(rows) if rows else np.arange(len(det.run))
-    capped, rows = len(det.run) - len(rows), rows[legal[det.run[rows]]]
-    det = det.take(rows[np.argsort(det.label[rows], kind="stable")])
-    if rules.order in ("heap", "argsort") and not exact:
-        code = det.code()
-        equal = code[~changes(code, det.score)]
-        equal = equal[np.isin(equal, truth.code())]
-        if len(equal):
-            return rank(every, truth, rules, {*(equal % len(det.keys)).tolist()})
-    return det, capped
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(P,) intersection over union of boxes a[i] and b[i]; (P, 4) each."""
-    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
-    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
-    zero = np.float64(0)  # mmaction2 subtracts in float32 but multiplies in float64
-    both = np.maximum(height, zero) * np.maximum(width, zero)
-    area_a, area_b = ((x[:, 3] - x[:, 1]) * (x[:, 2] - x[:, 0]) for x in (a, b))
-    with np.errstate(invalid="ignore"):
-        return both / (area_a + area_b - both)
-
-
-def match(det: Table, truth: Table, rules: Protocol) -> np.ndarray:
-    """(n,) bool: which of the ranked detections are true positives."""
-    code, want = truth.code(), det.code()
-    by = np.argsort(code, kind="stable")
-    first, last = (np.searchsorted(code[by], want, side) for side in ("left", "right"))
-    seen = np.flatnonzero(last > first)
-    first, count = first[seen], (last - first)[seen]
-    begin = np.cumsum(count) - count
-    d = np.repeat(np.arange(len(seen)), count)  # (P,) pairs of a detection ...
-    g = by[np.arange(len(d)) + np.repeat(first - begin, count)]  # ... with each box of its class
-    real = np.float32 if rules.mmaction2 else np.float64
-    overlap = iou(det.box.astype(real)[det.run[seen[d]]], truth.box.astype(real)[truth.run[g]])
-    best = np.flatnonzero((overlap == np.maximum.reduceat(overlap, begin)[d]) & (overlap >= 0.5))
-    d, g = d[best], g[best]  # one pair a detection, but for ...
-    new, reader = changes(d), np.arange(len(code))
-    if rules.order in ("heap", "stable"):  # ... ties: the reader's first
-        frames = truth.key[truth.run]
-        for frame in np.unique(frames[g[~new]]).tolist():
-            a, b = np.searchsorted(frames, (frame, frame + 1))
-            reader[a:b] = in_order(truth, a, b, rules)
-    g = reader[np.minimum.reduceat(np.argsort(reader)[g], np.flatnonzero(new))]
-    hit = np.zeros(len(want), bool)
-    hit[seen[d[new]][np.unique(g, return_index=True)[1]]] = True  # the best of those that chose it
-    return hit
-
-
-def average_precision(hit: np.ndarray, positives: int) -> float:
-    """Area under the curve where precision is the best at this or any higher recall (VOC). hit:
-    (n,) bool, by falling score. Recall grows by 1 / positives at each hit."""
-    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
-    return float(np.maximum.accumulate(precision[::-1])[::-1][hit].sum() / positives)
-
-
-def mean(ap) -> float | None:
-    return None if np.isnan(ap).all() else float(np.nanmean(ap))
-
-
-class Scored(NamedTuple):
-    """One table of detections scored against one ground truth."""
-
-    ap: np.ndarray  # (C,) nan = not in the mean
-    positives: np.ndarray  # (C,) ground-truth boxes
-    classes: list  # C times: score (falling), hit, keyframe; of its boxes the keyframe
-    counts: dict  # person, keyframes, rows: as in the result
-
-
-def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, excluded) -> Scored:
-    """AP of each class (labels: sorted ids) with the detections it rests on, and the counts."""
-    keys, frames = list(det.keys), len(det.keys)
-    for table in (truth, det) if rules.whole_seconds else ():
-        odd = [keys[k] for k in table.key.tolist() if keys[k][1] % 10**6][:1]
-        if odd or changes(table.run).sum() < len(table.key):
-            what = f"{odd[0][0]},{odd[0][1] / 1e6:.6f}" if odd else "a row of 2 columns"
-            raise ValueError(
-                f"{table.name}: this protocol knows only whole seconds and rows with "
-                f"boxes, found {what}; official-2020 takes both"
-            )
-    column = np.full(2**15, -1, np.int16)
-    column[labels] = np.arange(len(labels))
-
-    # Keyframes are evaluated in the order of their first row: so equal scores are ranked.
-    lead = truth if rules.mmaction2 else det
-    runs = np.flatnonzero(np.bincount(lead.run[column[lead.label] >= 0]))[::-1]
-    first = np.full(frames, 2**31)
-    first[lead.key[runs]] = runs  # the last to write stays
-    order = np.argsort(first, kind="stable")
-    in_truth, in_det, out = (
-        np.bincount(key, minlength=frames) > 0 for key in (truth.key, det.key, excluded)
-    )
-    known = first < 2**31 if rules.mmaction2 else in_truth  # foreign labels alone do not count
-    evaluated = ~out & (known | (not rules.ignore_unknown))
-
-    def select(table: Table, evaluated: np.ndarray) -> Table:
-        """Its rows that count, keyframe by keyframe, each in the order of the file."""
-        key = np.where(evaluated, np.argsort(order), -1).astype(np.int32)[table.key]
-        frame, kind = key[table.run], column[table.label]
-        rows = np.flatnonzero((kind >= 0) & (frame >= 0))
-        rows = rows[np.argsort(frame[rows], kind="stable")]
-        return table._replace(key=key, label=kind).take(rows)
-
-    boxes, answer = select(det, evaluated), select(truth, evaluated | rules.mmaction2)
-    positives = np.bincount(answer.label, minlength=len(labels))
-    ranked, capped = rank(boxes, answer, rules)
-    hits = match(ranked, answer, rules)
-    bounds = np.searchsorted(ranked.label, np.arange(len(labels) + 1))
-    classes, ap = [], np.full(len(labels), np.nan)
-    for c, (a, b) in enumerate(zip(bounds[:-1], bounds[1:])):
-        score = ranked.score[a:b].astype(np.float32 if rules.mmaction2 else float)
-        by = np.argsort(score)[::-1]  # unstable: equal scores as in the official script
-        hit = hits[a:b][by]
-        classes.append(
-            (
-                score[by],
-                hit,
-                order[ranked.key[ranked.run[a:b][by]]],
-                order[answer.key[answer.run[answer.label == c]]],
-            )
-        )
-        if positives[c] and (b > a or not rules.mmaction2):
-            ap[c] = average_precision(hit, positives[c])
-    lone = len(det.key) - int(changes(det.run).sum())
-    listed = int(np.sum(column[det.label] >= 0))
-    keyframes = {
-        "ground_truth": in_truth & ~out,
-        "detected": in_det,
-        "matched": in_truth & in_det & ~out,
-        "ignored": in_det & ~known & ~out & rules.ignore_unknown,
-        "excluded": out & (in_truth | in_det),
-    }
-    return Scored(
-        ap,
-        positives,
-        classes,
-        {
-            "person": score_persons(boxes, answer),
-            "keyframes": {what: int(some.sum()) for what, some in keyframes.items()},
-            "rows": {
-                "read": len(det.label) + lone,
-                "without_box": lone,
-                "dropped_by_whitelist": len(det.label) - listed,
-                "on_ignored_or_excluded_keyframes": listed - len(boxes.run),
-                "dropped_by_cap": capped,
-                "dropped_invalid_box": len(boxes.run) - capped - len(hits),
-                "evaluated": len(hits),
-            },
-        },
-    )
-
-
-def score_persons(det: Table, truth: Table) -> dict:
-    """The boxes without their labels, each once with its best score. Where few persons are found,
-    the person detector or the clock is at fault, and no better classifier helps."""
-
-    def distinct(table: Table) -> Table:
-        first = np.flatnonzero(changes(table.run))
-        best = np.maximum.reduceat(table.score, first)
-        one = table.take(first)._replace(label=np.zeros(len(first), int), score=best)
-        one = one.take(np.lexsort((-best, *one.box[one.run].T, one.code())))
-        one = one.take(changes(one.code(), *one.box[one.run].T))
-        return one.take(np.lexsort((-one.score, one.code())))
-
-    rules, persons = PROTOCOLS["slowfast"], distinct(truth)
-    found, n = rank(distinct(det), persons, rules)[0], len(persons.run)
-    hit = match(found, persons, rules)
-    ap = average_precision(hit[np.argsort(-found.score, kind="stable")], max(1, n))
-    return {"ap": ap, "recall": int(hit.sum()) / max(1, n), "num_gt": n, "num_det": len(hit)}
-
-
-def evaluate(
-    groundtruth,
-    detections,
-    labelmap=None,
-    exclusions=None,
-    protocol: str | None = None,
-    train_counts=None,
-    thresholds: tuple = (10000, 1000),
-    versus=None,
-    curves=None,
-    compare: bool = False,
-    top: int = 0,
-) -> dict:
-    """AVA mAP of detections (path or Rows) against groundtruth (path or Rows, or a list of them:
-    they are pooled, and "parts" has the mAP on each: AVA-Kinetics). Returns what --json prints.
-
-    labelmap: path or {id: name}; None = the 60 classes of AVA. exclusions: path or Rows. protocol:
-    of PROTOCOLS; None = official-2019 with exclusions, official-2020 without. train_counts: {id:
-    boxes in training}; None = those of AVA v2.2, if the classes are AVA's. Classes with more
-    than thresholds[0] are "head", with less than thresholds[1] "tail". versus: detections of a
-    second run. curves: .csv or .npz to be written. compare: adds the mAP under every protocol.
-    top: largest label of the files, where the label map, a choice of classes, has a smaller one.
-    Raises ValueError, with file and line where there is one.
-    """
-    protocol = protocol or ("official-2020" if exclusions is None else "official-2019")
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
-    if exclusions is not None and protocol == "official-2020":
-        raise ValueError(
-            "official-2020 has no exclusions, its ground truth marks empty keyframes "
-            "by rows of 2 columns; official-2019 has"
-        )
-    if curves is not None and not (
-        Path(curves).suffix in (".csv", ".npz") and Path(curves).parent.is_dir()
-    ):
-        raise ValueError(f"{curves}: expected a file .csv or .npz in a folder that exists")
-    names = AVA_CLASSES if labelmap is None else labelmap
-    names = names if isinstance(names, dict) else read_labelmap(names)
-    labels, top, keys = sorted(names), max(top, *names), {}
-    truth = load(groundtruth, "ground truth", top, keys, True)
-    det = load(detections, "detections", top, keys)
-    excluded = load([] if exclusions is None else exclusions, "exclusions", top, keys, widths=(2,))
-
-    def score(truth: Table, det: Table) -> Scored:
-        return score_tables(truth, det, labels, PROTOCOLS[protocol], excluded.key)
-
-    scored = score(truth, det)
-    if not scored.positives.any():
-        raise ValueError(f"{truth.name}: no row has a class of the label map")
-    groups = groups_of(names, train_counts, thresholds)
-    some = ~np.isnan(scored.ap)
-    result = {
-        "protocol": protocol,
-        "mAP": mean(scored.ap),
-        "classes": int(some.sum()),
-        "groups": {
-            group: {"mAP": mean(scored.ap[c]), "classes": int(some[c].sum())}
-            for group, c in groups.items()
-        },
-        "thresholds": list(thresholds),
-        **scored.counts,
-        "per_class": [
-            {
-                "id": i,
-                "name": names[i],
-                "ap": mean(ap),
-                "num_gt": int(n),
-                "num_det": len(hit),
-                "recall": float(hit.sum() / max(1, n)),
-            }
-            for i, ap, n, (_, hit, *_) in zip(labels, scored.ap, scored.positives, scored.classes)
-        ],
-        "notes": notes_on(truth, det, scored, names),
-    }
-    several = isinstance(groundtruth, (list, tuple)) and len(groundtruth) > 1
-    if several and PROTOCOLS[protocol].ignore_unknown:  # else the others' keyframes would count
-        parts = [load(part, f"part {n}", top, keys, True) for n, part in enumerate(groundtruth, 1)]
-        result["parts"] = {part.name: mean(score(part, det).ap) for part in parts}
-    if versus is not None:
-        second = load(versus, "second detections", top, keys)
-        result["versus"] = {
-            "other": second.name,
-            "differences": differences(
-                [score(truth, det), score(truth, second)],
-                keys,
-                {
-                    "all": range(len(labels)),
-                    **groups,
-                    **{f"{i} {names[i]}": [c] for c, i in enumerate(labels)},
-                },
-            ),
-        }
-    if compare:
-        result["compare"] = {}
-        for name, rules in PROTOCOLS.items():
-            out = excluded.key[:0] if name == "official-2020" else excluded.key
-            try:
-                result["compare"][name] = mean(score_tables(truth, det, labels, rules, out).ap)
-            except ValueError as error:  # what this protocol cannot express
-                result["compare"][name] = str(error)
-    if curves is not None:
-        write_curves(curves, labels, scored)
-    return result
-
-
-# --------------------------------------------------------------------------------------------------
-# Insight
-# --------------------------------------------------------------------------------------------------
-
-
-def bootstrap(runs: list[Scored], keys: dict, replicates: int = 1000, seed: int = 0) -> np.ndarray:
-    """(runs, C, replicates) AP when the videos are drawn again, with replacement: the same draws
-    for all runs. Up to 256 videos are drawn one by one, more (AVA-Kinetics) in 256 groups."""
-    videos = {video: n for n, video in enumerate(dict.fromkeys(video for video, _ in keys))}
-    units = min(len(videos), 256)
-    unit_of = np.array([videos[video] % units for video, _ in keys])
-    drawn = np.random.default_rng(seed).multinomial(units, [1 / units] * units, replicates).T * 1.0
-    ap = np.full((len(runs), len(runs[0].ap), replicates), np.nan)
-    for run, result in zip(runs, ap):
-        for c in np.flatnonzero(~np.isnan(run.ap)).tolist():
-            _, hit, key, box_key = run.classes[c]
-            at, unit = np.flatnonzero(hit), unit_of[key]  # (P,) the true positives
-            seen = np.zeros((len(at) + 1, units))
-            np.add.at(seen, (np.searchsorted(at, np.arange(len(hit))), unit), 1)
-            seen = np.cumsum(seen[:-1], axis=0)  # (P, units) detections down to it
-            boxes = np.bincount(unit_of[box_key], minlength=units)
-            for k in range(0, replicates, 100):
-                times = drawn[:, k : k + 100]  # (units, 100) how often drawn
-                true = times[unit[at]]
-                precision = np.cumsum(true, axis=0) / np.maximum(1, seen @ times)
-                precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-                with np.errstate(invalid="ignore"):  # 0 / 0: no box of the class drawn
-                    result[c, k : k + 100] = (true * precision).sum(0) / (boxes @ times)
-    return ap
-
-
-def differences(runs: list[Scored], keys: dict, groups: dict) -> dict:
-    """{group of classes: difference of two runs' mean AP}, with the 95 % interval of a paired
-    bootstrap over videos. Classes that one run leaves out of its mean are left out of both."""
-    drawn, result = bootstrap(runs, keys), {}
-    for group, members in groups.items():
-        members = [c for c in members if not np.isnan(runs[0].ap[c] + runs[1].ap[c])]
-        if members:
-            count = (~np.isnan(drawn[0, members])).sum(0)  # a draw can lack a rare class
-            means = np.nansum(drawn[:, members], 1) / np.where(count, count, np.nan)
-            a, b = (float(run.ap[members].mean()) for run in runs)
-            result[group] = {
-                "ap": a,
-                "other": b,
-                "difference": a - b,
-                "interval": np.nanpercentile(means[0] - means[1], (2.5, 97.5)).tolist(),
-            }
-    return result
-
-
 def groups_of(names: dict, counts: dict | None, thresholds: tuple) -> dict[str, list[int]]:
-    """{group: columns of its classes}: by boxes in training, and for AVA by kind of action."""
+    """{group: places of its classes}: by annotated boxes in training, and for AVA by kind."""
     labels, groups = sorted(names), {}
     is_ava = 2 * sum(AVA_CLASSES.get(i) == names[i] for i in labels) > len(labels)
-    counts = AVA_TRAIN_COUNTS if counts is None and is_ava else counts or {}
-    counts = {int(i): n for i, n in counts.items()}  # keys of JSON are strings
-    (head, tail), inf = thresholds, float("inf")
+    if counts is None and is_ava:
+        counts = AVA_TRAIN_COUNTS
     if counts:
-        for group, low, high in ("head", head + 1, inf), ("mid", tail, head), ("tail", 0, tail - 1):
-            groups[group] = [c for c, i in enumerate(labels) if low <= counts.get(i, -1) <= high]
+        head, tail = thresholds
+        groups = {"head": [], "mid": [], "tail": []}
+        counts = {int(label): count for label, count in counts.items()}  # keys of JSON are strings
+        for c, label in enumerate(labels):
+            if label not in counts:
+                continue
+            elif counts[label] > head:
+                groups["head"].append(c)
+            elif counts[label] < tail:
+                groups["tail"].append(c)
+            else:
+                groups["mid"].append(c)
     for kind, (first, last) in AVA_KINDS.items() if is_ava else ():
-        groups[kind] = [c for c, i in enumerate(labels) if first <= i <= last]
+        groups[kind] = [c for c, label in enumerate(labels) if first <= label <= last]
     return groups
 
 
-def notes_on(truth: Table, det: Table, scored: Scored, names: dict) -> list[str]:
-    """What to know before believing the number, above all why it is 0."""
+def notes_on(truth: Table, det: Table, scored: Scored, names: dict, guessed: bool) -> list[str]:
+    """What to know before believing the number, above all why it is 0. guessed: nobody said that
+    the classes are AVA's."""
     frames, person = scored.counts["keyframes"], scored.counts["person"]
-    keys, notes = list(det.keys), []
+    notes = []
     if frames["matched"] <= 0.5 * max(frames["detected"], frames["ground_truth"]):
-        d, t = (
-            f"{keys[x.key[0]][0]},{keys[x.key[0]][1] / 1e6:.9g}" if len(x.key) else "none"
-            for x in (det, truth)
-        )
         notes.append(
-            f"{frames['matched']} of {frames['detected']} detected keyframes occur in the "
-            f"ground truth: first detected {d}, first in the ground truth {t}, which has "
-            f"{frames['ground_truth']}; persons without detections count as missed"
+            f"{frames['matched']} of {frames['detected']} detected keyframes occur in the ground "
+            f"truth: first detected {first_keyframe(det)}, first in the ground truth "
+            f"{first_keyframe(truth)}, which has {frames['ground_truth']}; persons without "
+            "detections count as missed"
         )
-    if frames["matched"] and person["recall"] < 0.1 and len(det.label):
-        d, t = (f"{x.box[x.run].min():g} .. {x.box[x.run].max():g}" for x in (det, truth))
+    if frames["matched"] and person["recall"] < 0.1 and len(det.box):
         notes.append(
             f"{person['recall']:.1%} of the persons are found: detected coordinates span "
-            f"{d}, those of the ground truth {t}"
+            f"{span(det)}, those of the ground truth {span(truth)}"
         )
-    if none := [f"{i} {names[i]}" for i, n in zip(sorted(names), scored.positives) if not n]:
+    missing = []
+    for label, one in zip(sorted(names), scored.classes):
+        if not one.positives:
+            missing.append(f"{label} {names[label]}")
+    if missing:
         notes.append(
-            f"{len(none)} classes have no ground truth and are not in the mean: "
-            + ", ".join(none[:5])
-            + ", ..." * (len(none) > 5)
+            f"{len(missing)} classes have no ground truth and are not in the mean: "
+            + shortened(missing)
+        )
+    largest = max(table.label.max(initial=0) for table in (truth, det))
+    if guessed and (2 * len(missing) > len(names) or largest > 80):
+        others = np.setdiff1d(truth.label, sorted(names)).tolist()
+        left_out = f", and labels that are left out: {shortened(others)}" if others else ""
+        notes.append(
+            "no label map was given, so the labels were taken for AVA's: the ground truth has "
+            f"{len(names) - len(missing)} of its {len(names)} classes{left_out}; the largest "
+            f"label is {largest}, AVA's is 80. Classes of one's own need their label map (-l)"
         )
     return notes
 
 
+def first_keyframe(table: Table) -> str:
+    for key in table.keyframes()[:1].tolist():
+        video, time = list(table.keys)[key]
+        return f"{video},{time / 1e6:.9g}"
+    return "none"
+
+
+def span(table: Table) -> str:
+    corners = table.corners[table.box]
+    return f"{corners.min():g} .. {corners.max():g}"
+
+
+def shortened(items: list) -> str:
+    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")
+
+
+def redraw(scored: Scored, keys: dict, replicates: int = 1000, seed: int = 0) -> np.ndarray:
+    """(C, replicates) AP when the videos are drawn again, with replacement: with the same keys and
+    seed the same draws. Up to 256 videos are drawn one by one, more (AVA-Kinetics) in 256 groups."""
+    videos = {}
+    unit_of = np.array([videos.setdefault(video, len(videos)) for video, _ in keys])
+    units = min(len(videos), 256)
+    unit_of %= units
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(units, np.full(units, 1 / units), replicates).T * 1.0
+    ap = np.full((len(scored.classes), replicates), np.nan)
+    for c, one in enumerate(scored.classes):
+        if not np.isnan(one.ap):
+            ap[c] = redraw_class(one, unit_of, drawn)
+    return ap
+
+
+def redraw_class(one: ClassScore, unit_of: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """(replicates,) AP of a class. drawn: (units, replicates) how often a unit was drawn."""
+    hits, units = np.flatnonzero(one.hit), len(drawn)  # (P,) the true positives
+    unit = unit_of[one.key]
+    next_hit = np.searchsorted(hits, np.arange(len(unit)))
+    seen = np.zeros((len(hits) + 1, units))
+    np.add.at(seen, (next_hit, unit), 1)
+    seen = np.cumsum(seen[:-1], axis=0)  # (P, units) detections down to it
+    boxes = np.bincount(unit_of[one.truth_key], minlength=units)
+    ap = np.empty(drawn.shape[1])
+    for k in range(0, len(ap), 100):  # a hundred at once: memory
+        times = drawn[:, k : k + 100]
+        true = times[unit[hits]]  # (P, 100)
+        precision = np.cumsum(true, axis=0) / np.maximum(1, seen @ times)
+        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        with np.errstate(invalid="ignore"):  # 0 / 0: no box of the class drawn
+            ap[k : k + 100] = (true * precision).sum(0) / (boxes @ times)
+    return ap
+
+
+def differences(one: Scored, other: Scored, keys: dict, groups: dict) -> dict:
+    """{group of classes: difference of two runs' mean AP}, with the 95 % interval of a paired
+    bootstrap over videos. Classes that one run leaves out of its mean are left out of both."""
+    drawn, result = (redraw(one, keys), redraw(other, keys)), {}
+    for group, members in groups.items():
+        members = [c for c in members if not np.isnan(one.ap[c] + other.ap[c])]
+        if not members:
+            continue
+        count = (~np.isnan(drawn[0][members])).sum(0)  # a draw can lack a rare class
+        count = np.where(count, count, np.nan)
+        mean_one, mean_other = (np.nansum(ap[members], 0) / count for ap in drawn)
+        interval = np.nanpercentile(mean_one - mean_other, (2.5, 97.5))
+        a, b = float(one.ap[members].mean()), float(other.ap[members].mean())
+        result[group] = {"ap": a, "other": b, "difference": a - b, "interval": interval.tolist()}
+    return result
+
+
 def write_curves(path, labels: list, scored: Scored) -> None:
-    """Columns id, score, precision, recall, a row per detection: csv with a header, or npz."""
-    parts = [
-        (
-            np.full(len(hit), i),
-            score,
-            np.cumsum(hit) / np.arange(1, len(hit) + 1),
-            np.cumsum(hit) / n,
-        )
-        for i, n, (score, hit, *_) in zip(labels, scored.positives, scored.classes)
-        if n
-    ]
-    columns = dict(zip(("id", "score", "precision", "recall"), map(np.concatenate, zip(*parts))))
-    if Path(path).suffix == ".npz":
-        np.savez_compressed(path, **columns)
-    else:
-        np.savetxt(
-            path,
-            np.column_stack(list(columns.values())),
-            ["%d"] + ["%.9g"] * 3,
-            ",",
-            header=",".join(columns),
-            comments="",
-        )
+    """A csv with a header, a row per detection of the classes with ground truth."""
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write("id,score,precision,recall\n")
+        for label, one in zip(labels, scored.classes):
+            if one.positives:
+                true = np.cumsum(one.hit)
+                precision = true / np.arange(1, len(true) + 1)
+                columns = (np.full(len(true), label), one.score, precision, true / one.positives)
+                np.savetxt(file, np.column_stack(columns), ["%d"] + ["%.9g"] * 3, ",")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -801,46 +928,45 @@ def report(result: dict) -> str:
             f"{points(one['ap']):>6} {points(one['recall']):>7} {one['num_gt']:>7} "
             f"{one['num_det']:>11}   {one['id']} {one['name']}"
         )
-    means = {f"mAP ({protocol})": result} | result["groups"]
-    lines += [
-        "",
-        *(
-            f"{points(one['mAP']):>6} {name}, {one['classes']} classes"
-            for name, one in means.items()
-        ),
-    ]
+    lines.append("")
+    for name, one in ({f"mAP ({protocol})": result} | result["groups"]).items():
+        lines.append(f"{points(one['mAP']):>6} {name}, {one['classes']} classes")
     if "head" in result["groups"]:
-        lines.append(
-            "       (head: over {} training boxes, tail: under {})".format(*result["thresholds"])
-        )
-    lines += [f"{points(value):>6} {name}" for name, value in result.get("parts", {}).items()]
+        head, tail = result["thresholds"]
+        lines.append(f"       (head: over {head} training boxes, tail: under {tail})")
+    for name, value in result.get("parts", {}).items():
+        lines.append(f"{points(value):>6} {name}")
     lines.append(
-        f"{points(person['ap']):>6} boxes without their labels: {points(person['recall'])}"
-        f" % of {person['num_gt']} persons found by {person['num_det']} boxes"
+        f"{points(person['ap']):>6} boxes without their labels: {points(person['recall'])} % of "
+        f"{person['num_gt']} persons found by {person['num_det']} boxes"
     )
-    lines += [
-        f"{what}: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in result[what].items())
-        for what in ("keyframes", "rows")
-    ]
-    lines += [
-        f"{value if isinstance(value, str) else points(value):>6} mAP ({name})"
-        for name, value in result.get("compare", {}).items()
-    ]
+    for what in ("keyframes", "rows", "ground_truth_rows"):
+        counts = ", ".join(f"{count} {name}" for name, count in result[what].items())
+        lines.append(f"{what}: {counts}".replace("_", " "))
+    for name, value in result.get("compare", {}).items():
+        lines.append(f"{value if isinstance(value, str) else points(value):>6} mAP ({name})")
     if "versus" in result:
-        lines.append(
-            f"\nagainst {result['versus']['other']} ({protocol}), with the middle 95 % of "
-            "1000 draws of videos"
-        )
-        for name, one in sorted(
-            result["versus"]["differences"].items(),
-            key=lambda item: (item[0][0].isdigit(), -item[1]["difference"]),
-        ):
-            low, high = (points(x, "+") for x in one["interval"])
-            lines.append(
-                f"{points(one['ap']):>6} - {points(one['other']):>6} = "
-                f"{points(one['difference'], '+'):>6}  [{low:>6}, {high:>6}]  {name}"
-            )
+        lines += report_differences(result["versus"], protocol)
     return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
+
+
+def report_differences(versus: dict, protocol: str) -> list[str]:
+    """The groups, then the classes, by difference."""
+
+    def rank(item: tuple) -> tuple:
+        name, one = item
+        return name[0].isdigit(), -one["difference"]
+
+    lines = [
+        f"\nagainst {versus['other']} ({protocol}), with the middle 95 % of 1000 draws of videos"
+    ]
+    for name, one in sorted(versus["differences"].items(), key=rank):
+        low, high = (points(x, "+") for x in one["interval"])
+        lines.append(
+            f"{points(one['ap']):>6} - {points(one['other']):>6} = "
+            f"{points(one['difference'], '+'):>6}  [{low:>6}, {high:>6}]  {name}"
+        )
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -854,8 +980,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--compare", action="store_true", help="the mAP under every protocol")
     add("--versus", metavar="CSV", help="detections of a second run: differences with intervals")
     add("--thresholds", type=int, nargs=2, default=(10000, 1000), metavar=("HEAD", "TAIL"))
-    add("--curves", metavar="FILE", help="write precision-recall curves: .csv or .npz")
-    add("--json", action="store_true")
+    add("--curves", metavar="CSV", help="write the precision-recall curves")
+    add("--json", action="store_true", help="all figures, unrounded")
     args = vars(parser.parse_args(argv))
     as_json = args.pop("json")
     try:
