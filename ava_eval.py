@@ -45,9 +45,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# --------------------------------------------------------------------------------------------------
-# Protocols, rows
-# --------------------------------------------------------------------------------------------------
+# ---- Protocols, rows -----------------------------------------------------------------------------
 
 
 class Protocol(NamedTuple):
@@ -85,12 +83,11 @@ class Table(NamedTuple):
 
     name: str  # for messages
     keys: dict  # (video_id, time in microseconds) -> number of the keyframe; shared by all tables
-    box_key: np.ndarray  # (B,) int32 keyframe of each box
+    box_key: np.ndarray  # (B,) int32 keyframe of each box; "nothing there" is a box without rows
     corners: np.ndarray  # (B, 4) float64
     box: np.ndarray  # (n,) int32 box of each row
-    label: np.ndarray  # (n,) int32; when listed: int16, its place among the classes, 0 .. C-1
+    label: np.ndarray  # (n,) int32; after of_classes: int16, its place among the classes, 0 .. C-1
     score: np.ndarray  # (n,) float64; of ground truth: the person id, or 1
-    empty: np.ndarray  # (E,) int32 keyframe of each row that says "nothing there"
 
     def take(self, rows) -> "Table":
         return self._replace(box=self.box[rows], label=self.label[rows], score=self.score[rows])
@@ -99,13 +96,16 @@ class Table(NamedTuple):
         """(n,) keyframe of each row."""
         return self.box_key[self.box]
 
-    def keyframes(self) -> np.ndarray:
-        """All keyframes that it speaks of, some more than once."""
-        return np.concatenate((self.box_key, self.empty))
-
     def code(self) -> np.ndarray:
         """(n,) label and keyframe in one number."""
         return self.label.astype(np.int64) * len(self.keys) + self.key()
+
+    def parts(self) -> list[tuple[int, int, int]]:
+        """(keyframe, begin, end): the rows begin .. end are on one keyframe."""
+        key = self.key()
+        starts = np.flatnonzero(changes(key))
+        ends = [*starts[1:].tolist(), len(key)]
+        return list(zip(key[starts].tolist(), starts.tolist(), ends, strict=True))
 
 
 def changes(*columns) -> np.ndarray:
@@ -163,18 +163,17 @@ class Scored(NamedTuple):
 
 def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, excluded) -> Scored:
     """Average precision of each class (labels: sorted ids), and the counts. excluded: keyframes."""
-    if rules.whole_seconds:
-        refuse_fractions(truth)
-        refuse_fractions(det)
 
     def mark(keyframes) -> np.ndarray:
         marked = np.zeros(len(det.keys), bool)
         marked[keyframes] = True
         return marked
 
+    if rules.whole_seconds:
+        refuse_fractions(truth)
+        refuse_fractions(det)
     listed_truth, listed_det = of_classes(truth, labels), of_classes(det, labels)  # 1.
-    in_truth, in_det = mark(truth.keyframes()), mark(det.keyframes())
-    out = mark(excluded)
+    in_truth, in_det, out = mark(truth.box_key), mark(det.box_key), mark(excluded)
     # to mmaction2 a keyframe with other classes alone is unknown
     known = mark(listed_truth.key()) if rules.mmaction2 else in_truth
     ignored = ~known & rules.ignore_unknown  # 2.
@@ -184,6 +183,9 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
     hits = match(ranked, answer, rules)  # 6. to 8.
     classes = score_classes(ranked, hits, answer, len(labels), rules)  # 9. to 11.
 
+    rows = count_rows(det, listed_det, boxes)
+    rows |= {"dropped_by_cap": capped, "evaluated": len(hits)}
+    rows["dropped_invalid_box"] = len(boxes.box) - capped - len(hits)
     keyframes = {
         "ground_truth": in_truth & ~out,
         "detected": in_det,
@@ -191,15 +193,10 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
         "ignored": in_det & ignored & ~out,
         "excluded": out & (in_truth | in_det),
     }
-    after_cap = {
-        "dropped_by_cap": capped,
-        "dropped_invalid_box": len(boxes.box) - capped - len(hits),
-        "evaluated": len(hits),
-    }
     counts = {
         "person": score_persons(boxes, answer),
-        "keyframes": {what: int(some.sum()) for what, some in keyframes.items()},
-        "rows": count_rows(det, listed_det, boxes) | after_cap,
+        "keyframes": {what: int(marked.sum()) for what, marked in keyframes.items()},
+        "rows": rows,
         "ground_truth_rows": count_rows(truth, listed_truth, answer),
     }
     return Scored(classes, counts)
@@ -207,14 +204,13 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
 
 def refuse_fractions(table: Table) -> None:
     """ValueError if the table has what a protocol of whole seconds cannot express."""
-    keys, odd = list(table.keys), ""
-    for key in table.keyframes().tolist():
+    keys = list(table.keys)
+    odd = "a row of 2 columns" if changes(table.box).sum() < len(table.box_key) else ""
+    for key in table.box_key.tolist():
         video, time = keys[key]
         if time % 10**6:
             odd = f"{video},{time / 1e6:.6f}"
             break
-    if not odd and len(table.empty):
-        odd = "a row of 2 columns"
     if odd:
         raise ValueError(
             f"{table.name}: this protocol knows only whole seconds and rows with boxes, found "
@@ -223,9 +219,10 @@ def refuse_fractions(table: Table) -> None:
 
 
 def count_rows(table: Table, listed: Table, evaluated: Table) -> dict:
+    without_box = len(table.box_key) - int(changes(table.box).sum())
     return {
-        "read": len(table.box) + len(table.empty),
-        "without_box": len(table.empty),
+        "read": len(table.box) + without_box,
+        "without_box": without_box,
         "dropped_by_whitelist": len(table.box) - len(listed.box),
         "on_ignored_or_excluded_keyframes": len(listed.box) - len(evaluated.box),
         "evaluated": len(evaluated.box),
@@ -259,11 +256,9 @@ def rank(det: Table, truth: Table, rules: Protocol) -> tuple[Table, int]:
     the cap leaves out and boxes without area; and how many the cap left out."""
     less = np.less_equal if rules.mmaction2 else np.less
     has_area = less(det.corners[:, :2], det.corners[:, 2:]).all(1)  # 4.
-    if not rules.cap:
-        det = det.take(has_area[det.box])  # with a cap they take places of it
-    rows = np.arange(len(det.box))
-    if rules.order != "file" and len(rows):
-        rows = best_first(det, truth, rules)
+    if not rules.cap:  # with a cap they take places of it
+        det = det.take(has_area[det.box])
+    rows = best_first(det, truth, rules)
     capped = len(det.box) - len(rows)
     rows = rows[has_area[det.box[rows]]]
     return det.take(rows[np.argsort(det.label[rows], kind="stable")]), capped
@@ -272,24 +267,22 @@ def rank(det: Table, truth: Table, rules: Protocol) -> tuple[Table, int]:
 def best_first(det: Table, truth: Table, rules: Protocol) -> np.ndarray:
     """The rows keyframe by keyframe, the best first, without what the cap leaves out. What the
     original does with equal scores is repeated only where it matters, since that is slow."""
+    if rules.order == "file" or not len(det.box):
+        return np.arange(len(det.box))
     cap = rules.cap or None
     kind = "stable" if rules.order == "stable" else None
-    key, parts = det.key(), []
-    bounds = [*np.flatnonzero(changes(key)).tolist(), len(key)]
-    for begin, end in pairwise(bounds):
-        score = det.score[begin:end]
-        rows = begin + np.argsort(-score, kind=kind)
+    keyframes, rows_of = det.parts(), []
+    for _, begin, end in keyframes:
+        rows = begin + np.argsort(-det.score[begin:end], kind=kind)
         if cap and cap < len(rows) and det.score[rows[cap - 1]] == det.score[rows[cap]]:
             rows = reader_order(det, begin, end, rules, cap)
-        parts.append(rows[:cap])
-    rows = np.concatenate(parts)
-    if kind == "stable":
-        return rows
-    doubtful = equal_scores(det.take(rows), truth)
-    for i, (begin, end) in enumerate(pairwise(bounds)):
-        if key[begin] in doubtful:
-            parts[i] = reader_order(det, begin, end, rules, cap)
-    return np.concatenate(parts) if doubtful else rows
+        rows_of.append(rows[:cap])
+    if kind != "stable":
+        doubtful = equal_scores(det.take(np.concatenate(rows_of)), truth)
+        for i, (keyframe, begin, end) in enumerate(keyframes):
+            if keyframe in doubtful:
+                rows_of[i] = reader_order(det, begin, end, rules, cap)
+    return np.concatenate(rows_of)
 
 
 def equal_scores(det: Table, truth: Table) -> set[int]:
@@ -363,24 +356,27 @@ def same_class_and_keyframe(det_code, truth_code) -> tuple[np.ndarray, np.ndarra
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(P,) intersection over union of the boxes a[i] and b[i]; (P, 4) each."""
+    left, top = np.maximum(a[:, :2], b[:, :2]).T
+    right, bottom = np.minimum(a[:, 2:], b[:, 2:]).T
     zero = np.float64(0)  # mmaction2 subtracts in float32 but multiplies in float64
-    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
-    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
-    both = np.maximum(height, zero) * np.maximum(width, zero)
-    area_a = (a[:, 3] - a[:, 1]) * (a[:, 2] - a[:, 0])
-    area_b = (b[:, 3] - b[:, 1]) * (b[:, 2] - b[:, 0])
+    both = np.maximum(bottom - top, zero) * np.maximum(right - left, zero)
     with np.errstate(invalid="ignore"):  # two boxes without area: nan, which is not >= 0.5
-        return both / (area_a + area_b - both)
+        return both / (area(a) + area(b) - both)
+
+
+def area(box: np.ndarray) -> np.ndarray:
+    x1, y1, x2, y2 = box.T
+    return (y2 - y1) * (x2 - x1)
 
 
 def reader_turn(truth: Table, keyframes: np.ndarray, rules: Protocol) -> np.ndarray:
     """(n,) numbers that rise as the protocol's own reader orders the boxes of the ground truth;
     on keyframes that are not asked for, as in the file."""
-    turn, key = np.arange(len(truth.box)), truth.key()
-    if rules.order in ("heap", "stable"):
-        for keyframe in np.unique(keyframes):
-            begin, end = np.searchsorted(key, (keyframe, keyframe + 1))
-            turn[reader_order(truth, begin, end, rules)] = np.arange(begin, end)
+    turn, wanted = np.arange(len(truth.box)), set(keyframes.tolist())
+    if wanted and rules.order in ("heap", "stable"):
+        for keyframe, begin, end in truth.parts():
+            if keyframe in wanted:
+                turn[reader_order(truth, begin, end, rules)] = np.arange(begin, end)
     return turn
 
 
@@ -431,15 +427,14 @@ def without_labels(table: Table) -> Table:
     starts = np.flatnonzero(changes(table.box))
     best = np.maximum.reduceat(table.score, starts) if len(starts) else table.score
     table = table.take(starts)._replace(label=np.zeros(len(starts), np.int16), score=best)
+    keyframe = np.cumsum(changes(table.key()))
     corners = table.corners[table.box].T
-    rows = np.lexsort((-best, *corners, table.key()))
-    table = table.take(rows[changes(table.key()[rows], *corners[:, rows])])
-    return table.take(np.lexsort((-table.score, table.key())))
+    rows = np.lexsort((-best, *corners, keyframe))
+    rows = rows[changes(keyframe[rows], *corners[:, rows])]
+    return table.take(rows[np.lexsort((-best[rows], keyframe[rows]))])
 
 
-# --------------------------------------------------------------------------------------------------
-# From files or arrays to mAP
-# --------------------------------------------------------------------------------------------------
+# ---- From files or arrays to mAP -----------------------------------------------------------------
 
 
 def evaluate(
@@ -461,23 +456,24 @@ def evaluate(
     exclusions: path or Rows. protocol: of PROTOCOLS; None = official-2019 with exclusions,
     official-2020 without. train_counts: {id: annotated boxes in training}; None = those of AVA
     v2.2, if the classes are AVA's. Classes with more than thresholds[0] are "head", with less than
-    thresholds[1] "tail". versus: detections of a second run. curves: a .csv to be written. compare:
+    thresholds[1] "tail". versus: detections of a second run. curves: a csv to be written. compare:
     adds the mAP under every protocol. ValueError: with file and line where there is one.
     """
-    protocol = protocol or ("official-2020" if exclusions is None else "official-2019")
-    check_options(protocol, exclusions, curves)
     names = AVA_CLASSES if labelmap is None else labelmap
     names = names if isinstance(names, dict) else read_labelmap(names)
     labels, keys = sorted(names), {}
+    protocol = protocol_of(protocol, exclusions)
     parts = load(groundtruth, "ground truth", keys, is_truth=True)
-    truth = join(parts)
-    det = join(load(detections, "detections", keys))
-    second = None if versus is None else join(load(versus, "second detections", keys))
-    excluded = np.empty(0, np.int32)
+    truth, det = join(parts), join(load(detections, "detections", keys))
+    out = np.empty(0, np.int32)
     if exclusions is not None:
-        excluded = join(load(exclusions, "exclusions", keys, widths=(2,))).keyframes()
-    rules = PROTOCOLS[protocol]
-    scored = score_tables(truth, det, labels, rules, excluded)
+        out = join(load(exclusions, "exclusions", keys, widths=(2,))).box_key
+
+    def score(truth: Table, det: Table, protocol: str = protocol) -> Scored:
+        excluded = out[:0] if protocol == "official-2020" else out
+        return score_tables(truth, det, labels, PROTOCOLS[protocol], excluded)
+
+    scored = score(truth, det)
     if not scored.counts["ground_truth_rows"]["evaluated"]:
         raise ValueError(f"{truth.name}: no row has a class of the label map")
     groups = groups_of(names, train_counts, thresholds)
@@ -490,26 +486,27 @@ def evaluate(
         "per_class": per_class(scored, names),
         "notes": notes_on(truth, det, scored, names, labelmap is None),
     }
-    if len(parts) > 1 and rules.ignore_unknown:  # else the keyframes of the others would count
-        result["parts"] = {}
-        for part in parts:
-            scored_part = score_tables(part, det, labels, rules, excluded)
-            result["parts"][part.name] = mean(scored_part.ap)
-    if second is not None:
-        other = score_tables(truth, second, labels, rules, excluded)
-        groups = {"all": range(len(labels))} | groups
-        for c, label in enumerate(labels):
-            groups[f"{label} {names[label]}"] = [c]
-        compared = differences(scored, other, keys, groups)
+    if len(parts) > 1 and PROTOCOLS[protocol].ignore_unknown:  # else the others' keyframes count
+        result["parts"] = {part.name: mean(score(part, det).ap) for part in parts}
+    if versus is not None:
+        second = join(load(versus, "second detections", keys))
+        compared = differences(scored, score(truth, second), keys, names, groups)
         result["versus"] = {"other": second.name, "differences": compared}
     if compare:
-        result["compare"] = by_protocol(truth, det, labels, excluded)
+        result["compare"] = {}
+        for name in PROTOCOLS:
+            try:
+                result["compare"][name] = mean(score(truth, det, name).ap)
+            except ValueError as error:  # what this protocol cannot express
+                result["compare"][name] = str(error)
     if curves is not None:
         write_curves(curves, labels, scored)
     return result
 
 
-def check_options(protocol: str, exclusions, curves) -> None:
+def protocol_of(protocol: str | None, exclusions) -> str:
+    if protocol is None:
+        return "official-2020" if exclusions is None else "official-2019"
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     if exclusions is not None and protocol == "official-2020":
@@ -517,10 +514,16 @@ def check_options(protocol: str, exclusions, curves) -> None:
             "official-2020 has no exclusions, its ground truth marks empty keyframes by rows of "
             "2 columns; official-2019 has"
         )
-    if curves is None:
-        return
-    if Path(curves).suffix != ".csv" or not Path(curves).parent.is_dir():
-        raise ValueError(f"{curves}: expected a file .csv in a folder that exists")
+    return protocol
+
+
+def per_class(scored: Scored, names: dict) -> list[dict]:
+    result = []
+    for label, one in zip(sorted(names), scored.classes, strict=True):
+        what = {"id": label, "name": names[label], "ap": mean(one.ap), "num_gt": one.positives}
+        what |= {"num_det": len(one.hit), "recall": float(one.hit.sum() / max(1, one.positives))}
+        result.append(what)
+    return result
 
 
 def mean_over(scored: Scored, members) -> dict:
@@ -529,43 +532,20 @@ def mean_over(scored: Scored, members) -> dict:
     return {"mAP": mean(ap), "classes": int((~np.isnan(ap)).sum())}
 
 
-def per_class(scored: Scored, names: dict) -> list[dict]:
-    result = []
-    for label, one in zip(sorted(names), scored.classes):
-        line = {"id": label, "name": names[label], "ap": mean(one.ap)}
-        line |= {"num_gt": one.positives, "num_det": len(one.hit)}
-        line["recall"] = float(one.hit.sum() / max(1, one.positives))
-        result.append(line)
-    return result
-
-
-def by_protocol(truth: Table, det: Table, labels: list, excluded: np.ndarray) -> dict:
-    """{protocol: mAP, or why it cannot be expressed}."""
-    result = {}
-    for name, rules in PROTOCOLS.items():
-        out = excluded[:0] if name == "official-2020" else excluded
-        try:
-            result[name] = mean(score_tables(truth, det, labels, rules, out).ap)
-        except ValueError as error:
-            result[name] = str(error)
-    return result
-
-
-# --------------------------------------------------------------------------------------------------
-# Reading and writing
-# --------------------------------------------------------------------------------------------------
+# ---- Reading and writing -------------------------------------------------------------------------
 
 
 def load(source, name: str, keys: dict, is_truth=False, widths=(2, 7, 8)) -> list[Table]:
     """A path or Rows, or each of a list of them, as a table. name: of Rows, in messages."""
-    if isinstance(source, (list, tuple)):
-        tables = []
-        for number, one in enumerate(source, 1):
-            tables += load(one, f"{name} {number}", keys, is_truth, widths)
-        return tables
-    if isinstance(source, Rows):
-        return [read_rows(source, name, keys, is_truth)]
-    return [read_csv(source, keys, is_truth, widths)]
+    sources = source if isinstance(source, (list, tuple)) else [source]
+    tables = []
+    for number, one in enumerate(sources, 1):
+        if isinstance(one, Rows):
+            part = f"{name} {number}" if len(sources) > 1 else name
+            tables.append(read_rows(one, part, keys, is_truth))
+        else:
+            tables.append(read_csv(one, keys, is_truth, widths))
+    return tables
 
 
 def join(tables: list[Table]) -> Table:
@@ -577,25 +557,22 @@ def join(tables: list[Table]) -> Table:
         columns.append(table._replace(box=table.box + boxes)[2:])
         boxes += len(table.box_key)
     name = " + ".join(table.name for table in tables)
-    return Table(name, tables[0].keys, *map(np.concatenate, zip(*columns)))
+    return Table(name, tables[0].keys, *map(np.concatenate, zip(*columns, strict=True)))
 
 
 def keyframe_number(keys: dict, video: str, time: float) -> int:
     if not abs(time) < 1e9:
         raise ValueError(f"time {time} is not a number of seconds")
-    if time.is_integer():
-        stamp = int(time) * 10**6
-    else:
-        stamp = round(round(time, 6) * 1e6)
+    stamp = int(time) * 10**6 if time.is_integer() else round(round(time, 6) * 1e6)
     return keys.setdefault((video, stamp), len(keys))
 
 
 def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
     """ValueError: file:line and text of the first five bad rows, and how many more there are."""
-    box_key, corners, empty = array("i"), array("d"), array("i")
+    box_key, corners = array("i"), array("d")
     box, label, score = array("i"), array("i"), array("d")
     labels, errors = {}, []
-    shared = head = None  # video_id to y2 of the row above, of this one
+    shared = head = None  # video_id to y2: of the row above, of this one
     opened = gzip.open if str(path).endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8-sig", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
@@ -611,20 +588,18 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
                         expected = " or ".join(map(str, widths))
                         raise ValueError(f"{len(fields)} columns, expected {expected}")
                     key = keyframe_number(keys, fields[0].strip(), float(fields[1]))
-                    if len(fields) == 2:
-                        empty.append(key)
-                        continue
                     corners.extend(read_corners(fields[2:6], is_truth))
                     box_key.append(key)
-                    last = len(box_key) - 1
-                    text, value = (*fields[6:], "1")[:2]
                     shared = head if plain else None
+                    if len(fields) == 2:
+                        continue
+                    text, value = (*fields[6:], "1")[:2]
                 if text not in labels:
                     labels[text] = read_label(text)
                 value = float(value)
                 if not isfinite(value):
                     raise ValueError(f"score {value}, expected a finite number")
-                box.append(last)
+                box.append(len(box_key) - 1)
                 label.append(labels[text])
                 score.append(value)
             except (ValueError, csv.Error) as error:
@@ -633,12 +608,12 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
         more = f"\n... and {len(errors) - 5} more such rows" if len(errors) > 5 else ""
         raise ValueError("\n".join(errors[:5]) + more)
     corners = np.array(corners).reshape(-1, 4)
-    columns = [np.array(column) for column in (box, label, score, empty)]
+    columns = [np.array(column) for column in (box, label, score)]
     return Table(str(path), keys, np.array(box_key), corners, *columns)
 
 
 def read_corners(fields: list[str], is_truth: bool) -> tuple:
-    x1, y1, x2, y2 = map(float, fields)
+    x1, y1, x2, y2 = map(float, fields or "0000")
     if not isfinite(x1 + y1 + x2 + y2):
         raise ValueError("expected finite x1,y1,x2,y2")
     if is_truth and (x1 > x2 or y1 > y2):
@@ -664,79 +639,72 @@ def bad_row(path, number: int, line: str, error: Exception) -> str:
 
 
 def read_rows(rows: Rows, name: str, keys: dict, is_truth: bool) -> Table:
-    """ValueError: the first five bad rows, counted from 0."""
+    """ValueError: how many rows are bad, and the first of them, counted from 0."""
     video, time = np.asarray(rows.video_id), np.asarray(rows.time_sec, float)
     corners, label = np.asarray(rows.boxes, float).reshape(-1, 4), np.asarray(rows.label)
     score = np.ones(len(label)) if rows.score is None else np.asarray(rows.score, float)
     if len({len(column) for column in (video, time, corners, label, score)}) > 1:
         raise ValueError(f"{name}: video_id, time_sec, boxes, label, score differ in length")
     whole, nothing = label.astype(np.int32), label == 0
-    new = changes(video, time, *corners.T, nothing)
+    new = changes(video, time, *corners.T) | nothing | np.append(False, nothing[:-1])
     starts = np.flatnonzero(new)  # of boxes
-    box = (np.cumsum(new) - 1).astype(np.int32)
     video_of, time_of, corners_of = video[starts], time[starts], corners[starts]
-    finite = np.isfinite(corners_of).all(1)
     upright = (corners_of[:, :2] <= corners_of[:, 2:]).all(1) | (not is_truth)
-    legal = (finite & upright | nothing[starts]) & (np.abs(time_of) < 1e9)
+    legal = np.isfinite(corners_of).all(1) & upright | nothing[starts]
+    legal &= np.abs(time_of) < 1e9
     odd = (whole != label) | (whole < 0) | ~np.isfinite(score)
     bad = np.union1d(starts[~legal], np.flatnonzero(odd))
     if len(bad):
-        order = ", x1 <= x2, y1 <= y2" if is_truth else ""
-        lines = [f"{name}: {len(bad)} bad rows, expected finite numbers, labels from 0{order}"]
-        for i in bad[:5]:
-            lines.append(f"{i}: {video[i]},{time[i]},{corners[i].tolist()},{label[i]},{score[i]}")
-        raise ValueError("\n".join(lines))
+        i, order = bad[0], ", x1 <= x2, y1 <= y2" if is_truth else ""
+        raise ValueError(
+            f"{name}: {len(bad)} bad rows, expected finite numbers, labels from 0{order}; first"
+            f" row {i}: {video[i]},{time[i]},{corners[i].tolist()},{label[i]},{score[i]}"
+        )
     moved = changes(video_of, time_of)
     keyframes = zip(video_of[moved].tolist(), time_of[moved].tolist(), strict=True)
     number = np.array([keyframe_number(keys, *keyframe) for keyframe in keyframes], np.int32)
-    box_key = number[np.cumsum(moved) - 1]
-    table = Table(name, keys, box_key, corners_of, box, whole, score, box_key[box[nothing]])
+    box = (np.cumsum(new) - 1).astype(np.int32)
+    table = Table(name, keys, number[np.cumsum(moved) - 1], corners_of, box, whole, score)
     return table.take(np.flatnonzero(~nothing)) if nothing.any() else table
 
 
 def write_csv(path, rows: Rows) -> None:
     """Writes rows such that reading them gives the same float64 again (shortest exact decimals),
     times to the microsecond."""
-    columns = [np.asarray(rows.video_id), np.asarray(rows.time_sec, float)]
-    columns += [np.asarray(rows.boxes, float), np.asarray(rows.label)]
+    label, partial = np.asarray(rows.label), Path(f"{path}.partial")
+    numbers = [np.asarray(rows.boxes, float).reshape(-1, 4).tolist(), label.tolist()]
     if rows.score is not None:
-        columns.append(np.asarray(rows.score, float))
-    partial = Path(f"{path}.partial")
+        numbers.append(np.asarray(rows.score, float).tolist())
+    keyframes = zip(rows.video_id, np.asarray(rows.time_sec, float).tolist(), strict=True)
     with open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        for video, time, box, *numbers in zip(*(column.tolist() for column in columns)):
-            stamp = f"{time:04.0f}" if time == int(time) else f"{time:.6f}"
-            is_empty = numbers[0] == 0
-            writer.writerow([video, stamp] if is_empty else [video, stamp, *box, *numbers])
+        for (video, time), box, *others in zip(keyframes, *numbers, strict=True):
+            keyframe = [video, f"{time:04.0f}" if time.is_integer() else f"{time:.6f}"]
+            writer.writerow([*keyframe, *box, *others] if others[0] else keyframe)
     partial.replace(path)
 
 
 def read_labelmap(path) -> dict[int, str]:
     """{id: name} of a label map in text-protobuf form, either spelling, any line breaks."""
-    classes = {}
+    classes, quoted = {}, "\"[^\"]*\"|'[^']*'"
     text = Path(path).read_text(encoding="utf-8-sig", errors="backslashreplace")
-    quoted = "\"[^\"]*\"|'[^']*'"
-    for number, item in enumerate(re.findall(rf"\{{((?:[^{{}}\"']|{quoted})*)\}}", text), 1):
+    for item in re.findall(rf"\{{((?:[^{{}}\"']|{quoted})*)\}}", text):
         name = re.search(rf"\bname\s*:\s*({quoted})", item)
-        label = re.search(r"\b(?:label_)?id\s*:\s*(\d+)", item)
-        if not name or not label or not 1 <= int(label[1]) < 2**15 or int(label[1]) in classes:
-            raise ValueError(
-                f"{path}: item {number}: expected a name and a new id in 1..32767, "
-                f"found {' '.join(item.split())!r}"
-            )
+        label = re.search(r"\b(?:label_)?id\s*:\s*([1-9]\d{0,4})\b", item)
+        if not name or not label or int(label[1]) in classes:
+            found = " ".join(item.split())
+            raise ValueError(f"{path}: expected a name and a new id in 1..99999, found {found!r}")
         classes[int(label[1])] = name[1][1:-1]
     begun = len(re.findall(r"\b(?:item|label)\s*:?\s*\{", re.sub(quoted, "", text)))
     if not classes or len(classes) < begun:
         raise ValueError(
-            f"{path}: {begun} items begin, {len(classes)} are whole; a label map has the form "
+            f"{path}: {begun} items begin, {len(classes)} are whole; a label map reads "
             'item { name: "sit" id: 11 } item { name: "stand" id: 12 } ...'
         )
     return classes
 
 
-# --------------------------------------------------------------------------------------------------
-# Insight: groups of classes, what to know, differences of two runs, curves
-# --------------------------------------------------------------------------------------------------
+# ---- Insight: groups of classes, what to know, differences of two runs, curves -------------------
 
 # The 60 evaluated classes of AVA v2.1 and v2.2: id, labels in the v2.2 training set, name. Counts
 # are the ratios in YOWO's ava_categories_ratio.json times its 332,353 training boxes.
@@ -774,18 +742,13 @@ def groups_of(names: dict, counts: dict | None, thresholds: tuple) -> dict[str, 
     if counts is None and is_ava:
         counts = AVA_TRAIN_COUNTS
     if counts:
-        head, tail = thresholds
         groups = {"head": [], "mid": [], "tail": []}
-        counts = {int(label): count for label, count in counts.items()}  # keys of JSON are strings
+        head, tail = thresholds
         for c, label in enumerate(labels):
-            if label not in counts:
-                continue
-            elif counts[label] > head:
-                groups["head"].append(c)
-            elif counts[label] < tail:
-                groups["tail"].append(c)
-            else:
-                groups["mid"].append(c)
+            count = counts.get(label, counts.get(str(label)))  # keys of JSON are strings
+            if count is not None:
+                group = "head" if count > head else "tail" if count < tail else "mid"
+                groups[group].append(c)
     for kind, (first, last) in AVA_KINDS.items() if is_ava else ():
         groups[kind] = [c for c, label in enumerate(labels) if first <= label <= last]
     return groups
@@ -794,8 +757,7 @@ def groups_of(names: dict, counts: dict | None, thresholds: tuple) -> dict[str, 
 def notes_on(truth: Table, det: Table, scored: Scored, names: dict, guessed: bool) -> list[str]:
     """What to know before believing the number, above all why it is 0. guessed: nobody said that
     the classes are AVA's."""
-    frames, person = scored.counts["keyframes"], scored.counts["person"]
-    notes = []
+    frames, person, notes = scored.counts["keyframes"], scored.counts["person"], []
     if frames["matched"] <= 0.5 * max(frames["detected"], frames["ground_truth"]):
         notes.append(
             f"{frames['matched']} of {frames['detected']} detected keyframes occur in the ground "
@@ -804,12 +766,14 @@ def notes_on(truth: Table, det: Table, scored: Scored, names: dict, guessed: boo
             "detections count as missed"
         )
     if frames["matched"] and person["recall"] < 0.1 and len(det.box):
+        seen, true = det.corners[det.box], truth.corners[truth.box]
         notes.append(
             f"{person['recall']:.1%} of the persons are found: detected coordinates span "
-            f"{span(det)}, those of the ground truth {span(truth)}"
+            f"{seen.min():g} .. {seen.max():g}, those of the ground truth "
+            f"{true.min():g} .. {true.max():g}"
         )
     missing = []
-    for label, one in zip(sorted(names), scored.classes):
+    for label, one in zip(sorted(names), scored.classes, strict=True):
         if not one.positives:
             missing.append(f"{label} {names[label]}")
     if missing:
@@ -817,28 +781,23 @@ def notes_on(truth: Table, det: Table, scored: Scored, names: dict, guessed: boo
             f"{len(missing)} classes have no ground truth and are not in the mean: "
             + shortened(missing)
         )
-    largest = max(table.label.max(initial=0) for table in (truth, det))
+    largest = max(truth.label.max(), det.label.max(initial=0))
     if guessed and (2 * len(missing) > len(names) or largest > 80):
         others = np.setdiff1d(truth.label, sorted(names)).tolist()
-        left_out = f", and labels that are left out: {shortened(others)}" if others else ""
+        left_out = f" (left out: {shortened(others)})" if others else ""
         notes.append(
             "no label map was given, so the labels were taken for AVA's: the ground truth has "
-            f"{len(names) - len(missing)} of its {len(names)} classes{left_out}; the largest "
-            f"label is {largest}, AVA's is 80. Classes of one's own need their label map (-l)"
+            f"{len(names) - len(missing)} of its {len(names)} classes{left_out}, the largest label "
+            f"is {largest} (AVA's: 80); classes of one's own need their label map, -l"
         )
     return notes
 
 
 def first_keyframe(table: Table) -> str:
-    for key in table.keyframes()[:1].tolist():
-        video, time = list(table.keys)[key]
-        return f"{video},{time / 1e6:.9g}"
-    return "none"
-
-
-def span(table: Table) -> str:
-    corners = table.corners[table.box]
-    return f"{corners.min():g} .. {corners.max():g}"
+    if not len(table.box_key):
+        return "none"
+    video, time = list(table.keys)[table.box_key[0]]
+    return f"{video},{time / 1e6:.9g}"
 
 
 def shortened(items: list) -> str:
@@ -846,8 +805,8 @@ def shortened(items: list) -> str:
 
 
 def redraw(scored: Scored, keys: dict, replicates: int = 1000, seed: int = 0) -> np.ndarray:
-    """(C, replicates) AP when the videos are drawn again, with replacement: with the same keys and
-    seed the same draws. Up to 256 videos are drawn one by one, more (AVA-Kinetics) in 256 groups."""
+    """(C, replicates) AP when the videos are drawn again, with replacement: the same draws for the
+    same keys. Up to 256 videos are drawn one by one, more (AVA-Kinetics) in 256 groups."""
     videos = {}
     unit_of = np.array([videos.setdefault(video, len(videos)) for video, _ in keys])
     units = min(len(videos), 256)
@@ -881,9 +840,12 @@ def redraw_class(one: ClassScore, unit_of: np.ndarray, drawn: np.ndarray) -> np.
     return ap
 
 
-def differences(one: Scored, other: Scored, keys: dict, groups: dict) -> dict:
+def differences(one: Scored, other: Scored, keys: dict, names: dict, groups: dict) -> dict:
     """{group of classes: difference of two runs' mean AP}, with the 95 % interval of a paired
     bootstrap over videos. Classes that one run leaves out of its mean are left out of both."""
+    groups = {"all": range(len(names))} | groups
+    for c, label in enumerate(sorted(names)):
+        groups[f"{label} {names[label]}"] = [c]
     drawn, result = (redraw(one, keys), redraw(other, keys)), {}
     for group, members in groups.items():
         members = [c for c in members if not np.isnan(one.ap[c] + other.ap[c])]
@@ -891,10 +853,10 @@ def differences(one: Scored, other: Scored, keys: dict, groups: dict) -> dict:
             continue
         count = (~np.isnan(drawn[0][members])).sum(0)  # a draw can lack a rare class
         count = np.where(count, count, np.nan)
-        mean_one, mean_other = (np.nansum(ap[members], 0) / count for ap in drawn)
-        interval = np.nanpercentile(mean_one - mean_other, (2.5, 97.5))
+        sums = np.nansum(drawn[0][members], 0) - np.nansum(drawn[1][members], 0)
+        interval = np.nanpercentile(sums / count, (2.5, 97.5)).tolist()
         a, b = float(one.ap[members].mean()), float(other.ap[members].mean())
-        result[group] = {"ap": a, "other": b, "difference": a - b, "interval": interval.tolist()}
+        result[group] = {"ap": a, "other": b, "difference": a - b, "interval": interval}
     return result
 
 
@@ -902,7 +864,7 @@ def write_curves(path, labels: list, scored: Scored) -> None:
     """A csv with a header, a row per detection of the classes with ground truth."""
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write("id,score,precision,recall\n")
-        for label, one in zip(labels, scored.classes):
+        for label, one in zip(labels, scored.classes, strict=True):
             if one.positives:
                 true = np.cumsum(one.hit)
                 precision = true / np.arange(1, len(true) + 1)
@@ -910,9 +872,7 @@ def write_curves(path, labels: list, scored: Scored) -> None:
                 np.savetxt(file, np.column_stack(columns), ["%d"] + ["%.9g"] * 3, ",")
 
 
-# --------------------------------------------------------------------------------------------------
-# Command line
-# --------------------------------------------------------------------------------------------------
+# ---- Command line --------------------------------------------------------------------------------
 
 
 def points(value: float | None, sign: str = "") -> str:
@@ -952,15 +912,12 @@ def report(result: dict) -> str:
 
 def report_differences(versus: dict, protocol: str) -> list[str]:
     """The groups, then the classes, by difference."""
-
-    def rank(item: tuple) -> tuple:
-        name, one = item
-        return name[0].isdigit(), -one["difference"]
-
-    lines = [
-        f"\nagainst {versus['other']} ({protocol}), with the middle 95 % of 1000 draws of videos"
-    ]
-    for name, one in sorted(versus["differences"].items(), key=rank):
+    title = f"against {versus['other']} ({protocol}), with the middle 95 % of 1000 draws of videos"
+    lines = ["", title]
+    names = list(versus["differences"])
+    names.sort(key=lambda name: -versus["differences"][name]["difference"])
+    for name in sorted(names, key=lambda name: name[0].isdigit()):
+        one = versus["differences"][name]
         low, high = (points(x, "+") for x in one["interval"])
         lines.append(
             f"{points(one['ap']):>6} - {points(one['other']):>6} = "
