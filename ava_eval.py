@@ -582,7 +582,7 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
                     head, text, value = line.rsplit(",", 2)
                 if not plain or head != shared:  # a new box
                     fields = line.split(",") if plain else next(csv.reader([line]))
-                    if not any(fields):
+                    if not "".join(fields).strip():
                         continue  # an empty row, as spreadsheets leave them
                     if len(fields) not in widths:
                         expected = " or ".join(map(str, widths))
@@ -635,7 +635,8 @@ def bad_row(path, number: int, line: str, error: Exception) -> str:
         cause = " (separated by commas, with decimal points)"
     elif number == 1 and not re.search(r",\s*[-+.]?\d", text):
         cause = " (a header row? these files have none)"
-    return f"{path}:{number}: {error}{cause}: {text[:120]!r}"
+    what = str(error).replace("\\n", "")
+    return f"{path}:{number}: {what}{cause}: {text[:120]!r}"
 
 
 def read_rows(rows: Rows, name: str, keys: dict, is_truth: bool) -> Table:

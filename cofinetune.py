@@ -551,7 +551,6 @@ def map_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
         train_counts=counts,
         labelmap=data.read_classes(root / (task.eval_labels or task.labels)),
         thresholds=(recipe.head_above, recipe.tail_below),
-        top=len(dataset.classes),
     )
     if task.exclude_val and recipe.protocol != "official-2020":  # whose rows leave them out
         chosen["exclusions"] = root / task.exclude_val

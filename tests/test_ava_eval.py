@@ -293,14 +293,14 @@ def test_ava_reads_runs_as_it_reads_rows(tmp_path):
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
         with open(tmp_path / "d.csv", "w") as file:
             csv.writer(file, quoting=quoting, lineterminator="\n").writerows(rows)
-        tables.append(ava_eval.load(tmp_path / "d.csv", "", 80, keys := {}))
+        tables += ava_eval.load(tmp_path / "d.csv", "", keys := {})
         assert keys == {("video_0", 902 * 10**6): 0}
     fast, slow = tables
-    assert len(fast.key) < 110 and len(slow.key) == len(rows)
+    assert len(fast.box_key) < 110 and len(slow.box_key) == len(rows)
     assert fast.score.tolist() == slow.score.tolist() == [float(text) for text in texts]
     assert fast.label.tolist() == slow.label.tolist() == [int(row[6]) for row in rows]
     boxes = [[*map(float, row[2:6])] for row in rows]
-    assert (fast.box[fast.run] == boxes).all() and (slow.box[slow.run] == boxes).all()
+    assert (fast.corners[fast.box] == boxes).all() and (slow.corners[slow.box] == boxes).all()
 
 
 AVA_GOOD = "v,902,0.1,0.2,0.3,0.4,1,0.5"
@@ -312,18 +312,21 @@ AVA_GOOD = "v,902,0.1,0.2,0.3,0.4,1,0.5"
         ("d", "v,902,0.1,0.2,0.3,0.4,1,nan", "score nan"),
         ("d", f"{AVA_GOOD},7", "9 columns"),
         ("d", "v,902,0.1,0.2,0.3,0.4,1,inf", "score inf"),
-        ("d", "", "0 columns"),
-        ("d", "v,902,0.1,0.2,0.3,0.4,81,0.5", "label 81"),
+        ("d", "v,902,0.1,0.2", "4 columns, expected 2 or 7 or 8"),
+        ("d", "v;902;0,1;0,2;0,3;0,4;1;0,5", "separated by commas"),
+        ("d", "v\t902\t0.1\t0.2\t0.3\t0.4\t1\t0.5", "separated by commas"),
         ("d", "v,902,0.1,x,0.3,0.4,1,0.5", "'x'"),
         ("d", "v,902,0.1,0.2,0.3,0.4,0,0.5", "label 0"),
         ("d", "v,902,0,nan,1,1,1,0.5", "finite"),
         ("d", "v,902,0.1,0.2,0.3,0.4,x00000001,0.5", "'x00000001'"),
-        ("d", "v,902,0.1,0.2,0.3,0.4,1.5,0.5", "'1.5'"),
+        ("d", "v,902,0.1,0.2,0.3,0.4,1.5,0.5", "label 1.5"),
+        ("d", "v,902,0.1,0.2,0.3,0.4,-1,0.5", "label -1"),
+        ("d", "v,902,0.1,0.2,0.3,0.4,nan,0.5", "label nan"),
         ("d", "v,nan,0,0,1,1,1,0.5", "time nan"),
         ("g", "v,902,0.4,0.2,0.3,0.4,1,0", "x1 <= x2"),
         ("g", "v,902,0,0,1,1,80,3_", "'3_'"),
         ("first", "video_id,time,x1,y1,x2,y2,label,score", "header row"),
-        ("first", f"\ufeff{AVA_GOOD}", "byte-order mark"),
+        ("first", "v,nan,0.1,0.2,0.3,0.4,1,0.5", "time nan"),
     ],
 )
 def test_ava_names_bad_rows(tmp_path, capsys, what, row, message):
@@ -339,6 +342,7 @@ def test_ava_names_bad_rows(tmp_path, capsys, what, row, message):
     error = capsys.readouterr().err
     assert error.startswith(f"error: {where}") and message in error and repr(row) in error
     assert what == "first" or "and 2 more such rows" in error and error.count("\n") == 6
+    assert ("header" in error) == ("video_id" in row)  # the hint only where it is one
 
 
 def test_ava_counts_lines_over_blocks(tmp_path):
@@ -351,7 +355,12 @@ def test_ava_files_in_other_clothes(tmp_path):
     truth, found, _ = ava_random(3)
     plain = ava_map(tmp_path, truth, found)
     quoted = "\n".join(f'"{row[:2]}"{row[2:]}' for row in found) + "\n"
-    for name, text in (("crlf.csv", "\r\n".join(found)), ("quoted.csv", quoted)):
+    for name, text in (
+        ("crlf.csv", "\r\n".join(found)),
+        ("quoted.csv", quoted),
+        ("mark.csv", "\ufeff" + "\n".join(found)),  # as spreadsheets begin UTF-8
+        ("empty_rows.csv", "\n".join([*found, "", ",,,,,,,", "  ", ""])),
+    ):
         (tmp_path / name).write_bytes(text.encode())
         assert ava_eval.evaluate(tmp_path / "g.csv", tmp_path / name, AVA_LABELS) == plain
     (tmp_path / "d.csv.gz").write_bytes(packed := gzip.compress("\n".join(found).encode()))
@@ -361,10 +370,15 @@ def test_ava_files_in_other_clothes(tmp_path):
     for text in (
         'item {\n  name: "a"\n  id: 1\n}\nitem {\n  name: "b {"\n  id: 2\n}',
         'label { name: "a" label_id: 1 type: X } label { label_id: 2 name: "b {" }',
+        "item {\r\n  id: 1\r\n  name: 'a'\r\n}\r\nitem: { name : 'b {' id : 2 }",
     ):
         assert ava_eval.read_labelmap(ava_file(tmp_path / "map", [text])) == {1: "a", 2: "b {"}
     for text, message in (
-        ("item { id: 1 }", "map: item 1"),
+        ("item { id: 1 }", "map: expected a name and a new id"),
+        ('item { id: 1 name: "a" } item { id: 1 name: "b" }', "map: expected a name and a new id"),
+        ('item { id: 0 name: "a" }', "map: expected a name and a new id"),
+        ('{"1": "sit"}', "map: expected a name and a new id"),
+        ("sit\nstand", 'a label map reads item { name: "sit" id: 11 }'),
         ('item { name: "a" id: 1\nitem { name: "b" id: 2 }', "2 items begin, 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -392,7 +406,7 @@ def test_ava_arrays_and_files_agree(tmp_path):
     memory = ava_eval.evaluate(truth, rows)
     assert memory == ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv") and memory["mAP"] > 0
     rows.score[7] = np.nan
-    with pytest.raises(ValueError, match="detections: 1 bad rows.*\n7: "):
+    with pytest.raises(ValueError, match="detections: 1 bad rows.* row 7: "):
         ava_eval.evaluate(truth, rows)
 
 
@@ -400,9 +414,9 @@ def test_ava_kinetics_counts_and_parts(tmp_path):
     path = SHARED / "ava_kinetics" / "kinetics_val_v1.0.csv"
     if not path.exists():
         pytest.skip("needs shared/data/ava_kinetics/kinetics_val_v1.0.csv")
-    truth = ava_eval.load(path, "", 80, {}, True)
+    (truth,) = ava_eval.load(path, "", {}, True)
     assert (len(truth.keys), len(truth.label)) == (31272, 65172)
-    assert len(np.setdiff1d(np.arange(len(truth.key)), truth.run)) == 8673  # of 2 columns
+    assert len(np.setdiff1d(np.arange(len(truth.box_key)), truth.box)) == 8673  # of 2 columns
     boxes = [line for line in path.read_text().splitlines() if line.count(",") > 2]
     other = ava_file(tmp_path / "ava.csv", ["zz,0902,0,0,1,1,12", "zz,0903,0,0,1,1,80"])
     found = ava_file(tmp_path / "d.csv", boxes + ["zz,902,0,0,1,1,12,0.3"])
@@ -420,9 +434,9 @@ def test_ava_versus_draws_whole_videos(tmp_path):
     for some in (("v1",), ("v0",), ("v0", "v1")):
         files, keys = [[x for x in rows if x.startswith(some)] for rows in (truth, found)], {}
         aps.append([one["ap"] for one in ava_map(tmp_path, *files)["per_class"]])
-        tables = [ava_eval.load(tmp_path / f"{x}.csv", "", 4, keys, x == "g") for x in "gd"]
+        tables = [ava_eval.load(tmp_path / f"{x}.csv", "", keys, x == "g")[0] for x in "gd"]
     run = ava_eval.score_tables(*tables, [1, 2, 4], ava_eval.PROTOCOLS["official-2020"], [])
-    (draws,) = ava_eval.bootstrap([run], keys, 50)
+    draws = ava_eval.redraw(run, keys, 50)
     for c in range(3):  # of two videos: both, or twice the one, or twice the other
         legal = {round(ap[c], 12) for ap in aps if ap[c] is not None}
         assert legal == {round(ap, 12) for ap in draws[c].tolist() if ap == ap}
@@ -491,7 +505,7 @@ def test_ava_alone_in_an_empty_folder(tmp_path):
         command = [sys.executable, "ava_eval.py", "-g", "g.csv", "-d", "d.csv", *flags]
         return subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True)
 
-    result = json.loads(run("--json", "--curves", "c.npz", "--compare").stdout)
+    result = json.loads(run("--json", "--curves", "c.csv", "--compare").stdout)
     assert result["protocol"] == "official-2020" and result["mAP"] == 1 and "parts" not in result
     assert result["per_class"][10] == {
         "id": 12,
@@ -501,15 +515,9 @@ def test_ava_alone_in_an_empty_folder(tmp_path):
         "num_det": 1,
         "recall": 1.0,
     }
-    with np.load(tmp_path / "c.npz") as curves:
-        assert {k: v.tolist() for k, v in curves.items()} == {
-            "id": [12],
-            "score": [0.5],
-            "precision": [1.0],
-            "recall": [1.0],
-        }
-    assert run("--curves", "c.csv").returncode == 0 and run("--curves", "c.txt").returncode == 2
     assert (tmp_path / "c.csv").read_text() == "id,score,precision,recall\n12,0.5,1,1\n"
+    missing = run("--curves", "missing/c.csv")
+    assert missing.returncode == 2 and missing.stderr.startswith("error: ")
     text = run("--versus", "d.csv").stdout
     assert "100.00 mAP (official-2020), 1 classes" in text and "+0.00]  all" in text
     assert list(result["compare"]) == list(ava_eval.PROTOCOLS)
