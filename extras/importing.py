@@ -27,6 +27,8 @@ import numpy as np
 import data
 from extras import annotations, sources
 from extras.annotations import Clock, Library, Mark
+from extras.formats import read_clips
+from extras.recipe import load, make_tasks, read_tasks
 
 PARTS = ("train", "val", "test")
 CLIPS_OPENED = 500  # to know their length; the command `check` reads all
@@ -479,10 +481,9 @@ def _stretch_row(mark: Mark) -> str:
 
 def _read_back(recipe: Path, task: Task) -> None:
     """Read what was written as training will; ValueError if it is not what was meant."""
-    table = data.read_recipe(recipe)
-    (opened,) = data.read_tasks(table["task"], str(recipe))
+    ((opened, root),) = read_tasks(recipe)
     for part in ("train", "val"):
-        dataset = data.open_task(opened, recipe.parent / table["root"], part)
+        dataset = data.open_task(opened, root, part, read_clips)
         meant = {os.path.join(task.library.folder, mark.file) for mark in task.of_part(part)}
         read = {os.path.realpath(item.path) for item in dataset.items}
         lost = {os.path.realpath(path) for path in meant} - read
@@ -587,7 +588,7 @@ def _task_text(task: Task, texts: dict[str, list[str]], root: Path, values: dict
 def _recipe_with_task(task: Task, texts: dict[str, list[str]], into: Path) -> str:
     """The text of the recipe `into` with the task at its end, or as it is if it has it already."""
     text = into.read_text(encoding="utf-8")
-    table = data.read_recipe(into)
+    table = load(into)
     others = table.get("task", [])
     root = into.parent / table.get("root", ".")
     values = dict(zip(("frames", "stride"), clip_length(task), strict=True))
@@ -603,7 +604,9 @@ def _recipe_with_task(task: Task, texts: dict[str, list[str]], into: Path) -> st
             return text
         raise ValueError(f"{into} has a task {task.name!r} already: take another folder to write")
     text = f"{text.rstrip()}\n{added}"
-    data.read_tasks(tomllib.loads(text)["task"], str(into))
+    _, problems = make_tasks(tomllib.loads(text)["task"])
+    if problems:
+        raise ValueError(f"{into}: {'; '.join(problems)}")
     return text
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 import data
-from extras import annotations, exports
+from extras import annotations, exports, formats
 from extras.annotations import Library, Mark
 
 TEXTS = (".csv", ".tsv", ".txt", ".json", ".xml")
@@ -318,8 +318,10 @@ def _read_list(source: Source, library: Library) -> list[Mark]:
         raise ValueError(f"{source.name}: a list of clips in a zip: unpack it")
     marks = []
     hmdb = re.fullmatch(r"(.+)_test_split\d+", PurePosixPath(source.name).stem)
-    for where, label, name, file in data.read_clips(source.name, library.videos, "train"):
-        mark = Mark(where, file or name, label)
+    for row in formats.read_clips(source.name, "train", str(library.folder)):
+        file = data.find_clip(row, library.videos)
+        label = row.label
+        mark = Mark(row.where, file or row.name, label)
         if hmdb:  # `x.avi 1`
             mark.label, mark.part = hmdb[1], {"1": "train", "2": "test"}.get(label, "")
             if not mark.part:

@@ -17,6 +17,8 @@ from helpers import run_here, write_lines, write_movie
 import data
 from extras import annotations, exports, importing
 from extras.annotations import Clock, Library, Mark
+from extras.formats import read_clips
+from extras.recipe import read_tasks
 
 OWN_VIDEOS = {  # file: (fps, rotation mark, upright width and height)
     "slow.mp4": (12, 0, (96, 72)),
@@ -116,9 +118,8 @@ def own_import(capsys):
 
 def open_parts(target: Path) -> list[data.Dataset]:
     """train and val of the recipe of an import."""
-    table = data.read_recipe(target / "recipe.toml")
-    (task,) = data.read_tasks(table["task"])
-    return [data.open_task(task, target / table["root"], part) for part in ("train", "val")]
+    ((task, root),) = read_tasks(target / "recipe.toml")
+    return [data.open_task(task, root, part, read_clips) for part in ("train", "val")]
 
 
 def problems_in(printed: str) -> list[str]:
@@ -1030,11 +1031,10 @@ def test_import_into_a_recipe_that_is_there(place_clips, tmp_path, own_import):
     own_import(more, tmp_path / "clips", "--into", recipe)
     after = recipe.read_text()
     assert after.startswith(before.rstrip()) and not (tmp_path / "clips" / "recipe.toml").exists()
-    table = data.read_recipe(recipe)
-    first, second = data.read_tasks(table["task"])
+    (first, _), (second, root) = read_tasks(recipe)
     assert (second.name, second.kind, second.frames) == ("clips", "clip", 8) and first.kind == "box"
     for part in ("train", "val"):
-        dataset = data.open_task(second, recipe.parent / table["root"], part)
+        dataset = data.open_task(second, root, part)
         assert dataset.classes == ["x", "y"]
     own_import(more, tmp_path / "clips", "--into", recipe)  # again: it has it
     assert recipe.read_text() == after
