@@ -58,14 +58,14 @@ def draw_rows(lines: list[tuple], title: str) -> np.ndarray:
     numbers = [0.0]
     for _, values, of_mean in lines:
         numbers += [number for number in (*values, *of_mean) if math.isfinite(number)]
-    reach = max(max(numbers), -min(numbers)) or 1.0
+    first, last = span(numbers)
 
     def place(value: float) -> float:
-        return left + wide / 2 + value / reach * (wide / 2 - 8)
+        return left + (value - first) / (last - first) * wide
 
-    for value in tick_values(-reach, reach):
+    for value in tick_values(first, last):
         at, text = place(value), f"{value:+.3g}"
-        fill(picture, LINE + 8, height - LINE, at, at, PALE if value else (90, 90, 90))
+        fill(picture, LINE + 8, height - LINE, at, at, PALE if abs(value) > 1e-9 else GREY)
         pictures.draw_text(
             picture, round(at) - LETTER * len(text) // 2, height - LINE + 6, text, size=SIZE
         )
