@@ -238,6 +238,99 @@ def test_killed_at_random_moments(tiny_world, tmp_path):
     assert run_apart(whole, out) == 0 and run_log(whole) == run_log(out)
 
 
+def plain_losses(model, batch, tasks):
+    """The loss of a task's whole batch, from its formula."""
+    video = batch.video.permute(0, 4, 1, 2, 3).float()
+    video = (video - video.mean((2, 3, 4), keepdim=True)) / video.flatten(1).std(1)[
+        :, None, None, None, None
+    ]
+    task = tasks[batch.task]
+    logits = model(video, batch.task, batch.boxes, batch.box_clip)
+    if task.kind == "box":
+        p = logits.sigmoid()
+        one = -(batch.labels * p.log() + (1 - batch.labels) * (1 - p).log())
+        return task.loss_weight * one.sum() / len(logits)
+    target = F.one_hot(batch.labels, logits.shape[1]).float()
+    target = target * (1 - task.smoothing) + task.smoothing / logits.shape[1]
+    return task.loss_weight * -(target * logits.log_softmax(1)).sum(1).mean()
+
+
+def plain_update(p, g, state, rate, recipe, decay):
+    """SGD with momentum, or AdamW, of one tensor, as their papers have them."""
+    if recipe.optimiser == "sgd":
+        state["buffer"] = recipe.momentum * state.get("buffer", 0) + g + decay * p
+        return p - rate * state["buffer"]
+    one, two = recipe.betas
+    state["t"] = state.get("t", 0) + 1
+    state["m"] = one * state.get("m", 0) + (1 - one) * g
+    state["v"] = two * state.get("v", 0) + (1 - two) * g * g
+    p = p * (1 - rate * decay)
+    mean, square = state["m"] / (1 - one ** state["t"]), state["v"] / (1 - two ** state["t"])
+    return p - rate * mean / (square.sqrt() + 1e-8)
+
+
+PLAIN = {
+    "sgd": ["--optimiser", "sgd", "--lr", 0.05, "--clip-norm", 1.0, "--task.ava.loss_weight", 0.5],
+    "adamw": ["--optimiser", "adamw", "--lr", 0.003, "--clip-norm", 0, "--layer-decay", 0.8,
+              "--task.actions.smoothing", 0.2],
+    "accumulate": ["--optimiser", "sgd", "--lr", 0.05, "--schedule", "accumulate", "--ema", 0.7],
+    "weighted": ["--optimiser", "sgd", "--lr", 0.02, "--schedule", "weighted", "--momentum", 0.5,
+                 "--task.ava.weight", 3],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_train_is_a_plain_loop(tiny_world, tmp_path, case):
+    """Losses, norms, rates, weights and averages against another loop that shares only the batches,
+    the network and its first weights: absolute values, not one configuration against another."""
+    more = ["--weight-decay", 0.1, "--final-lr", 0.2, "--micro-batches", 2, *PLAIN[case]]
+    run_train(tiny_world, tmp_path, *more, steps=7)
+    state = checkpoints.load(tmp_path / "last.pt")
+    recipe, records = recipe_of(state, Recipe), [r for r in run_log(tmp_path) if "loss" in r]
+    tasks = {task.name: task for task in recipe.task}
+    sets = {}
+    for name, task in tasks.items():
+        sets[name] = data.open_task(task, recipe.root, "train", formats.read_clips)
+    model = checkpoints.build_model(recipe, state["classes"])
+    stream = data.Stream(sets, recipe.schedule, recipe.seed, recipe.steps)
+    memory = {name: {} for name, _ in model.named_parameters()}
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    depth = len(model.encoder.blocks)
+    for step, batches in enumerate(data.training_batches(stream, 0, recipe.steps, workers=0)):
+        model.zero_grad(set_to_none=True)
+        losses = {batch.task: plain_losses(model, batch, tasks) for batch in batches}
+        (sum(losses.values()) / len(losses)).backward()
+        norm = sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None).sqrt()
+        shrink = 1.0
+        if recipe.clip_norm and norm > recipe.clip_norm:
+            shrink = recipe.clip_norm / norm
+        done = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
+        share = (step + 1) / recipe.warmup
+        if step >= recipe.warmup:
+            share = 0.2 + 0.8 * (1 + math.cos(math.pi * done)) / 2
+        for name, p in model.named_parameters():
+            if p.grad is None:
+                continue
+            layer = depth + 1
+            if name.startswith("encoder.blocks."):
+                layer = int(name.split(".")[2]) + 1
+            elif name.startswith(("encoder.patch", "encoder.pos")):
+                layer = 0
+            rate = recipe.lr * share * recipe.layer_decay ** (depth + 1 - layer)
+            decay = 0.1 if p.ndim > 1 and name != "encoder.pos" else 0.0
+            p.data = plain_update(p.data, p.grad * shrink, memory[name], rate, recipe, decay)
+        for name, p in model.named_parameters():
+            average[name] = 0.7 * average[name] + 0.3 * p.data
+        record = records[step]
+        assert record["loss"] == pytest.approx({k: v.item() for k, v in losses.items()}, rel=1e-4)
+        assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+        assert record["lr"] == pytest.approx(recipe.lr * share, rel=1e-6)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(state["model"][name], p.data, atol=2e-5, rtol=1e-3)
+        if recipe.ema:
+            torch.testing.assert_close(state["ema"][name], average[name], atol=2e-5, rtol=1e-3)
+
+
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_equal_one(tiny_world, tmp_path, ranks):
     """Parameters after 20 steps to 1e-6, with uneven boxes, micro batches on the one process."""
