@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import (
     SGD,
     run_apart,
@@ -31,7 +32,7 @@ from helpers import (
 import cofinetune
 import data
 from cofinetune import Recipe
-from extras import checkpoints, videos, world
+from extras import checkpoints, formats, videos, world
 from extras import recipe as recipes
 from extras.checkpoints import recipe_of
 from extras.job import Job
@@ -241,9 +242,9 @@ def test_killed_at_random_moments(tiny_world, tmp_path):
 def plain_losses(model, batch, tasks):
     """The loss of a task's whole batch, from its formula."""
     video = batch.video.permute(0, 4, 1, 2, 3).float()
-    video = (video - video.mean((2, 3, 4), keepdim=True)) / video.flatten(1).std(1)[
-        :, None, None, None, None
-    ]
+    video = video - video.mean((2, 3, 4), keepdim=True)  # each clip by its own colour and deviation
+    flat = video.flatten(1)
+    video = video / (flat.square().sum(1) / (flat.shape[1] - 1)).sqrt().view(-1, 1, 1, 1, 1)
     task = tasks[batch.task]
     logits = model(video, batch.task, batch.boxes, batch.box_clip)
     if task.kind == "box":
