@@ -28,7 +28,9 @@ from extras.videos import frame_times
 DETECTOR = "fasterrcnn_resnet50_fpn_v2"
 ON_A_CPU = "fasterrcnn_mobilenet_v3_large_fpn"
 PERSON = 1  # the label of a person in every detector that torchvision trained on COCO
-INSTALL = "torchvision finds the persons; pip install torchvision (the one made for this torch)"
+INSTALL = (
+    "persons are found by torchvision, made for the torch that is here: pip install torchvision"
+)
 
 Detector = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """A picture (h, w, 3) uint8 RGB -> boxes (k, 4) of persons in pixels, scores (k,)."""
@@ -283,30 +285,27 @@ def load_detector(name: str, weights: str | None, device: str = "auto") -> Detec
     Raises ValueError with one sentence where torchvision, the name or the weights fail.
     """
     try:
-        from torchvision.models import detection, get_model, list_models
-    except ImportError as error:
-        raise ValueError(f"{INSTALL}: {error}") from None
-    except RuntimeError as error:  # "operator torchvision::nms does not exist"
-        raise ValueError(f"{INSTALL}: the one installed does not fit: {error}") from None
+        from torchvision.models import detection, get_model, get_model_weights, list_models
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
+        raise ValueError(f"{INSTALL} ({error})") from None
     names = list_models(module=detection)
     if name not in names:
         raise ValueError(f"--detector {name} is not one of {', '.join(names)}")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if weights:
         state = read_weights(weights)
         network = get_model(name, weights=None, weights_backbone=None, **classes_of(state))
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"--weights {weights} are not those of a {name}: {reason}") from None
+        check_fit(state, network.state_dict(), f"--weights {weights}: not those of a {name}")
+        network.load_state_dict(state)
     else:
+        url = get_model_weights(name).DEFAULT.url
         try:
             network = get_model(name, weights="DEFAULT")
         except (OSError, RuntimeError) as error:  # no network; a download that was cut
             raise ValueError(
-                f"the weights of {name} could not be downloaded ({error}); fetch them on another "
-                "machine and name the file: --weights FILE"
+                f"the weights of {name} could not be downloaded ({error}): fetch {url} on another "
+                "machine and name the file, --weights FILE"
             ) from None
     if device == "cpu" and name == DETECTOR:
         print(f"on a CPU this takes seconds a picture; --detector {ON_A_CPU} is faster")
@@ -335,6 +334,15 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"--weights {path}: expected a state dict of the detector")
     return state
+
+
+def check_fit(state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], wrong: str) -> None:
+    missing = [name for name in wanted if name not in state]
+    unknown = [name for name in state if name not in wanted]
+    changed = [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
+    for what, names in (("lacks", missing), ("has", unknown), ("has another shape of", changed)):
+        if names:
+            raise ValueError(f"{wrong}, it {what} {names[0]} and {len(names) - 1} others")
 
 
 def classes_of(state: dict[str, torch.Tensor]) -> dict[str, int]:
