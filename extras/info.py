@@ -5,17 +5,16 @@ import math
 import textwrap
 from pathlib import Path
 
-from extras import pretrained
+from extras import checkpoints, pretrained
 
 WIDTH = 100  # of a printed line
 SHOWN = 12  # classes of a head, unless --classes
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Print what a checkpoint holds: the network and its input, heads and classes, how far it "
-        "was trained, by which recipe and how well, and what `init` would take of it."
-    )
+    parser.description = """\
+What a checkpoint holds: the network and its input, heads and classes, how far it was trained, by
+which recipe and how well, and what `init` would take of it."""
     parser.add_argument(
         "checkpoint", help="a file, the folder of a run, or a folder of save_pretrained"
     )
@@ -27,14 +26,13 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
         raise ValueError(f"info has no --{', --'.join(overrides)}")
     path = Path(options.checkpoint)
     if (path / "last.pt").exists() or (path / "best.pt").exists():
-        state = method.load(path)
-        path = Path(state["path"])
+        path = Path(checkpoints.load(path)["path"])
     weights = pretrained.load(path)
     shown = None if options.classes else SHOWN
     lines = network_lines(path, weights) + head_lines(weights, shown)
     if weights.family == pretrained.OWN:
-        state = method.load(path)
-        lines += training_lines(state, method.recipe_of(state))
+        state = checkpoints.load(path)
+        lines += training_lines(state, checkpoints.recipe_of(state, method.Recipe))
     lines += init_lines(weights)
     for title, text in lines:
         print(textwrap.fill(text, WIDTH, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
@@ -57,9 +55,9 @@ def network_lines(path: Path, weights: pretrained.Weights) -> list[tuple[str, st
         ("file", f"{path}, {size:.1f} MB, {weights.family}"),
         (
             "encoder",
-            f"{encoder / 1e6:.2f} M parameters ({heads / 1e6:.2f} M more in heads): width "
-            f"{config.width}, depth {config.depth}, {config.heads} heads of attention, positions "
-            f"{config.pos}, pool {config.pool}",
+            f"{encoder:,} parameters and {heads:,} in heads; width {config.width}, depth "
+            f"{config.depth}, {config.heads} heads of attention, positions {config.pos}, pool "
+            f"{config.pool}",
         ),
         (
             "input",

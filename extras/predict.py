@@ -27,13 +27,15 @@ import torch
 
 import ava_eval
 import data
-from extras import persons, pictures, settings
+from extras import checkpoints, persons, pictures, settings
+from extras import job as jobs
 from extras.annotations import Clock, Mark, place, read_boxes_table
+from extras.report import best_labels
 from extras.videos import frame_times
 
 FREE = ("out", "device", "precision", "workers", "threads")  # keys of the recipe that count here
 THREE_WAYS = (
-    "persons are labelled in boxes: --boxes FILE.csv (video,second,x1,y1,x2,y2,,score), "
+    "say where the persons are: --boxes FILE.csv (video,second,x1,y1,x2,y2,,score), "
     "--boxes detect (torchvision finds them), or --boxes whole (one actor, the whole picture)"
 )
 RECORD = "predict.json"
@@ -68,11 +70,8 @@ class Film:
 @dataclass
 class Keyframe:
     time_sec: float  # from the first frame of the file
-    people: list[data.Person]
+    people: list[data.Person] = field(default_factory=list)
     texts: list[list[str]] = field(default_factory=list)  # the lines of each in the annotated video
-
-    def __post_init__(self):
-        self.texts = [[] for _ in self.people]
 
     def add(self, box: tuple[float, float, float, float], score: float) -> None:
         """A person; one whose box is there already, with another action, is the same."""
@@ -90,21 +89,33 @@ class Keyframe:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "What a trained model sees in videos: labels of persons (in boxes) and classes of clips, "
-        "printed, saved as csv, and drawn into the videos."
-    )
-    parser.epilog = f"Of the recipe's keys predict takes --{', --'.join(FREE)}."
+    parser.description = f"""\
+What a trained model sees in videos: labels of persons (box tasks) and classes of clips (clip
+tasks), printed, saved as csv, and drawn into the videos. The results of an earlier prediction in
+the same --out (default: predictions/VIDEO) are replaced.
+
+Of the recipe's settings count --{", --".join(FREE)}."""
     parser.add_argument("checkpoint", help="a file, or the folder of a run")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file or a folder, or several")
     parser.add_argument(
         "--boxes",
-        metavar="FILE | detect | whole",
-        help="the persons to label: a csv, found by a detector, or one that fills the picture; "
-        "without it the box tasks of the model are left out",
+        metavar="FILE|detect|whole",
+        help="the persons to label: of a csv, found by a detector, or one that fills the picture "
+        "(default: none, the box tasks are left out)",
     )
     parser.add_argument(
-        "--top", type=int, default=3, help="labels shown of a box or clip (default: 3, at least 1)"
+        "--every-sec",
+        type=float,
+        default=1.0,
+        metavar="SEC",
+        help="from clip to clip, and between looks for persons (default: 1, above 0)",
+    )
+    parser.add_argument(
+        "--top",
+        type=int,
+        default=3,
+        metavar="COUNT",
+        help="labels shown of a box or clip; the csv have all (default: 3, at least 1)",
     )
     persons.add_detector_options(parser)
 
@@ -115,52 +126,52 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
     persons.check_detector_options(options)
     if options.top < 1:
         raise ValueError(f"--top {options.top}: expected 1 or more")
-    state = method.load(options.checkpoint)
-    recipe = use(method.recipe_of(state), overrides, method)
+    state = checkpoints.load(options.checkpoint)
+    recipe = use(checkpoints.recipe_of(state, method.Recipe), overrides)
     box_tasks, clip_tasks = tasks_of(recipe, options.boxes)
     films, damaged = open_films(persons.find_videos(options.videos))
     out = Path(overrides.get("out") or folder_for(options.videos, recipe))
-    job = method.setup(recipe)
+    job = jobs.join(recipe)
     if job.size > 1:
         raise ValueError("predict runs as one process, without torchrun")
+    if box_tasks and options.boxes == "whole":
+        fill_with_whole(films, options.every_sec)
+    elif box_tasks and options.boxes != "detect":
+        read_boxes(films, options.boxes, {task.offset_sec for task in box_tasks})
+    model = checkpoints.model_of(state, method.Recipe).eval().to(job.device)
 
-    written = Written(out, options, state)
-    if box_tasks:
-        find_boxes(films, box_tasks, options, written, job.device)
-    model = method.model_of(state).eval().to(job.device)
+    written = Written(out, options, state)  # from here on what was there before is gone
+    if box_tasks and options.boxes == "detect":
+        damaged += detect(films, options, written.add("boxes.csv"), job.device)
     predict = functools.partial(method.predictions, model, recipe, job)
     for task in box_tasks:
-        found = label_persons(predict, task, state["classes"][task.name], films, options.top)
-        rows = method.detection_rows(found, len(state["classes"][task.name]))
-        ava_eval.write_csv(written.add(several("detections", task, box_tasks)), rows)
-    titled = len(clip_tasks) > 1
+        classes = state["classes"][task.name]
+        found = label_persons(predict, task, classes, films, options.top, len(box_tasks) > 1)
+        rows = method.detection_rows(found, len(classes))
+        ava_eval.write_csv(written.add(file_of("detections", task, box_tasks)), rows)
     for task in clip_tasks:
         classes = state["classes"][task.name]
-        rows = label_clips(predict, task, classes, films, options.every_sec, options.top, titled)
-        write_rows(written.add(several("clips", task, clip_tasks)), rows)
+        rows = label_clips(predict, task, classes, films, options, len(clip_tasks) > 1)
+        write_rows(written.add(file_of("clips", task, clip_tasks)), rows)
     for film in films:
+        name = "annotated.mp4" if len(films) == 1 else f"annotated/{film.name}.mp4"
         if film.keyframes or film.clips:
-            name = "annotated.mp4" if len(films) == 1 else f"annotated/{film.name}.mp4"
-            annotate(film, written.add(name))
+            damaged += attempt(annotate, film, written.add(name))
     print(written.finish())
     return 1 if damaged else 0
 
 
-def use(recipe, overrides: dict[str, str], method):
+def use(recipe, overrides: dict[str, str]):
     """The recipe of the checkpoint with what was typed of it."""
     if unused := overrides.keys() - set(FREE):
         raise ValueError(
             f"predict takes --{', --'.join(FREE)} of the recipe's keys, not "
             f"--{', --'.join(sorted(unused))}"
         )
-    values = {key: method._value(text, method.Recipe, key) for key, text in overrides.items()}
-    problems = [*settings.misfits(method.Recipe, values).values()]
-    if not problems:
-        recipe = dataclasses.replace(recipe, **values)
-        problems = method.out_of_range(recipe)
-    if problems:
-        raise ValueError("predict: " + "; ".join(problems))
-    return recipe
+    values = {key: settings.value_of(text, type(recipe), key) for key, text in overrides.items()}
+    if problems := settings.misfits(type(recipe), values):
+        raise ValueError("predict: " + "; ".join(problems.values()))
+    return dataclasses.replace(recipe, **values)
 
 
 def tasks_of(recipe, boxes: str | None) -> tuple[list[data.Task], list[data.Task]]:
@@ -171,8 +182,8 @@ def tasks_of(recipe, boxes: str | None) -> tuple[list[data.Task], list[data.Task
     names = ", ".join(task.name for task in of_boxes)
     if of_boxes and not boxes:
         if not of_clips:
-            raise ValueError(f"the model labels persons ({names}); {THREE_WAYS}")
-        print(f"{names} left out; {THREE_WAYS}")
+            raise ValueError(f"the model labels persons (task {names}), {THREE_WAYS}")
+        print(f"task {names} labels persons and is left out; to have it, {THREE_WAYS}")
         return [], of_clips
     if boxes and not of_boxes:
         names = ", ".join(task.name for task in of_clips)
@@ -195,6 +206,16 @@ def open_films(found: list[persons.Video]) -> tuple[list[Film], int]:
     return films, len(damaged)
 
 
+def attempt(work: Callable, film: Film, *more) -> bool:
+    """Do something with a film, the others come after it; -> was it damaged, and named?"""
+    try:
+        work(film, *more)
+        return False
+    except data.DecodeError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return True
+
+
 def folder_for(sources: list[str], recipe) -> str:
     """Where the predictions go if no --out says it."""
     if len(sources) > 1:
@@ -203,7 +224,7 @@ def folder_for(sources: list[str], recipe) -> str:
     return f"predictions/{source.name if source.is_dir() else source.stem}"
 
 
-def several(what: str, task: data.Task, tasks: list[data.Task]) -> str:
+def file_of(what: str, task: data.Task, tasks: list[data.Task]) -> str:
     return f"{what}-{task.name}.csv" if len(tasks) > 1 else f"{what}.csv"
 
 
@@ -219,9 +240,10 @@ class Written:
         self.out, self.record = out, out / RECORD
         out.mkdir(parents=True, exist_ok=True)
         for name in self.earlier():
-            (out / name).unlink(missing_ok=True)
+            if (out / name).resolve() != Path(options.boxes or "").resolve():
+                (out / name).unlink(missing_ok=True)
         self.table = {
-            "checkpoint": str(options.checkpoint),
+            "checkpoint": state["path"],
             "step": state.get("step"),
             "videos": options.videos,
             "boxes": options.boxes,
@@ -245,6 +267,7 @@ class Written:
         self.save()
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
         return path
 
     def save(self) -> None:
@@ -279,32 +302,35 @@ def write_rows(path: Path, rows: list[list]) -> None:
 # ------------------------------------------------------------------------------------------------
 
 
-def find_boxes(
-    films: list[Film],
-    tasks: list[data.Task],
-    options: argparse.Namespace,
-    written: Written,
-    device: torch.device,
-) -> None:
-    """Fill the films' keyframes with persons."""
-    if options.boxes == "whole":
-        for film in films:
-            for second in persons.regular_times(film.end_sec, options.every_sec):
-                person = data.Person((0.0, 0.0, 1.0, 1.0), set())
-                film.keyframes[stamp_of(second)] = Keyframe(second, [person])
-        return
-    file = options.boxes
-    if file == "detect":
-        file = written.add("boxes.csv")
-        somebody = False
-        detector = persons.load_detector(options.detector, options.weights, device.type)
-        for film in films:
-            rows = persons.find_persons(film.video, detector, options.every_sec, options.min_score)
-            persons.append(file, rows)
-            somebody = somebody or len(rows[0]) > 2
-        if not somebody:
-            raise ValueError("the detector found nobody: a lower --min-score, or --boxes whole")
-    read_boxes(films, file, {task.offset_sec for task in tasks})
+def fill_with_whole(films: list[Film], every_sec: float) -> None:
+    """One person who fills the picture, all along every film."""
+    for film in films:
+        for second in persons.regular_times(film.end_sec, every_sec):
+            keyframe = film.keyframes[stamp_of(second)] = Keyframe(second)
+            keyframe.add((0.0, 0.0, 1.0, 1.0), 1.0)
+
+
+def detect(films: list[Film], options: argparse.Namespace, file: Path, device) -> int:
+    """Fill the films' keyframes with the persons that a detector finds, and write their boxes into
+    a csv; -> how many films were damaged and are taken out of the list."""
+    detector = persons.load_detector(options.detector, options.weights, device.type)
+
+    def find(film: Film) -> None:
+        rows = persons.find_persons(film.video, detector, options.every_sec, options.min_score)
+        persons.append(file, rows)
+        for _, second, *box in rows:
+            if box:
+                x1, y1, x2, y2, _, score = box
+                stamp = stamp_of(float(second))
+                keyframe = film.keyframes.setdefault(stamp, Keyframe(float(second)))
+                keyframe.add((float(x1), float(y1), float(x2), float(y2)), float(score))
+
+    whole = [film for film in films if not attempt(find, film)]
+    damaged = len(films) - len(whole)
+    films[:] = whole
+    if not any(film.keyframes for film in films):
+        raise ValueError("the detector found nobody: a lower --min-score, or --boxes whole")
+    return damaged
 
 
 def stamp_of(second: float) -> int:
@@ -317,6 +343,8 @@ def read_boxes(films: list[Film], file: str | Path, offsets: set[float]) -> None
     offsets: annotation time minus file time of the model's tasks. Rows that all lie outside of
     their video, but inside once an offset is taken off, count from the start of the movie.
     """
+    if not Path(file).exists():
+        raise ValueError(f"--boxes {file}: no such file (nor one of the words detect, whole)")
     marks, sentence = read_boxes_table(file)
     print(sentence)
     by_film, others = sort_marks(films, marks)
@@ -335,14 +363,15 @@ def read_boxes(films: list[Film], file: str | Path, offsets: set[float]) -> None
                 problems.append(f"{mark.where}: {problem}")
             if len(mark.box):
                 stamp = stamp_of(mark.time_sec + shift)
-                keyframe = film.keyframes.setdefault(stamp, Keyframe(mark.time_sec, []))
+                keyframe = film.keyframes.setdefault(stamp, Keyframe(mark.time_sec))
                 keyframe.add(tuple(mark.box), mark.score)
     if not any(film.keyframes for film in films):
         raise ValueError(f"none of {len(marks)} boxes can be used: {'; '.join(problems[:3])}")
     without = [film.name for film in films if not film.keyframes]
     if without:
         problems.append(f"{file}: no box of {some(without)}")
-    print(*problems[:SHOWN], sep="\n", file=sys.stderr)
+    for problem in problems[:SHOWN]:
+        print(problem, file=sys.stderr)
     if len(problems) > SHOWN:
         print(f"and {len(problems) - SHOWN} more", file=sys.stderr)
 
@@ -383,11 +412,17 @@ def some(names: list[str]) -> str:
 
 
 def label_persons(
-    predict: Callable, task: data.Task, classes: list[str], films: list[Film], top: int
+    predict: Callable,
+    task: data.Task,
+    classes: list[str],
+    films: list[Film],
+    top: int,
+    several: bool,
 ) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
-    """(video, microseconds) -> boxes (k, 4), scores (k, C); printed, and written at the boxes.
+    """(video, microseconds) -> boxes (k, 4), scores (k, C); the best are printed and drawn.
 
-    predict: a dataset -> its (batch, logits), as the method's evaluation does it.
+    predict: a dataset -> its (batch, logits), as the method's evaluation does it. several: the
+    lines at a box name their task.
     """
     rows, keyframes = [], {}
     for film in films:
@@ -407,7 +442,7 @@ def label_persons(
             film, keyframe = keyframes[key]
             for box, row in enumerate(scores[mine]):
                 labels = best_labels(classes, row, top)
-                keyframe.texts[box].extend(labels)
+                keyframe.texts[box].extend(lines_of(task, labels, several))
                 where = f"{film.file.name}  {keyframe.time_sec:.3f} s"
                 print(f"{where}  {task.name}  box {box}:  {', '.join(labels)}")
     return found
@@ -418,17 +453,13 @@ def label_clips(
     task: data.Task,
     classes: list[str],
     films: list[Film],
-    every_sec: float,
-    top: int,
-    titled: bool,
+    options: argparse.Namespace,
+    several: bool,
 ) -> list[list]:
-    """Rows of clips.csv: a clip every every_sec, from its first frame to its last, every class.
-
-    titled: in the annotated video the task's name stands before its labels.
-    """
+    """Rows of clips.csv: a clip every every_sec, from its first frame to its last, every class."""
     rows, middles = [], {}
     for film in films:
-        for second in persons.regular_times(film.end_sec, every_sec):
+        for second in persons.regular_times(film.end_sec, options.every_sec):
             key = (film.name, stamp_of(second))
             rows.append((key, str(film.file), second, 0, []))
             middles[key] = film, second
@@ -439,9 +470,8 @@ def label_clips(
             if not valid:
                 continue
             film, second = middles[key]
-            labels = best_labels(classes, row, top)
-            line = f"{task.name}: {', '.join(labels)}"
-            film.clips.setdefault(key[1], []).extend([line] if titled else labels)
+            labels = best_labels(classes, row, options.top)
+            film.clips.setdefault(key[1], []).extend(lines_of(task, labels, several))
             print(f"{film.file.name}  {second:.3f} s  {task.name}:  {', '.join(labels)}")
             first = second - task.frames // 2 * task.step_sec
             start = max(0.0, first)
@@ -451,12 +481,13 @@ def label_clips(
     return table
 
 
+def lines_of(task: data.Task, labels: list[str], several: bool) -> list[str]:
+    """What is drawn: a label a line or, where several tasks speak, a task a line."""
+    return [f"{task.name}: {', '.join(labels)}"] if several else labels
+
+
 def dataset_of(task: data.Task, classes: list[str], rows: list[tuple]) -> data.Dataset:
     return data.Dataset(task, "val", classes, data.Items("", rows, len(classes)), {})
-
-
-def best_labels(classes: list[str], scores: np.ndarray, top: int) -> list[str]:
-    return [f"{classes[c]} {scores[c]:.2f}" for c in np.argsort(-scores)[:top]]
 
 
 # ------------------------------------------------------------------------------------------------

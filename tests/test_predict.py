@@ -14,7 +14,7 @@ from test_persons import decoded_frames, square_at, square_movie, stand_in  # no
 
 import cofinetune
 import data
-from extras import info, persons, pictures, predict
+from extras import checkpoints, info, persons, pictures, predict
 from extras.annotations import Clock
 from extras.videos import frame_times
 from extras.world import LABELS
@@ -27,7 +27,7 @@ def film_of(path):
 
 
 def put(film, second, *boxes, texts=()):
-    keyframe = predict.Keyframe(second, [])
+    keyframe = predict.Keyframe(second)
     for box in boxes:
         keyframe.add(box, 1.0)
     for lines, words in zip(keyframe.texts, texts, strict=False):
@@ -100,7 +100,7 @@ def test_links_take_the_best_overlaps_first_and_each_box_once():
 
 def test_two_persons_cross_and_one_is_lost_for_a_keyframe():
     def keyframe(second, **boxes):
-        made = predict.Keyframe(second, [])
+        made = predict.Keyframe(second)
         for number, (name, box) in enumerate(boxes.items()):
             made.add(box, 1.0)
             made.texts[number].append(name)
@@ -270,7 +270,7 @@ def test_nothing_old_is_shown_as_a_result(trained, folder, tmp_path, capsys):
     run(predict, trained, folder, "--boxes", "whole", out=out)
     own = write_lines(out / "notes.txt", "mine")
     run(predict, trained, folder / "a.mp4", out=out)  # without boxes: the clip tasks alone
-    assert "ava left out; persons are labelled in boxes: --boxes FILE" in capsys.readouterr().out
+    assert "task ava labels persons and is left out" in capsys.readouterr().out
     files = [path for path in out.rglob("*") if path.is_file()]
     assert {str(path.relative_to(out)) for path in files} == {
         "notes.txt", "predict.json", "clips-actions.csv", "clips-templates.csv", "annotated.mp4"
@@ -340,8 +340,8 @@ def test_what_is_wrong_with_the_words_is_one_sentence(trained, folder, tmp_path,
     film = folder / "a.mp4"
     out = dict(out=tmp_path / "p")
     for words, overrides, problem in (
-        ((), dict(precision="fp16"), "'fp16' is not one of"),
-        ((), dict(workers="x"), "workers = 'x' is not"),
+        ((), dict(precision="fp16"), 'precision = "fp16" is not one of'),
+        ((), dict(workers="x"), 'workers = "x" is not'),
         ((), {"task.ava.batch": 3}, "not --task.ava.batch"),
         (("--every-sec", 0), {}, "--every-sec 0: expected more than 0"),
         (("--top", 0), {}, "--top 0: expected 1 or more"),
@@ -359,7 +359,7 @@ def test_what_is_wrong_with_the_words_is_one_sentence(trained, folder, tmp_path,
 
 
 def test_a_box_model_says_the_three_ways(trained):
-    recipe = cofinetune.recipe_of(cofinetune.load(trained))
+    recipe = checkpoints.recipe_of(checkpoints.load(trained), cofinetune.Recipe)
     clips = [task for task in recipe.task if task.kind == "clip"]
     recipe.task = [task for task in recipe.task if task.kind == "box"]
     with pytest.raises(ValueError, match="--boxes FILE.csv .* --boxes detect .* --boxes whole"):
@@ -380,7 +380,7 @@ def test_info_of_a_checkpoint(trained, capsys):
     for words in ("this project", "8 frames of 48 x 48 px", "actions (clip task), 12 classes"):
         assert words in said
     assert "still, left, right" in said and "and 6 more (--classes)" in said
-    run(info, trained, "--classes")
+    run(info, trained.parent, "--classes")
     said = " ".join(capsys.readouterr().out.split())
     assert ", ".join(LABELS) in said
     with pytest.raises((ValueError, OSError)):
