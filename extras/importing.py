@@ -589,7 +589,7 @@ def _recipe_with_task(task: Task, texts: dict[str, list[str]], into: Path) -> st
     """The text of the recipe `into` with the task at its end, or as it is if it has it already."""
     text = into.read_text(encoding="utf-8")
     table = load(into)
-    others = table.get("task", [])
+    others = table["task"]
     root = into.parent / table.get("root", ".")
     values = dict(zip(("frames", "stride"), clip_length(task), strict=True))
     for key in ("frames", "stride", "fps", "size", "short_side"):  # one encoder sees all tasks

@@ -132,9 +132,9 @@ def draw_log(path: Path) -> None:
             values.append(value)
     for _, values in losses.values():
         values[:] = np.convolve(np.pad(values, 4, "edge"), np.ones(9) / 9, "valid")
-    panels = [pictures.draw_curves(losses)]
+    panels = [pictures.draw_curves(losses, x_name="step", y_name="loss")]
     if any(len(steps) > 1 for steps, _ in scores.values()):
-        panels.append(pictures.draw_curves(scores))
+        panels.append(pictures.draw_curves(scores, x_name="step", y_name="score"))
     pictures.write_png(path.with_name("curves.png"), np.concatenate(panels))
 
 

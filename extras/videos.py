@@ -37,7 +37,7 @@ from data import (
     video_stream,
 )
 from extras.formats import read_clips
-from extras.pictures import GREEN, draw_boxes, draw_text, grid, write_png
+from extras.pictures import GREEN, add_caption, draw_boxes, grid, write_png
 from extras.recipe import read_tasks
 
 
@@ -343,9 +343,7 @@ def show(source: Path, out: Path, count: int) -> None:
         except DecodeError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        title = np.full((12, frame.shape[1], 3), 25, np.uint8)
-        draw_text(title, 2, 1, caption, (255, 255, 255))
-        pictures.append(np.concatenate([title, draw_boxes(frame, boxes, names, GREEN)]))
+        pictures.append(add_caption(draw_boxes(frame, boxes, names, GREEN), caption))
     if not pictures:
         raise ValueError(f"{source}: no video of it can be decoded")
     write_png(out, grid(pictures))
@@ -365,7 +363,7 @@ def _from_folder(folder: Path, count: int) -> Iterator[tuple]:
     if not names:
         raise ValueError(f"{folder}: no videos there")
     for index in _spread(len(names), count):
-        yield folder / names[index], _middle, [], [], Path(names[index]).name
+        yield folder / names[index], _middle, [], [], [names[index]]
 
 
 def _from_tasks(recipe: Path, count: int) -> Iterator[tuple]:
@@ -376,14 +374,15 @@ def _from_tasks(recipe: Path, count: int) -> Iterator[tuple]:
 
 
 def _annotated(dataset: Dataset, item: Item) -> tuple:
-    """(path, times, boxes, their names, caption) of an item."""
-    caption = f"{dataset.split} {Path(item.path).stem}"
+    """(path, times, boxes, their names, lines of the caption) of an item."""
+    caption = [f"{dataset.task.name} {dataset.split}", Path(item.key[0]).name]
     if dataset.task.kind == "clip":
         return item.path, _middle, [[0, 0, 1, 1]], [[dataset.classes[item.label]]], caption
     names = []
     for row in item.labels:
         names.append([dataset.classes[column] for column in row.nonzero()[0]] or ["-"])
-    return item.path, [item.time_sec], item.boxes, names, f"{caption} {item.time_sec:.3f} s"
+    caption[1] += f" {item.time_sec:.3f} s"
+    return item.path, [item.time_sec], item.boxes, names, caption
 
 
 # ------------------------------------------------------------------------------------------------

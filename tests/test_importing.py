@@ -408,8 +408,8 @@ def test_import_of_folders_per_class(place_clips, tmp_path, own_import):
     assert train.task.flip == 0 and train.classes == ["turn left", "Turn_Left 2"]
     assert min(train.class_counts().values()) > 0 and min(val.class_counts().values()) > 0
     assert all(train.classes[item.label] in item.path for item in train.items)
-    recipe = (tmp_path / "out" / "recipe.toml").read_text()
-    assert "box" not in recipe and train.task.frames * train.task.step_sec <= 2  # the clips' 2 s
+    text = (tmp_path / "out" / "recipe.toml").read_text()
+    assert "box" not in text and train.task.frames * train.task.step_sec <= 2  # the clips' 2 s
 
 
 @pytest.mark.parametrize(
@@ -1024,24 +1024,24 @@ def test_import_into_a_recipe_that_is_there(place_clips, tmp_path, own_import):
     videos = place_clips("a.mp4", "b.mp4")
     write_lines(videos / "labels.csv", f"{HEADER}\n{ROWS}".strip())
     own_import(videos, tmp_path / "own")
-    recipe = tmp_path / "own" / "recipe.toml"
-    recipe.write_text("# mine\n" + recipe.read_text().replace("frames = 16", "frames = 8"))
-    before = recipe.read_text()
+    path = tmp_path / "own" / "recipe.toml"
+    path.write_text("# mine\n" + path.read_text().replace("frames = 16", "frames = 8"))
+    before = path.read_text()
     more = place_clips(*(f"{c}/{i}.mp4" for c in "xy" for i in range(3)), folder=tmp_path / "more")
-    own_import(more, tmp_path / "clips", "--into", recipe)
-    after = recipe.read_text()
+    own_import(more, tmp_path / "clips", "--into", path)
+    after = path.read_text()
     assert after.startswith(before.rstrip()) and not (tmp_path / "clips" / "recipe.toml").exists()
-    (first, _), (second, root) = read_tasks(recipe)
+    (first, _), (second, root) = read_tasks(path)
     assert (second.name, second.kind, second.frames) == ("clips", "clip", 8) and first.kind == "box"
     for part in ("train", "val"):
-        dataset = data.open_task(second, root, part)
+        dataset = data.open_task(second, root, part, read_clips)
         assert dataset.classes == ["x", "y"]
-    own_import(more, tmp_path / "clips", "--into", recipe)  # again: it has it
-    assert recipe.read_text() == after
+    own_import(more, tmp_path / "clips", "--into", path)  # again: it has it
+    assert path.read_text() == after
     (tmp_path / "deep" / "clips").mkdir(parents=True)
     with pytest.raises(ValueError, match="has a task 'clips' already"):
-        own_import(more, tmp_path / "deep" / "clips", "--into", recipe)
-    assert recipe.read_text() == after and not [*(tmp_path / "deep" / "clips").iterdir()]
+        own_import(more, tmp_path / "deep" / "clips", "--into", path)
+    assert path.read_text() == after and not [*(tmp_path / "deep" / "clips").iterdir()]
     with pytest.raises((ValueError, OSError)):
         own_import(more, tmp_path / "new", "--into", tmp_path / "none.toml")
     assert not (tmp_path / "new").exists() and not [*tmp_path.glob("*.part")]
