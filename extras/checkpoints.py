@@ -2,15 +2,14 @@
 run begins with or a checkpoint holds."""
 
 import os
-import pickle
-import struct
 from pathlib import Path
 
 import torch
 
 import data
-from extras import methods
+from extras import methods, pretrained
 from extras import recipe as recipes
+from extras.weight_files import read_torch
 from model import CoFinetuneModel, Head, ModelConfig
 
 
@@ -50,17 +49,10 @@ def load(path: str | Path) -> dict:
         if not here:
             raise ValueError(f"{path}: a folder without best.pt or last.pt")
         path = here[0]
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such checkpoint") from None
-    except (
-        OSError, RuntimeError, EOFError, ValueError, LookupError, struct.error,
-        pickle.UnpicklingError,
-    ) as error:  # fmt: skip
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
-    if not isinstance(state, dict) or "model_config" not in state or "recipe" not in state:
+    if not path.exists():
+        raise ValueError(f"{path}: no such checkpoint")
+    state = read_torch(path)
+    if "model_config" not in state or "recipe" not in state:
         raise ValueError(f"{path}: not a checkpoint of this project; `--init` reads other families")
     return state | {"path": str(path)}
 
@@ -98,13 +90,8 @@ def build_model(
     if not recipe.init:
         say("initialised from scratch")
         return CoFinetuneModel(recipes.model_config(recipe.model), heads)
-    from extras import pretrained
-
-    weights = pretrained.load(recipe.init)
-    # The checkpoint decides on the architecture; of [model] count the keys that may leave it.
-    free = recipes.LEAVES_INIT & recipe.model.keys()
-    model = pretrained.build(weights, heads, **{key: recipe.model[key] for key in free})
-    say(f"initialised from {recipe.init} ({weights.family})")
+    model, lines = pretrained.initialise(recipe.init, heads, recipe.model)
+    say("\n  ".join(lines))
     return model
 
 

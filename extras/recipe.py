@@ -12,12 +12,10 @@ import tomllib
 from pathlib import Path
 
 import data
-from extras import settings
+from extras import pretrained, settings
 from model import SIZES, ModelConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
-# The keys of [model] that may leave what an `init` checkpoint says.
-LEAVES_INIT = {"frames", "size", "drop_path", "checkpointing"}
 PATHS = (
     "train val videos val_videos labels eval_labels exclude_train exclude_val train_boxes val_boxes"
 ).split()
@@ -247,7 +245,7 @@ def model_tables(recipe, saved) -> tuple[dict, dict]:
     """The networks of two recipes, in full; after `init` only the keys that may leave it."""
     if not recipe.init:
         return vars(model_config(recipe.model)), vars(model_config(saved.model))
-    new = {key: value for key, value in recipe.model.items() if key in LEAVES_INIT}
+    new = {key: value for key, value in recipe.model.items() if key in pretrained.LEAVES_INIT}
     return new, saved.model
 
 
