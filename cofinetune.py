@@ -546,7 +546,7 @@ def map_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
     """What ava_eval.evaluate takes beside the detections."""
     task, root = dataset.task, Path(recipe.root)
     chosen = dict(
-        groundtruth=root / task.val,
+        groundtruth=data.files_of(root / task.val),  # several: pooled, and each part
         protocol=recipe.protocol,
         train_counts=counts,
         labelmap=data.read_classes(root / (task.eval_labels or task.labels)),

@@ -37,7 +37,6 @@ import atexit
 import contextlib
 import csv
 import functools
-import glob
 import heapq
 import json
 import math
@@ -616,8 +615,21 @@ def pixel_aspect(stream: av.VideoStream) -> float:
 # ------------------------------------------------------------------------------------------------
 
 
+def files_of(path: str | Path) -> list[str]:
+    """The file itself, or those of a pattern: `*` in its last part, so that folders may hold [1]."""
+    folder, name = os.path.split(path)
+    if "*" not in name:
+        return [str(path)]
+    return sorted(str(file) for file in Path(folder).glob(name))
+
+
 def read_lines(path: str | Path) -> Iterator[tuple[str, str]]:
-    """(`path:line`, text) of every line that is not blank."""
+    """(`path:line`, text) of every line that is not blank, of a file or the files of a pattern."""
+    for file in files_of(path):
+        yield from _lines_of(file)
+
+
+def _lines_of(path: str) -> Iterator[tuple[str, str]]:
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if "\0" in line:
@@ -1275,7 +1287,7 @@ def open_task(
     if "annotations" not in paths:
         raise ValueError(f"{who}: `{split}` is not given")
     for key, path in paths.items():
-        if not (glob.glob(path) if "*" in path else os.path.exists(path)):
+        if not all(os.path.exists(file) for file in files_of(path) or [path]):
             raise FileNotFoundError(f"{who}: {key} {path} does not exist")
     if task.kind == "box":
         dataset = _open_boxes(task, split, paths)

@@ -10,12 +10,11 @@ or without the number, and a folder per class.
 """
 
 import csv
-import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import ClipRow, read_json, read_lines, read_list, to_number
+from data import ClipRow, files_of, read_json, read_lines, read_list, to_number
 
 
 def read_clips(path: str, split: str, folder: str) -> Iterator[ClipRow]:
@@ -77,7 +76,7 @@ def _something(path: str) -> Iterator[ClipRow]:
 
 def _hmdb51(pattern: str, split: str) -> Iterator[ClipRow]:
     part = "1" if split == "train" else "2"  # 0: unused
-    for path in sorted(glob.glob(pattern)):
+    for path in files_of(pattern):
         label = re.sub(r"_test_split\d+$", "", Path(path).stem)
         for where, line in read_lines(path):
             name, _, number = line.rpartition(" ")
