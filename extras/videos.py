@@ -23,6 +23,7 @@ from data import (
     DecodeError,
     Item,
     Task,
+    can_seek,
     decode_clip,
     duration_sec,
     format_is,
@@ -39,6 +40,9 @@ from data import (
 from extras.formats import read_clips
 from extras.pictures import GREEN, add_caption, draw_boxes, grid, write_png
 from extras.recipe import read_tasks
+
+
+LONG_SEC = 30  # a video worth a word, if every clip of it decodes all that comes before
 
 
 def _splits(recipe: str | Path) -> list[tuple[Task, Path, str]]:
@@ -97,7 +101,7 @@ def frame_times(path: str | Path, decode: bool = False) -> tuple[np.ndarray, flo
                 f"{path}: its clock starts anew inside of it, as of recordings joined, and what "
                 "comes then would never be seen; `prepare` writes it with one clock"
             )
-        ticks, width, height = _decoded_ticks(path, decode or joined or guessed)
+        ticks, width, height = _decoded_ticks(path, decode or joined or guessed or not shown)
         if joined or guessed or not shown:
             shown = ticks
         times = np.array([float((tick - start) * base) for tick in shown])
@@ -153,9 +157,24 @@ def check(source: Path, workers: int, quick: bool = False) -> bool:
     else:
         wanted = _read_annotations(source, problems)
 
+    slow = []  # long, and without a way to seek
+
     def read(path: str) -> float:
         times, end_sec, *_ = frame_times(path, not quick)
-        decode_clip(path, [times[len(times) // 2]], short_side=64)  # as training does: by a seek
+        header_sec = []
+
+        def middle(duration: float) -> list[float]:
+            header_sec.append(duration)
+            return [times[len(times) // 2]]
+
+        decode_clip(path, middle, short_side=64)  # as training does: by a seek
+        if end_sec > 1.1 * header_sec[0] + 1:
+            raise DecodeError(
+                f"{path}: lasts {end_sec:.1f} s, its header says {header_sec[0]:.1f} s, and from "
+                "what is after that no clip would be cut; `prepare` writes it with a true header"
+            )
+        if end_sec > LONG_SEC and not _can_seek(path):
+            slow.append(path)
         return end_sec
 
     for path, result in _walk(read, list(wanted), workers):
@@ -168,8 +187,19 @@ def check(source: Path, workers: int, quick: bool = False) -> bool:
                 f"{path}: {len(outside)} keyframes are outside its {result:.3f} s, "
                 f"the first at {outside[0]:.3f} s"
             )
+    if slow:
+        print(
+            f"{len(slow)} long videos are decoded from their start for every clip, since their "
+            f"format cannot tell times otherwise; `prepare` makes them quick; the first is "
+            f"{min(slow)}"
+        )
     print(*problems, f"{len(wanted)} videos, {len(problems)} problems", sep="\n")
     return not problems
+
+
+def _can_seek(path: str) -> bool:
+    with open_video(path) as container:
+        return can_seek(container, video_stream(container, path))
 
 
 def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float]]:

@@ -1,8 +1,8 @@
 """Tests of data.py, the section "Decoding"."""
 
 import os
-import resource
 import shutil
+import sys
 from fractions import Fraction
 
 import av
@@ -163,6 +163,7 @@ def test_decoder_real_videos():
         assert np.array_equal(data.decode_clip(SHARED / "videos" / name, wanted), frames[picked])
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="open files cannot be counted here")
 def test_decoder_damaged_files(tmp_path):
     """One sentence with the path; nothing stays open, also when it fails."""
     good = write_movie(tmp_path / "good.mp4", **H264)
@@ -176,7 +177,7 @@ def test_decoder_damaged_files(tmp_path):
         sound.rate = 16000
         file.mux(stream.encode(sound))
         file.mux(stream.encode(None))
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(os.listdir("/dev/fd"))
     for name in ["empty.mp4", "page.mp4", "half.mp4", "sound.mp4", "absent.mp4"] * 20:
         with pytest.raises(data.DecodeError, match=name):
             data.decode_clip(tmp_path / name, [0.0])
@@ -185,11 +186,14 @@ def test_decoder_damaged_files(tmp_path):
             data.decode_clip(good, [time_sec])
     for _ in range(300):
         data.decode_clip(good, [0.5])
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert len(os.listdir("/dev/fd")) <= before + 1
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
 def test_decoder_memory_is_flat(tmp_path):
+    import resource
+
     path = write_movie(tmp_path / "v.mp4", **H264)
     for turn in range(2300):
         data.decode_clip(path, [1.0, 1.5], short_side=48)

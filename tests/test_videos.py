@@ -106,8 +106,11 @@ def test_videos_check_finds_damage(tmp_path, run):
     (folder / "zeros.mp4").write_bytes(content[:middle] + bytes(400) + content[middle + 400 :])
     one = write_movie(folder / "one.mkv", 50, **H264)
     (folder / "two.mkv").write_bytes(one.read_bytes() * 2)
+    one = write_movie(folder / "one.avi", 50, **MPEG4)
+    (folder / "two.avi").write_bytes(one.read_bytes() * 2)
     printed = run("check", folder, code=1)
-    assert "6 videos, 4 problems" in printed
+    assert "8 videos, 5 problems" in printed
+    assert "two.avi: lasts 4.0 s, its header says 2.0 s" in printed
     assert "two.mkv: its clock starts anew" in printed and "`prepare`" in printed
     for name in ("half.mp4", "empty.mp4", "zeros.mp4"):
         assert f"{folder / name}: " in printed
@@ -118,6 +121,17 @@ def test_videos_check_finds_damage(tmp_path, run):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="none: no videos there"):
         videos.check(tmp_path / "none", 1)
+
+
+def test_videos_check_says_what_is_slow(tmp_path, run, monkeypatch):
+    for name in ("short.avi", "b.mp4"):
+        write_movie(tmp_path / name, 30, **MPEG4)
+    for name in ("long.avi", "long.mp4"):
+        write_movie(tmp_path / name, 60, **MPEG4)
+    monkeypatch.setattr(videos, "LONG_SEC", 2)
+    printed = run("check", tmp_path)
+    assert "1 long videos are decoded from their start" in printed and "is " in printed
+    assert f"the first is {tmp_path / 'long.avi'}" in printed and "0 problems" in printed
 
 
 def test_videos_check_names_keyframes_outside_and_videos_in_both_parts(tmp_path, run):
