@@ -41,7 +41,6 @@ from extras.formats import read_clips
 from extras.pictures import GREEN, add_caption, draw_boxes, grid, write_png
 from extras.recipe import read_tasks
 
-
 LONG_SEC = 30  # a video worth a word, if every clip of it decodes all that comes before
 
 
