@@ -1,15 +1,14 @@
 """bench: what it costs, each figure beside another one that was measured in turns with it.
 
-Prints Markdown. A cell is the median (quartiles) over the rounds; a ratio is taken within each round,
-so that what slows the machine slows both. CPU seconds are blurred less by a busy machine than wall
-seconds. Peers that are missing are a row that says so; to have them all,
+Prints Markdown. A cell is the median (quartiles) over the rounds; a ratio is taken within each
+round, so that what slows the machine slows both. CPU seconds are blurred less by a busy machine
+than wall seconds. Peers that are missing are a row that says so; to have them all,
 
     pip install transformers decord torchcodec==0.13.0 opencv-python-headless
 
 and FFmpeg's libraries for torchcodec, of which 0.13 is the newest that loads beside a torch 2.13
-without CUDA. Films, lists and detection files are made once, up to 2 GB, and stay in the folder
-cofinetune-bench of the system's temporary folder; delete it at will. Linux: memory and cores are
-read from /proc.
+without CUDA. What it measures on is made once, up to 2 GB, and stays (bench_files.py). Linux only:
+memory and cores are read from /proc.
 """
 
 import argparse
@@ -31,17 +30,14 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-import ava_eval
 import data
-from extras import formats, pretrained, videos, world
+from extras import bench_files, formats, pretrained, videos, world
 from extras import job as jobs
 from extras import recipe as recipes
 from model import SIZES, CoFinetuneModel, Head, ModelConfig, box_loss, clip_loss
 
 HERE = Path(__file__).resolve().parent.parent
-CACHE = Path(tempfile.gettempdir()) / "cofinetune-bench"
 Table = tuple[str, list[dict]]  # title; rows {column: text, number or array over the rounds}
 
 
@@ -83,7 +79,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     if overrides and options.section != "train":
         raise ValueError(f"--{next(iter(overrides))}: of a recipe's keys only `bench train` takes")
     print(machine(), end="\n\n")
-    CACHE.mkdir(parents=True, exist_ok=True)
+    bench_files.CACHE.mkdir(parents=True, exist_ok=True)
     for name in [options.section] if options.section else SECTIONS:
         tables, _ = SECTIONS[name]
         for table in tables(options, overrides, method):
@@ -108,10 +104,10 @@ def model_tables(options, overrides, method) -> Iterator[Table]:
 
 def data_tables(options, overrides, method) -> Iterator[Table]:
     seconds, rounds = (6, 2) if options.quick else (58, 12)
-    films = make_films(CACHE / f"films-{seconds}", seconds)
+    films = bench_files.make_films(bench_files.CACHE / f"films-{seconds}", seconds)
     yield decoding_table(films, options.rounds or rounds)
     yield feeding_table(films, options.rounds or rounds // 2 + 1, options)
-    yield workers_table(films["10 s"], 2 if options.quick else 5, 4 if options.quick else 16)
+    yield workers_table(films["10 s"], 1 if options.quick else 5, 2 if options.quick else 16)
 
 
 def eval_tables(options, overrides, method) -> Iterator[Table]:
@@ -251,7 +247,7 @@ BOXES = 4  # of a clip
 HF = "Hugging Face, sdpa"
 
 
-def here(arch: str, frames: int, side: int, **options) -> CoFinetuneModel:
+def vivit(arch: str, frames: int, side: int, **options) -> CoFinetuneModel:
     torch.manual_seed(0)
     config = ModelConfig(frames, (side, side), cls=True, pool="cls", **SIZES[arch], **options)
     model = CoFinetuneModel(config, HEADS)
@@ -337,7 +333,7 @@ def matmul(device: str) -> tuple[Callable[[], None], float]:
 def steps_table(clip: tuple, rounds: int, device: str) -> Table:
     arch, frames, side, count = clip
     gpu = device == "cuda"
-    ours = here(arch, frames, side)
+    ours = vivit(arch, frames, side)
     theirs = hugging_face(ours)
     video = torch.randn(count, 3, frames, side, side)
     gap = logits_gap(ours, theirs, video[:1]) if theirs else 0.0
@@ -392,7 +388,7 @@ def peak_memory(name: str, device: str, arch: str, frames: int, side: int, clips
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
     def make(arch: str, frames: int, side: int, clips: int) -> Callable[[], None]:
-        net = here(arch, frames, side, checkpointing="checkpointing" in name)
+        net = vivit(arch, frames, side, checkpointing="checkpointing" in name)
         net = hugging_face(net) if name == HF else net
         video = torch.randn(clips, 3, frames, side, side, device=device)
         return training_step(net, video, bf16=device == "cuda")
@@ -438,50 +434,6 @@ def quiet() -> Iterator[None]:
 # thread; every method gets the same places in the same order.
 
 SAMPLING = {"32x2": (32, 2), "16x4": (16, 4)}  # frames x stride, at 25 fps
-
-
-def make_films(folder: Path, seconds: int) -> dict[str, Path]:
-    """A film of 16 times so many seconds, the part it repeats, a clip of 10 s; made once.
-
-    A drifting texture at 640x360 and 25 fps, x264 medium, crf 21, a key frame every 2.9 s. Grain of
-    4.5 grey levels brings it to 0.8 Mbit/s, as real films have; without it decoding is a third of
-    that work, and the share of everything else too large.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    film, part, clip = (folder / f"{name}.mp4" for name in ("film", "part", "clip"))
-    films = {f"{seconds * 16 / 60:.3g} minutes": film, "part": part, "10 s": clip}
-    if film.is_file():  # it is made last, and appears whole
-        return films
-    rng = np.random.default_rng(0)
-    grain = rng.normal(0, 4.5, (8, 360, 640, 1)).astype(np.float32)
-    colours = torch.from_numpy(rng.random((1, 3, 30, 50), np.float32) * 255)
-    canvas = F.interpolate(colours, (1000, 1800), mode="bicubic")[0].permute(1, 2, 0).numpy()
-    coding = dict(crf="21", preset="medium", g="73", bf="3", sc_threshold="0")
-    for path, length in ((part, seconds), (clip, 10)):
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=25, options=coding)
-            stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
-            for i in range(length * 25):
-                y, x = int(300 + 290 * np.sin(i / 61)), int(550 + 540 * np.sin(i / 83))
-                picture = canvas[y : y + 360, x : x + 640] + grain[rng.integers(8)]
-                picture = picture.clip(0, 255).astype(np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-            container.mux(stream.encode(None))
-    repeat(part, 16, film)
-    return films
-
-
-def repeat(part: Path, times: int, film: Path) -> None:
-    """The packets of a file one time after the other, without decoding."""
-    unfinished, turns = film.with_name("unfinished.mp4"), film.with_name("turns.txt")
-    turns.write_text(f"file {part.name}\n" * times)
-    with av.open(str(turns), format="concat") as source, av.open(str(unfinished), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    os.replace(unfinished, film)
 
 
 def decode_here(path: Path, times: np.ndarray) -> np.ndarray:
@@ -605,32 +557,23 @@ def feeding_table(films: dict[str, Path], rounds: int, options: argparse.Namespa
     """What a core makes of the whole way from a file to a training clip, and how many of them a GPU
     needs. Prepared: `prepare` with its defaults."""
     sources = {}
-    for name, path in films.items():
-        small = path.with_name(f"{path.stem}-prepared.mp4")
-        if name == "part" or not small.is_file() and name != "10 s":
-            continue
-        sources[name] = path
-    for name, path in (("a minute", films["part"]), ("10 s", films["10 s"])):
-        small = path.with_name(f"{path.stem}-prepared.mp4")
+    for name in ("part", "10 s"):
+        small = films[name].with_name(f"{films[name].stem}-prepared.mp4")
         if not small.is_file():
-            videos.prepare_video(path, small)
-        sources |= {name: path, f"{name}, prepared": small}
+            videos.prepare_video(films[name], small)
+        sources |= {name: films[name], f"{name}, prepared": small}
     clips, calls = 4, {}
     for name, path in sources.items():
         stream = clip_stream(path, clips, steps=rounds + 1)
-        batches = data.training_batches(stream, 0, rounds + 1)
+        batches = data.training_batches(stream, 0, rounds + 1, workers=0)
         calls[name] = timed(lambda batches=batches: next(batches))
     seconds = in_turns(calls, rounds, warmup=1)
     rows = []
     for name, s in seconds.items():
-        whole = seconds[name.removesuffix(", prepared")]
-        row = {
-            "film": name,
-            "MB a minute": size_of(sources[name]),
-            "CPU ms a clip": 1e3 * s / clips,
-        }
-        row["over the original"] = s / whole
-        row["clips/s of a core"] = clips / s
+        original = seconds[name.removesuffix(", prepared")]
+        row = {"film": name.replace("part", "a film")}
+        row |= {"MB a minute": size_of(sources[name]), "CPU ms a clip": 1e3 * s / clips}
+        row |= {"over the original": s / original, "clips/s of a core": clips / s}
         row[f"cores for {options.gpu_rate:g} clips/s"] = options.gpu_rate * s / clips
         rows.append(row)
     return "Feeding a GPU: training clips, 32x2, crop 224, colour, from 640x360", rows
@@ -695,7 +638,7 @@ EVALUATIONS = {  # what is prepared, what is measured
 
 
 def evaluation_table(size: int, rounds: int, official: str | None) -> Table:
-    truth, detections = make_detections(size)
+    truth, detections = bench_files.make_detections(size)
     calls = {}
     for name, (prepare, measure) in EVALUATIONS.items():
         code = COSTS.format(prepare=prepare, measure=measure)
@@ -715,40 +658,6 @@ def evaluation_table(size: int, rounds: int, official: str | None) -> Table:
     return f"The AVA evaluator on {size:,} rows, 3 boxes a keyframe, 60 scores a box", rows
 
 
-def make_detections(rows: int) -> tuple[str, str]:
-    """Seeded ground truth and `rows` detections (a multiple of 180) as a model writes them for AVA:
-    3 boxes on a keyframe, each near a true one, with 60 scores; csv with 6 decimals, and arrays."""
-    truth_path, path = (str(CACHE / f"{name}_{rows}.csv") for name in ("truth", "detections"))
-    if Path(path + ".npz").exists():  # it is made last, and appears whole
-        return truth_path, path
-    rng, boxes = np.random.default_rng(0), rows // 60
-    labels = np.array(sorted(ava_eval.AVA_CLASSES))
-    prior = np.array([ava_eval.AVA_TRAIN_COUNTS[i] for i in labels]) / 332353
-    frame = np.arange(boxes) // 3
-    video, second = np.char.mod("video_%06d", frame // 897), 902 + frame % 897
-    corner = rng.random((boxes, 2)) * 0.6
-    true = np.hstack((corner, corner + 0.1 + 0.3 * rng.random((boxes, 2))))
-    near = np.round(np.clip(true + rng.normal(0, 0.03, true.shape), 0, 1), 6)
-    has = rng.random((boxes, 60)) < prior
-    has[~has.any(1), 10] = True
-    logit = np.log(prior / (1 - prior)) + 3 * has + rng.normal(0, 1, has.shape)
-    score = np.round(1 / (1 + np.exp(-logit)), 6)
-    with open(truth_path + ".pbtxt", "w") as names:
-        for i, name in ava_eval.AVA_CLASSES.items():
-            names.write(f'item {{\n  name: "{name}"\n  id: {i}\n}}\n')
-    with open(truth_path, "w") as truth, open(path, "w") as detections:
-        for k in range(boxes):
-            key = f"{video[k]},{second[k]:04d},"
-            head = key + "".join(f"{x:.3f}," for x in true[k])
-            truth.writelines(f"{head}{i},{k % 3}\n" for i in labels[has[k]])
-            head = key + "".join(f"{x:.6f}," for x in near[k])
-            for i, s in zip(labels, score[k], strict=True):
-                detections.write(f"{head}{i},{s:.6f}\n")
-    np.savez(path + ".part.npz", video=video, time=second, boxes=near, labels=labels, score=score)
-    os.replace(path + ".part.npz", path + ".npz")
-    return truth_path, path
-
-
 # ------------------------------------------------------------------------------------------------
 # train: the loop around the network
 # ------------------------------------------------------------------------------------------------
@@ -758,7 +667,7 @@ START = 3  # first steps of a run, in which workers start and caches fill: not c
 
 def demo_recipe(method, overrides: dict[str, str], out: Path, **changes):
     """The demo without its evaluations, in a smaller world; changes: by key, `task_KEY` of each."""
-    root = CACHE / "world"
+    root = bench_files.CACHE / "world"
     with quiet():
         world.make_world(
             root, actions_train=96, actions_val=12, templates_train=64, templates_val=8,
@@ -796,11 +705,11 @@ def logged(recipe) -> tuple[np.ndarray, np.ndarray]:
 
 
 def overhead_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
-    """The loop as it is, loader and checkpoint included, against forward, backward and optimiser
+    """The loop as it is, loader and log included, against forward, backward and optimiser
     alone on the same batches from memory, normalised beforehand."""
     frames, side, arch, steps, rounds = (4, 32, "tiny", 7, 2) if quick else (16, 112, "B", 11, 4)
     recipe = demo_recipe(
-        method, overrides, folder / "overhead", steps=steps, save_every=steps - 2, optimiser="adamw",
+        method, overrides, folder / "overhead", steps=steps, save_every=steps, optimiser="adamw",
         lr=1e-5, threads=0, model_arch=arch, model_frames=frames, model_size=[side, side],
         model_tubelet=[2, 16, 16], model_pos="learned", model_cls="true", model_pool="cls",
         task_frames=frames, task_stride=1, task_size=side, task_short_side=[side, side],
@@ -817,12 +726,10 @@ def overhead_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
     for (batch,) in data.training_batches(stream, 0, steps):
         batches.append((batch, data.normalise(batch.video, *net.scale)))
 
-    def loop() -> tuple[float, float, float]:
+    def loop() -> tuple[float, float]:
         train_here(method, recipe)
         seconds, waits = logged(recipe)
-        saving = steps - 2 - START  # what comes after a step's record counts as the next step's
-        step = np.delete(seconds, saving).mean()
-        return step, np.delete(waits, saving).mean(), seconds[saving] - step
+        return seconds.mean(), waits.mean()
 
     def bare() -> float:
         seconds = []
@@ -837,12 +744,11 @@ def overhead_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
         return np.mean(seconds[START:])
 
     costs = in_turns({"loop": loop, "bare": bare}, rounds)
-    (whole, wait, save), alone = costs["loop"].T, costs["bare"]
+    (whole, wait), alone = costs["loop"].T, costs["bare"]
     rows = [
         {"a step": "forward, backward, optimiser alone", "wall ms": 1e3 * alone},
         {"a step": "of `train`", "wall ms": 1e3 * whole, "over the bare step": whole / alone},
         {"a step": "of it, waiting for data", "wall ms": 1e3 * wait},
-        {"a step": "a 200th of a checkpoint (save_every)", "wall ms": 1e3 * save / 200},
     ]
     title = f"The loop around ViViT-{arch}, 2 clips of {frames} x {side}², AdamW"
     return f"{title}, {recipe.precision} on {recipe.device}", rows
@@ -865,10 +771,7 @@ def stages_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
     tasks = {task.name: task for task in recipe.task}
     batches = data.training_batches(stream, 0, steps, workers=1)
     waits, seconds = [], []
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    if job.device.type == "cuda":
-        kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    profiler = torch.profiler.profile(activities=kinds)
+    profiler = torch.profiler.profile()
     for step in range(steps):
         if step == START:
             profiler.start()
@@ -884,16 +787,18 @@ def stages_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
     profiler.stop()
     counted = steps - START
     whole, wait = 1e3 * np.mean(seconds[START:]), 1e3 * np.mean(waits[START:])
-    stages = {"waiting for data": wait} | stages_of(profiler, counted)
-    stages["python between them"] = whole + wait - sum(stages.values())
+    on_gpu = job.device.type == "cuda"
+    stages = {"waiting for data": wait} | stages_of(profiler, counted, on_gpu)
+    stages["python, or an idle GPU"] = whole + wait - sum(stages.values())
     rows = [{"stage": "a step and the waiting before it", "wall ms": whole + wait, "share": 1.0}]
     for name, ms in stages.items():
         rows.append({"stage": name, "wall ms": ms, "share": ms / (whole + wait)})
     return f"The demo from files, one loader worker, {recipe.device}, profiled", rows
 
 
-def stages_of(profiler, steps: int) -> dict[str, float]:
-    """ms of a step by kind of operation, of those that `train_step` calls itself."""
+def stages_of(profiler, steps: int, on_gpu: bool) -> dict[str, float]:
+    """ms of a step by kind of operation, of those that `train_step` calls itself; on a GPU, of the
+    kernels that they start."""
     names = {
         "autograd::": "backward",
         "Optimizer.": "optimisers",
@@ -910,7 +815,8 @@ def stages_of(profiler, steps: int) -> dict[str, float]:
         for start, name in names.items():
             if event.name.startswith(start):
                 stage = name
-        stages[stage] += event.cpu_time_total / 1e3 / steps
+        time_us = event.device_time_total if on_gpu else event.cpu_time_total
+        stages[stage] += time_us / 1e3 / steps
     return stages
 
 
@@ -935,7 +841,7 @@ def processes_table(folder: Path, quick: bool, overrides: dict, method) -> Table
         return recipe.task[0].batch / logged(recipe)[0].mean()
 
     calls = {"1": lambda: clips_per_sec(1), "2": lambda: clips_per_sec(2)}
-    one, two = in_turns(calls, 2 if quick else 4).values()
+    one, two = in_turns(calls, 1 if quick else 4).values()
     row = {"": "clips per wall s", "1 process": one, "2 processes": two, "ratio": two / one}
     return f"Processes on {recipe.device}, the demo, one thread each, the same global batch", [row]
 
@@ -943,49 +849,6 @@ def processes_table(folder: Path, quick: bool, overrides: dict, method) -> Table
 # ------------------------------------------------------------------------------------------------
 # open: reading the lists of a full-size layout and finding its videos
 # ------------------------------------------------------------------------------------------------
-# As many files as Kinetics-400, Moments in Time, Something-Something v2 and AVA have, all empty.
-
-KINETICS, MOMENTS, SSV2, AVA_VIDEOS, AVA_BOXES = 240_000, 800_000, 169_000, 235, 837_000
-
-
-def make_layout(share: int) -> Path:
-    """Lists and empty files of a share-th of the sizes; made once."""
-    root = CACHE / f"layout-{share}"
-    if (root / "whole").is_file():
-        return root
-    lists, files = {}, []
-    rows = ["label,youtube_id,time_start,time_end,split"]
-    for i in range(KINETICS // share):
-        rows.append(f"class {i % 400},id_{i:08d},{i % 99},{i % 99 + 10},train")
-        files.append(f"kinetics/class {i % 400}/id_{i:08d}_{i % 99:06d}_{i % 99 + 10:06d}.mp4")
-    lists["kinetics.csv"] = rows
-    rows = []
-    for i in range(MOMENTS // share):
-        rows.append(f"class{i % 339}/id-{i:08d}_{i % 60}.mp4,class{i % 339},3,0")
-        files.append(f"moments/class{i % 339}/id-{i:08d}_{i % 60}.mp4")
-    lists["moments.csv"] = rows
-    names = [f"Doing [something] {i}" for i in range(174)]
-    rows = []
-    for i in range(SSV2 // share):
-        rows.append({"id": str(i), "template": names[i % 174], "label": "", "placeholders": []})
-        files.append(f"ssv2/{i}.webm")
-    lists["ssv2.json"] = [json.dumps(rows)]
-    lists["ssv2-labels.json"] = [json.dumps({name: str(i) for i, name in enumerate(names)})]
-    rows = []
-    for i in range(AVA_BOXES // share):
-        name, second = f"video{i // 3600 % AVA_VIDEOS:04d}", 902 + i // 4 % 897
-        rows.append(f"{name},{second:04d},0.1,0.1,0.5,0.9,{i % 80 + 1},{i % 4}")
-    lists["ava.csv"] = rows
-    files += [f"ava/video{i:04d}.mp4" for i in range(AVA_VIDEOS)]
-    lists["ava.pbtxt"] = [f'item {{ name: "act {i}" id: {i} }}' for i in range(1, 81)]
-    for folder in {os.path.dirname(name) for name in files}:
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for name in files:
-        os.close(os.open(root / name, os.O_CREAT))
-    for name, lines in lists.items():
-        (root / name).write_text("\n".join(lines) + "\n")
-    (root / "whole").touch()
-    return root
 
 
 def open_layout(root: str) -> int:
@@ -1004,7 +867,7 @@ def open_layout(root: str) -> int:
 
 
 def opening_table(share: int, rounds: int) -> Table:
-    root = make_layout(share)
+    root, count = bench_files.make_layout(share)
     prepare = "from extras import bench"
     code = COSTS.format(prepare=prepare, measure="bench.open_layout(sys.argv[1])")
     nothing = COSTS.format(prepare=prepare, measure="")
@@ -1012,7 +875,6 @@ def opening_table(share: int, rounds: int) -> Table:
     costs = in_turns(calls, rounds)
     seconds, cpu, memory = costs["opening"].T
     row = {"wall s": seconds, "CPU s": cpu, "MB it adds": memory - costs["nothing"][:, 2]}
-    count = (KINETICS + MOMENTS + SSV2) // share + AVA_VIDEOS
     return f"Opening the lists of {count:,} videos, Kinetics, Moments, SSv2, AVA: one process", [
         row
     ]

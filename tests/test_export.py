@@ -9,7 +9,7 @@ from helpers import run_command
 
 import data
 from cofinetune import Recipe
-from extras import checkpoints, export, pretrained
+from extras import checkpoints, export
 from extras import recipe as recipes
 
 CLASSES = {"actions": ["a", "b", "ü"], "templates": ["c", "d"], "ava": [f"x{i}" for i in range(6)]}
@@ -99,8 +99,6 @@ def test_export_of_a_clip_head_at_another_size(checkpoint, tmp_path):
 
 def test_export_to_a_folder_is_read_by_transformers(checkpoint, tmp_path):
     transformers = pytest.importorskip("transformers")
-    if not hasattr(pretrained, "to_hugging_face"):
-        pytest.skip("not there yet")
     shape = dict(arch="tiny", cls="true", pool="cls", pos="learned", tubelet="[2, 8, 8]")
     folder, net = checkpoint(**shape, mean="[0.5, 0.5, 0.5]", std="[0.5, 0.5, 0.5]")
     run_command("export", folder, tmp_path / "theirs", "--task", "actions")
