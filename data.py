@@ -922,6 +922,8 @@ class ClipRow(NamedTuple):
     where: str  # file:line
     label: str  # name or number of its class
     name: str  # path of its video, relative to the folder of the videos; or only its stem
+    start_sec: float = math.nan  # of a stretch of the video; nan: all of it
+    end_sec: float = math.nan
 
 
 # What reads the annotations of a split of a clip task: (path, "train" | "val", folder of the
@@ -1093,11 +1095,12 @@ class Item:
 
     key: tuple[str, int]  # box: (video id, microseconds in the movie); clip: (file, number)
     path: str
-    time_sec: float  # of the keyframe in the file; nan: anywhere (clip tasks)
+    time_sec: float  # of the keyframe in the file; clip: where its stretch begins; nan: anywhere
     label: int  # clip: column of its class
     boxes: np.ndarray  # (n, 4) float64, as annotated
     labels: np.ndarray  # (n, C) bool
     scores: np.ndarray  # (n,) float32, 1 for annotated boxes
+    end_sec: float = math.nan  # clip: where its stretch ends
 
 
 class Items(Sequence):
@@ -1105,14 +1108,16 @@ class Items(Sequence):
     are copied into each of them when their reference counts move (SlowFast#551)."""
 
     def __init__(self, folder: str, rows: Iterable[tuple], classes: int):
-        """rows: (key, file relative to the folder, time_sec, label, persons)"""
+        """rows: (key, file relative to the folder, time_sec, label, persons[, end_sec])"""
         self.folder = folder
         names, stamps, files, times, label, counts, persons = [], [], [], [], [], [], []
-        for (name, stamp), file, time_sec, column, people in rows:
+        ends = []
+        for (name, stamp), file, time_sec, column, people, *end_sec in rows:
             files.append(os.fsencode(file))
             names.append(files[-1] if name == file else os.fsencode(name))
             stamps.append(stamp)
             times.append(time_sec)
+            ends.append(end_sec[0] if end_sec else math.nan)
             label.append(column)
             counts.append(len(people))
             persons += people
@@ -1120,6 +1125,7 @@ class Items(Sequence):
         self.names = self.files if names == files else np.array(names)
         self.stamps = np.array(stamps, np.int64)
         self.times = np.array(times, np.float64)
+        self.ends = np.array(ends, np.float64)
         self.label = np.array(label, np.int64)
         self.first = np.cumsum([0, *counts])  # the boxes of item i begin at first[i]
         self.boxes = np.array([person.box for person in persons], np.float64).reshape(-1, 4)
@@ -1141,6 +1147,7 @@ class Items(Sequence):
             boxes=self.boxes[persons],
             labels=self.labels[persons],
             scores=self.scores[persons],
+            end_sec=float(self.ends[i]),
         )
 
     def fingerprint(self) -> int:
@@ -1158,6 +1165,8 @@ class Items(Sequence):
             self.labels,
         ):
             crc = zlib.crc32(column.tobytes(), crc)
+        if not np.isnan(self.ends).all():
+            crc = zlib.crc32(self.ends.tobytes(), crc)
         return crc
 
 
@@ -1208,7 +1217,8 @@ def training_sample(task: Task, item: Item, rng: np.random.Generator) -> Sample:
     side = int(rng.integers(*task.short_side, endpoint=True))  # the decoder scales to it
 
     def times_sec(duration_sec: float) -> np.ndarray:
-        return place * _room(task, duration_sec) + _steps(task)
+        first_sec, room_sec = _stretch(task, item, duration_sec)
+        return first_sec + place * room_sec + _steps(task)
 
     if task.kind == "box":
         times_sec = _times_around(task, item.time_sec)
@@ -1232,9 +1242,9 @@ def evaluation_sample(task: Task, item: Item) -> Sample:
     clips, crops = task.views
 
     def times_sec(duration_sec: float) -> np.ndarray:  # all clips of the video in one decoding
-        room = _room(task, duration_sec)
-        starts = np.linspace(0, room, clips) if clips > 1 else np.array([room / 2])
-        return (starts[:, None] + _steps(task)).ravel()
+        first_sec, room_sec = _stretch(task, item, duration_sec)
+        starts = np.linspace(0, room_sec, clips) if clips > 1 else np.array([room_sec / 2])
+        return (first_sec + starts[:, None] + _steps(task)).ravel()
 
     if task.kind == "box":
         times_sec = _times_around(task, item.time_sec)
@@ -1258,9 +1268,17 @@ def _times_around(task: Task, time_sec: float) -> np.ndarray:
     return time_sec + _steps(task) - task.frames // 2 * task.step_sec
 
 
-def _room(task: Task, duration_sec: float) -> float:
-    """Seconds from the first to the last start of a clip in a video; short videos have none."""
-    return max(0.0, duration_sec - task.frames * task.step_sec)
+def _stretch(task: Task, item: Item, duration_sec: float) -> tuple[float, float]:
+    """The first second at which a clip can start in its video, or in the stretch of it; and the
+    room from there to the last. Short videos have none; short stretches are in a clip's middle."""
+    start_sec, length_sec = 0.0, duration_sec
+    if not math.isnan(item.end_sec):
+        start_sec, length_sec = item.time_sec, item.end_sec - item.time_sec
+    room_sec = length_sec - task.frames * task.step_sec
+    if room_sec < 0:
+        start_sec = max(0.0, start_sec + room_sec / 2)  # 0 for a whole video
+        room_sec = 0.0
+    return start_sec, room_sec
 
 
 def open_task(
@@ -1405,7 +1423,7 @@ def _open_clips(task: Task, split: str, paths: dict[str, str], read_clips: ClipR
             if file is None:
                 missing[row.name] = row.where
             else:
-                yield (file, number), file, math.nan, columns[row.label], ()
+                yield (file, number), file, row.start_sec, columns[row.label], (), row.end_sec
 
     items = Items(folder, rows(), len(classes))
     return Dataset(task, split, classes, items, report, missing)

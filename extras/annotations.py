@@ -7,6 +7,8 @@ import csv
 import io
 import math
 import re
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -98,6 +100,7 @@ class Library:
         self.videos = data.Videos(folder)
         self.files = [file for files in self.videos.stems.values() for file in files]
         self.clocks: dict[str, Clock | str] = {}
+        self.said = time.monotonic()
 
     def find(self, name: str) -> list[str]:
         return self.videos.find(name)
@@ -124,6 +127,10 @@ class Library:
     def clock(self, file: str) -> Clock | str:
         """When its frames are shown, and their size; or why it cannot be read."""
         if file not in self.clocks:
+            if time.monotonic() > self.said + 5:
+                self.said = time.monotonic()
+                count = f"{len(self.clocks)} of {len(self.files)} videos opened"
+                print(count, file=sys.stderr)
             try:
                 self.clocks[file] = Clock(*frame_times(self.folder / file))
             except data.DecodeError as error:

@@ -5,6 +5,8 @@
     adult+female+singing/0P3XG_vf91c_35.mp4,adult+female+singing,4,0    Moments in Time
     [{"id": "78687", "template": "Holding [something]"}]  Something-Something v2
     splits/*_test_split1.txt                              HMDB51, a pattern; rows `x.avi 1`
+    video,start,end,label                                 this header: stretches of videos, in sec
+    films/long.mp4,12.5,17,pick up                        from the first frame; nothing is cut
 What is none of them goes to data.read_list, which also reads UCF101: `ApplyEyeMakeup/v_g08.avi 1`,
 or without the number, and a folder per class.
 """
@@ -29,6 +31,8 @@ def read_clips(path: str, split: str, folder: str) -> Iterator[ClipRow]:
         _, first = next(read_lines(path), ("", ""))
         if "youtube_id" in first:
             yield from _kinetics(path)
+        elif first.replace(" ", "").lower().startswith("video,start,end,label"):
+            yield from _stretches(path)
         elif _moments_row(first):
             yield from _moments(path)
         else:
@@ -47,6 +51,22 @@ def _kinetics(path: str) -> Iterator[ClipRow]:
         except ValueError as error:
             raise ValueError(f"{where}: {error}: {line[:120]}") from None
         yield ClipRow(where, row["label"], f"{row['youtube_id']}_{start:06d}_{end:06d}")
+
+
+def _stretches(path: str) -> Iterator[ClipRow]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        next(rows)
+        for row in rows:
+            where = f"{path}:{rows.line_num}"
+            try:
+                name, start, end, label = row
+                start_sec, end_sec = to_number(start), to_number(end)
+                if not 0 <= start_sec < end_sec or not label.strip():
+                    raise ValueError("expected 0 <= start < end and a label")
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}: {','.join(row)[:120]}") from None
+            yield ClipRow(where, label.strip(), name, start_sec, end_sec)
 
 
 def _moments_row(line: str) -> re.Match | None:

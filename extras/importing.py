@@ -91,6 +91,8 @@ def import_task(
             f"{len(usable)} of {len(marks)} rows can be used{hint}: "
             f"{'; '.join(problems[:3] or notes[:3])}{more}"
         )
+    if not ids:
+        raise ValueError(f"{source}: {len(usable)} rows can be used, but none has a label")
     kept = read_split(target / "split.csv", split_settings(seed, val_share, group_by))
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
     task = Task(usable, parts, ids, library, target)

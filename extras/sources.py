@@ -92,7 +92,8 @@ def _name_others(paths: list[Path]) -> str:
     suffixes = Counter(path.suffix for path in paths)
     said = [str(path) for path in paths if suffixes[path.suffix] <= 3]
     said += [f"{count} files {suffix}" for suffix, count in suffixes.items() if count > 3]
-    return f"not read: {', '.join(said)}"
+    tables = any(suffix in (".xlsx", ".xls", ".ods") for suffix in suffixes)
+    return f"not read: {', '.join(said)}" + (" (save tables as csv)" if tables else "")
 
 
 def _walk_files(folder: Path, target: Path) -> Iterator[Path]:
@@ -318,8 +319,9 @@ def _read_list(source: Source, library: Library) -> list[Mark]:
         raise ValueError(f"{source.name}: a list of clips in a zip: unpack it")
     marks = []
     hmdb = re.fullmatch(r"(.+)_test_split\d+", PurePosixPath(source.name).stem)
+    listed: dict[str, set[str]] = {}
     for row in formats.read_clips(source.name, "train", str(library.folder)):
-        file = data.find_clip(row, library.videos)
+        file = data.find_clip(row, library.videos, listed)
         label = row.label
         mark = Mark(row.where, file or row.name, label)
         if hmdb:  # `x.avi 1`
@@ -337,7 +339,7 @@ def name_numbers(marks: list[Mark], others: list[Source], unnamed: str) -> None:
     names: dict[int, str] = {}
     for source in others if numbers else []:
         hint = re.search(
-            "class|label|categor|action|names", PurePosixPath(source.name).name.casefold()
+            r"class|label|categor|action|names|\.pbtxt$", PurePosixPath(source.name).name.casefold()
         )
         if not hint or not os.path.isfile(source.name):
             continue

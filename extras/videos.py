@@ -406,7 +406,11 @@ def _annotated(dataset: Dataset, item: Item) -> tuple:
     """(path, times, boxes, their names, lines of the caption) of an item."""
     caption = [f"{dataset.task.name} {dataset.split}", Path(item.key[0]).name]
     if dataset.task.kind == "clip":
-        return item.path, _middle, [[0, 0, 1, 1]], [[dataset.classes[item.label]]], caption
+        middle = _middle
+        if not np.isnan(item.end_sec):  # a stretch
+            middle = [(item.time_sec + item.end_sec) / 2]
+            caption[1] += f" {item.time_sec:.3f} to {item.end_sec:.3f} s"
+        return item.path, middle, [[0, 0, 1, 1]], [[dataset.classes[item.label]]], caption
     names = []
     for row in item.labels:
         names.append([dataset.classes[column] for column in row.nonzero()[0]] or ["-"])

@@ -7,8 +7,10 @@ import os
 import re
 import unicodedata
 import zipfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -254,6 +256,7 @@ def test_import_reads_utf_16(place_clips, tmp_path, own_import):
         (f"{HEADER}\npal,1,9,9,5,5,walk\nslow,1,9,9,5,5,run\n", (), ":2: x2 <= x1.*,x,y,width"),
         ("video,frame,x1,y1,x2,y2,label\npal,1.5,1,1,9,9,walk\n", (), ":2: '1.5' is not a whole"),
         ("video,frame,x1,y1,x2,y2,label\npal,999,1,1,9,9,walk\n", (), "frame 999 .* which has 100"),
+        (f"{HEADER}\npal,1,1,1,9,9,\nslow,1,1,1,9,9,\n", (), "2 rows .* but none has a label"),
         ("file,size\nwalk0,3\n", (), ":1: the header file,size, expected video,label or"),
         (
             f"{HEADER},split\npal,1,1,1,9,9,walk,x\n",
@@ -503,6 +506,21 @@ def test_import_of_hmdb51_lists(place_clips, tmp_path, own_import):
     train, val = open_parts(tmp_path / "own")
     assert videos_of(train, videos) == {"run/run0.avi", "walk/walk0.avi"}
     assert videos_of(val, videos) == {"run/run1.avi", "walk/walk1.avi"}
+
+
+def test_patterns_and_videos_below_folders_in_brackets(place_clips, tmp_path, own_import):
+    folder = tmp_path / "data [1]"
+    videos = place_clips("run/a.avi", "walk/b.avi", folder=folder / "v[0]")
+    for name in ("run/a", "walk/b"):
+        row = f"{Path(name).name}.avi 1"
+        write_lines(folder / "s[2]" / f"{Path(name).parent}_test_split1.txt", row)
+    task = data.Task("t", "clip", train="s[2]/*_test_split1.txt", videos="v[0]")
+    dataset = data.open_task(task, folder, "train", read_clips)
+    assert dataset.classes == ["run", "walk"]
+    assert videos_of(dataset, videos) == {"run/a.avi", "walk/b.avi"}
+    write_lines(videos / "l.csv", HEADER, *(f"{n},.4,.1,.1,.5,.9,walk" for n in "ab"))
+    own_import(videos, folder / "own")
+    assert len(open_parts(folder / "own")[0]) == 1
 
 
 def test_import_keeps_lists_of_parts_and_never_trains_the_test(place_clips, tmp_path, own_import):
@@ -969,7 +987,7 @@ def test_frames_are_thinned_out_and_first_frame_is_asked_for(place_clips, tmp_pa
     assert len(train) == len(val) == 50 and train.items[0].time_sec == 0
 
 
-def test_stretches_are_read(tmp_path):
+def test_stretches_are_read():
     boris = (
         "Observation id,Media file name,Total length,Subject,Behavior,Start (s),Stop (s)\n"
         "o1,films/a.mp4,2.0,rat1,Grooming,0.25,1.5\n"
@@ -978,6 +996,38 @@ def test_stretches_are_read(tmp_path):
         (mark,) = annotations.read_clip_table("b.csv", text.encode())
         assert (mark.label, mark.time_sec, mark.end_sec) == ("Grooming", 0.25, 1.5)
         assert Path(mark.video).stem == "a" and not mark.is_clip
+
+
+def test_stretches_are_trained_without_cutting_files(place_clips, tmp_path, own_import):
+    """The clips of frames 10 to 39 and 20 to 21 of videos of 50, at 25 a second."""
+    videos = place_clips("a.mp4", "sub/b, c.mp4")
+    rows = ["a,0.4,1.6,walk", '"sub/b, c.mp4",0.8,0.88,"stand, up"', "a,1.5,9,walk", "a,3,4,walk"]
+    write_lines(videos / "labels.csv", "video,start,end,label", *rows, "a,1,1,walk")
+    printed = own_import(videos, tmp_path / "own", "--seed", 1)
+    assert "labels.csv:4: 1.5 to 9 s of a.mp4, which has 2.000 s: cut off" in printed
+    assert "labels.csv:5: 3 to 4 s" in printed and "labels.csv:6: 1 to 1 s" in printed
+    assert "stretches" in printed.splitlines()[0]
+    seen = {}
+    for dataset in open_parts(tmp_path / "own"):
+        assert dataset.classes == ["stand, up", "walk"]
+        task = replace(dataset.task, frames=8, stride=1, size=64, short_side=[64, 64], flip=0.0)
+        for item in dataset.items:
+            label = dataset.classes[item.label]
+            for seed in range(20):
+                rng = np.random.default_rng(seed)
+                with mock.patch.object(data, "decode_clip", return_value=np.zeros((8, 64, 96, 3))):
+                    data.training_sample(task, item, rng)
+                    (_, times), _ = data.decode_clip.call_args
+                    seen.setdefault((label, item.time_sec), []).append(times(2.0))
+            with mock.patch.object(data, "decode_clip", return_value=np.zeros((8, 64, 96, 3))):
+                data.evaluation_sample(task, item)
+                times = data.decode_clip.call_args[0][1](2.0)
+                middle = (item.time_sec + item.end_sec) / 2
+                assert np.mean([times[0], times[-1] + 1 / 25]) == pytest.approx(middle)
+    starts = np.array(seen["walk", 0.4])[:, 0]
+    assert 0.4 <= starts.min() < 0.55 and 1.1 < starts.max() <= 1.6 - 8 / 25
+    short = np.array(seen["stand, up", 0.8])
+    assert np.allclose(short[:, 0], 0.84 - 4 / 25)  # longer than the stretch: around it
 
 
 # ------------------------------------------------------------------------------------------------
