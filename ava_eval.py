@@ -184,7 +184,7 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
     classes = score_classes(ranked, hits, answer, len(labels), rules)  # 9. to 11.
 
     rows = count_rows(det, listed_det, boxes)
-    rows |= {"dropped_by_cap": capped, "evaluated": len(hits)}
+    rows["dropped_by_cap"] = capped
     rows["dropped_invalid_box"] = len(boxes.box) - capped - len(hits)
     keyframes = {
         "ground_truth": in_truth & ~out,
@@ -196,8 +196,9 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
     counts = {
         "person": score_persons(boxes, answer),
         "keyframes": {what: int(marked.sum()) for what, marked in keyframes.items()},
-        "rows": rows,
-        "ground_truth_rows": count_rows(truth, listed_truth, answer),
+        "rows": rows | {"evaluated": len(hits)},
+        "ground_truth_rows": count_rows(truth, listed_truth, answer)
+        | {"evaluated": len(answer.box)},
     }
     return Scored(classes, counts)
 
@@ -225,7 +226,6 @@ def count_rows(table: Table, listed: Table, evaluated: Table) -> dict:
         "without_box": without_box,
         "dropped_by_whitelist": len(table.box) - len(listed.box),
         "on_ignored_or_excluded_keyframes": len(listed.box) - len(evaluated.box),
-        "evaluated": len(evaluated.box),
     }
 
 
@@ -459,23 +459,24 @@ def evaluate(
     thresholds[1] "tail". versus: detections of a second run. curves: a csv to be written. compare:
     adds the mAP under every protocol. ValueError: with file and line where there is one.
     """
-    names = AVA_CLASSES if labelmap is None else labelmap
-    names = names if isinstance(names, dict) else read_labelmap(names)
-    labels, keys = sorted(names), {}
     protocol = protocol_of(protocol, exclusions)
+    names = classes_of(labelmap)
+    labels, keys, out = sorted(names), {}, []
     parts = load(groundtruth, "ground truth", keys, is_truth=True)
     truth, det = join(parts), join(load(detections, "detections", keys))
-    out = np.empty(0, np.int32)
     if exclusions is not None:
         out = join(load(exclusions, "exclusions", keys, widths=(2,))).box_key
 
     def score(truth: Table, det: Table, protocol: str = protocol) -> Scored:
-        excluded = out[:0] if protocol == "official-2020" else out
+        excluded = [] if protocol == "official-2020" else out
         return score_tables(truth, det, labels, PROTOCOLS[protocol], excluded)
 
     scored = score(truth, det)
     if not scored.counts["ground_truth_rows"]["evaluated"]:
-        raise ValueError(f"{truth.name}: no row has a class of the label map")
+        found, known = shortened(np.unique(truth.label)), shortened(labels)
+        raise ValueError(
+            f"{truth.name}: no row with a class ({known}) to evaluate, labels: {found}"
+        )
     groups = groups_of(names, train_counts, thresholds)
     result = {
         "protocol": protocol,
@@ -493,14 +494,29 @@ def evaluate(
         compared = differences(scored, score(truth, second), keys, names, groups)
         result["versus"] = {"other": second.name, "differences": compared}
     if compare:
-        result["compare"] = {}
-        for name in PROTOCOLS:
-            try:
-                result["compare"][name] = mean(score(truth, det, name).ap)
-            except ValueError as error:  # what this protocol cannot express
-                result["compare"][name] = str(error)
+        result["compare"] = by_protocol(lambda protocol: score(truth, det, protocol))
     if curves is not None:
         write_curves(curves, labels, scored)
+    return result
+
+
+def classes_of(labelmap) -> dict[int, str]:
+    if labelmap is None:
+        return AVA_CLASSES
+    names = labelmap if isinstance(labelmap, dict) else read_labelmap(labelmap)
+    if min(names, default=0) < 1:
+        raise ValueError("the label map needs classes, with numbers from 1")
+    return names
+
+
+def by_protocol(score) -> dict:
+    """{protocol: mAP, or why it cannot be expressed}."""
+    result = {}
+    for protocol in PROTOCOLS:
+        try:
+            result[protocol] = mean(score(protocol).ap)
+        except ValueError as error:
+            result[protocol] = str(error)
     return result
 
 
@@ -607,9 +623,9 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
     if errors:
         more = f"\n... and {len(errors) - 5} more such rows" if len(errors) > 5 else ""
         raise ValueError("\n".join(errors[:5]) + more)
-    corners = np.array(corners).reshape(-1, 4)
-    columns = [np.array(column) for column in (box, label, score)]
-    return Table(str(path), keys, np.array(box_key), corners, *columns)
+    corners = np.asarray(corners).reshape(-1, 4)
+    columns = [np.asarray(column) for column in (box, label, score)]
+    return Table(str(path), keys, np.asarray(box_key), corners, *columns)
 
 
 def read_corners(fields: list[str], is_truth: bool) -> tuple:

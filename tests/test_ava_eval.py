@@ -270,6 +270,55 @@ def test_ava_cap(tmp_path):
         assert [one["num_det"] for one in result["per_class"]] == kept.tolist()
 
 
+def test_ava_leaves_other_classes_out_and_counts_them(tmp_path):
+    """A label map of fewer classes than the files hold, the poses say: rows of the others count
+    neither as boxes nor as detections, though a keyframe that has only them was annotated."""
+    truth = ["v,902,0,0,1,1,1", "v,902,0,0,1,1,59", "v,903,0,0,1,1,80", "v,904"]
+    found = ["v,902,0,0,1,1,1,.5", "v,903,0,0,1,1,1,.9", "v,903,0,0,1,1,80,.8", "w,1,0,0,1,1,1,1"]
+    result = ava_eval.evaluate(
+        ava_file(tmp_path / "g.csv", truth), ava_file(tmp_path / "d.csv", found), {1: "bend"}
+    )
+    assert result["mAP"] == 0.5 and [one["id"] for one in result["per_class"]] == [1]
+    assert result["ground_truth_rows"] == {
+        "read": 4,
+        "without_box": 1,
+        "dropped_by_whitelist": 2,
+        "on_ignored_or_excluded_keyframes": 0,
+        "evaluated": 1,
+    }
+    assert result["rows"] == {
+        "read": 4,
+        "without_box": 0,
+        "dropped_by_whitelist": 1,
+        "on_ignored_or_excluded_keyframes": 1,
+        "dropped_by_cap": 0,
+        "dropped_invalid_box": 0,
+        "evaluated": 2,
+    }
+    map14 = ava_file(tmp_path / "pose", ['item { name: "bend" id: 1 }'])
+    files = ["-g", str(tmp_path / "g.csv"), "-d", str(tmp_path / "d.csv"), "-l", map14]
+    assert ava_eval.main(files) == 0
+    with pytest.raises(ValueError, match=r"g.csv: no row with a class \(7\).*labels: 1, 59, 80"):
+        ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv", {7: "ride"})
+    for names in ({}, {0: "x"}, {-1: "x", 2: "y"}):
+        with pytest.raises(ValueError, match="classes, with numbers from 1"):
+            ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv", names)
+
+
+def test_ava_says_when_it_took_the_classes_for_avas(tmp_path):
+    def note(labels):
+        path = ava_file(tmp_path / "g.csv", [f"v,902,0,0,1,1,{label}" for label in labels])
+        notes = ava_eval.evaluate(path, path)["notes"]
+        return "".join(note for note in notes if "label map" in note)
+
+    assert "3 of its 60 classes (left out: 2), the largest label is 4" in note([1, 2, 3, 4])
+    assert "own need their label map, -l" in note([*ava_eval.AVA_CLASSES, 81])
+    assert note([*range(1, 81)]) == note(list(ava_eval.AVA_CLASSES)[:30]) == ""
+    assert note(list(ava_eval.AVA_CLASSES)[:29])
+    path = tmp_path / "g.csv"
+    assert "label map" not in str(ava_eval.evaluate(path, path, {1: "a"})["notes"])
+
+
 def test_ava_reads_runs_as_it_reads_rows(tmp_path):
     """A part of the file at once, or, since every field is quoted, row by row; to the last bit."""
     rng = random.Random(0)
@@ -491,7 +540,7 @@ def test_ava_says_why_it_is_zero(tmp_path):
     )
     assert wrong["mAP"] == 0  # but the box is there
     assert wrong["person"] == {"ap": 1.0, "recall": 1.0, "num_gt": 1, "num_det": 2}
-    with pytest.raises(ValueError, match="no row has a class"):
+    with pytest.raises(ValueError, match=r"no row with a class \(1, 2, 4\) to evaluate, labels: 3"):
         ava_map(tmp_path, ["v,902,0,0,1,1,3"], [])
     assert ava_map(tmp_path, truth, [])["mAP"] == 0
 
