@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from data import DecodeError
+from data import DecodeError, WorkerLost
 
 GRACE_SEC = 20  # for the step in progress after SIGTERM; torchrun kills 30 s after it
 
@@ -27,12 +27,6 @@ GRACE_SEC = 20  # for the step in progress after SIGTERM; torchrun kills 30 s af
 PEER_LOST = (
     "another process of the job is gone (killed, by the system if memory ran out, or stopped by an "
     "error of its own); the same command goes on from the last checkpoint"
-)
-
-
-WORKER_LOST = (
-    "a decoding process was killed, by the system if memory ran out: fewer --workers or smaller "
-    "batches; last.pt is intact, and the same command goes on from it"
 )
 
 
@@ -150,11 +144,10 @@ def sentence_of(problem: BaseException) -> str:
         reason = str(problem).splitlines()[0]
         return f"error: {reason} Smaller batches, --micro-batches, --model.checkpointing true help"
     if isinstance(problem, (ValueError, OSError, FloatingPointError, DecodeError, PeerLost)):
-        return f"error: {problem}"
+        more = "; the same command goes on from the last checkpoint"
+        return f"error: {problem}{more if isinstance(problem, WorkerLost) else ''}"
     if isinstance(problem, RuntimeError) and dist.is_initialized() and lost_peer(problem):
         return f"error: {PEER_LOST}"  # within the backward, where DDP exchanges gradients
-    if isinstance(problem, RuntimeError) and "DataLoader worker" in str(problem):
-        return f"error: {WORKER_LOST}"  # torch raises it wherever the main thread is
     return ""
 
 
