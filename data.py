@@ -44,6 +44,7 @@ import multiprocessing.util
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -1886,7 +1887,9 @@ class Pool:
         code = process.exitcode
         how = f"ended with exit code {code}"
         if code is not None and code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
+            # GRACE_SEC after a signal that was for this worker alone a worker ends itself by an alarm.
+        number = signal.SIGTERM if code == -signal.SIGALRM else -code
+        how = f"was ended by {signal.Signals(number).name}"
         if code == -signal.SIGKILL:
             how += ", by the system if memory ran out: take fewer `workers`"
         elif code == -signal.SIGBUS:
@@ -1905,6 +1908,7 @@ class Pool:
 def _serve(make: Callable[[Order], Made], pipe) -> None:
     """The life of a worker."""
     torch.set_num_threads(1)
+    sys.excepthook = lambda *_: None  # errors go through the pipe; threads' last words are noise
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Ctrl-C and a batch system's SIGTERM reach all processes. What follows is the training
     # process's affair, which may need some more batches to its next stop.
