@@ -1887,9 +1887,9 @@ class Pool:
         code = process.exitcode
         how = f"ended with exit code {code}"
         if code is not None and code < 0:
-            # GRACE_SEC after a signal that was for this worker alone a worker ends itself by an alarm.
-        number = signal.SIGTERM if code == -signal.SIGALRM else -code
-        how = f"was ended by {signal.Signals(number).name}"
+            # GRACE_SEC after a signal that was for it alone a worker ends itself by an alarm.
+            number = signal.SIGTERM if code == -signal.SIGALRM else -code
+            how = f"was ended by {signal.Signals(number).name}"
         if code == -signal.SIGKILL:
             how += ", by the system if memory ran out: take fewer `workers`"
         elif code == -signal.SIGBUS:
