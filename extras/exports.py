@@ -307,7 +307,7 @@ def _uploaded(address: str) -> str:
 
 
 def frame_of(name: str, library: Library) -> tuple[str, int]:
-    """kitchen_000012.txt, kitchen/000012.jpg, kitchen/frame_000012.png -> kitchen.mp4, 12.
+    """kitchen_000012.txt, kitchen/000012.jpg, kitchen.zip/x/frame_000012.txt -> kitchen.mp4, 12.
 
     Frames count from library.first_frame. Raises ValueError if the name says no video or number.
     """
@@ -317,12 +317,16 @@ def frame_of(name: str, library: Library) -> tuple[str, int]:
         raise ValueError(
             f"{path.name}: no number of a frame, expected VIDEO_000012 or VIDEO/000012"
         )
-    folder = path.parent
-    for video in (str(folder / parts[1]), parts[1], str(folder), folder.name):
-        files = library.find(video) if video not in ("", ".") else []
+    video, number = parts.groups()
+    candidates = [str(path.parent / video), video]
+    if not video:
+        video = path.parent.name
+        candidates = [str(path.parent), *(folder.name for folder in list(path.parents)[:3])]
+    for candidate in candidates:
+        files = library.find(candidate)
         if files:
-            return files[0] if len(files) == 1 else video, int(parts[2]) - library.first_frame
-    raise ValueError(f"no video is called {parts[1] or folder.name!r}")
+            return files[0] if len(files) == 1 else candidate, int(number) - library.first_frame
+    raise ValueError(f"no video is called {video!r}")
 
 
 def _framed(where: str, picture: str, library: Library) -> Mark:
@@ -367,7 +371,8 @@ def read_coco(name: str, content: dict, library: Library) -> list[Mark]:
     marks = []
     for number, annotation in enumerate(content["annotations"], 1):
         image = images[annotation["image_id"]]
-        mark = _framed(f"{name}: annotation {number}", image["file_name"], library)
+        picture = f"{PurePosixPath(name).parent}/{image['file_name']}"
+        mark = _framed(f"{name}: annotation {number}", picture, library)
         x, y, width, height = annotation["bbox"]
         mark.box = [x, y, x + width, y + height]
         mark.size = (image["width"], image["height"])
@@ -433,7 +438,7 @@ def _via_2(where: str, row: dict[str, str], library: Library) -> list[Mark]:
     shape = json.loads(row["region_shape_attributes"] or "{}")
     if not shape:
         return []
-    mark = _framed(where, row["filename"], library)
+    mark = _framed(where, f"{PurePosixPath(where).parent}/{row['filename']}", library)
     if "all_points_x" in shape:
         mark.box = _around(shape["all_points_x"], shape["all_points_y"])
     elif "width" in shape:

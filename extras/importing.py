@@ -667,7 +667,8 @@ def report(task: Task, notes: list[str], problems: list[str], into: Path | None)
     print(
         f"{counts['train']} videos to train, {counts['val']} to validate{test}; "
         f"{len(problems)} problems, all in {task.target / 'problems.txt'}\n"
-        f"next: python cofinetune.py show {recipe}, then train --recipe {recipe}"
+        f"next:\n  python cofinetune.py show {recipe}\n"
+        f"  python cofinetune.py train --recipe {recipe}"
     )
 
 

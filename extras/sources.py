@@ -238,7 +238,7 @@ def read_marks(
     unit: of the boxes in tables, see read_boxes_table; attributes: see read_cvat.
     """
     sources = _one_split(sources, notes)
-    parts = [_part_of_name(source.name) for source in sources]
+    parts = [_part_of_name(source.name, library) for source in sources]
     if len(set(parts)) == 1:  # a "train.csv" alone, or nothing that tells
         parts = [""] * len(sources)
     marks, framed = [], []
@@ -294,8 +294,11 @@ def _one_split(sources: list[Source], notes: list[str]) -> list[Source]:
     return [source for source in sources if source.name not in left]
 
 
-def _part_of_name(name: str) -> str:
-    """train, val or test, if the name of a file (trainlist01.txt) says so."""
+def _part_of_name(name: str, library: Library) -> str:
+    """train, val or test, if the name of a file (trainlist01.txt) says so; not train_station.xml
+    beside train_station.mp4."""
+    if library.find(PurePosixPath(name).stem):
+        return ""
     for word in re.findall(r"[a-z]+", PurePosixPath(name).stem.casefold()):
         for ending in ("list", "set", "split", ""):
             part = PART_WORDS.get(word.removesuffix(ending))

@@ -539,6 +539,14 @@ def test_import_keeps_lists_of_parts_and_never_trains_the_test(place_clips, tmp_
     assert sorted(test) == ["5.mp4", "6.mp4", "7.mp4"] and "3 to test (test.txt)" in printed
 
 
+def test_a_file_named_after_its_video_is_no_part(place_clips, tmp_path, own_import):
+    videos = place_clips("train_station.mp4", "test drive.mp4", "c.mp4", "d.mp4")
+    for name in ("train_station", "test drive", "c", "d"):
+        (videos / f"{name}.xml").write_text(cvat_job(f"{name}.mp4", ("a", "select", "walk")))
+    own_import(videos, tmp_path / "own")
+    assert "test" not in parts_of(tmp_path / "own").values()
+
+
 def test_import_honours_a_split_column(place_clips, tmp_path, own_import):
     videos = place_clips(*(f"{i}.mp4" for i in range(6)))
     rows = [
@@ -958,6 +966,7 @@ def test_frames_of_pictures(place_clips):
         "cam1/0001/000003.txt": ("cam1/0001", 3),
         "cam1/0001_3.txt": ("cam1/0001", 3),
         "b_2-img-5.json": ("b_2", 5),
+        "x/b_2.zip/obj_train_data/frame_000005.txt": ("b_2", 5),
     }.items():
         for first in (0, 1):
             library = Library(folder, first_frame=first)
@@ -966,6 +975,7 @@ def test_frames_of_pictures(place_clips):
             assert frame == found[1] - first
     for name, message in {
         "a.txt": "no number of a frame",
+        "a/labels/c_12.txt": "no video is called 'c'",  # a is another video
         "c_12.txt": "no video is called 'c'",
     }.items():
         with pytest.raises(ValueError, match=message):
