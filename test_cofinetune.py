@@ -627,3 +627,14 @@ def test_recipes_survive_their_text(tmp_path):
     recipe = recipes.read(Recipe, "demo", {"lr": "0.3", "model.drop_path": "0.1"})
     path = write_lines(tmp_path / "recipe.toml", recipes.to_toml(recipe))
     assert recipes.read(Recipe, str(path)) == recipe
+
+
+def test_the_loop_of_the_readme_trains(tiny_world, tmp_path):
+    """The leaves in a plain PyTorch loop, as README prints it, without cofinetune.py."""
+    text = (HERE / "README.md").read_text()
+    code = text[text.index("```python\n") + 10 :]
+    code = code[: code.index("```")].replace("data/demo", str(tiny_world))
+    done = run_python("-c", code + "\nprint(loss.item(), frames.shape)")
+    assert done.returncode == 0, done.stderr
+    loss, shape = done.stdout.split(" ", 1)
+    assert 0 < float(loss) < 20 and shape == "(2, 64, 64, 3)\n"
