@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import (
+    HERE,
     SGD,
     run_apart,
     run_command,
