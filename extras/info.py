@@ -32,7 +32,10 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     lines = network_lines(path, weights) + head_lines(weights, shown)
     if weights.family == pretrained.OWN:
         state = checkpoints.load(path)
-        lines += training_lines(state, checkpoints.recipe_of(state, method.Recipe))
+        try:
+            lines += training_lines(state, checkpoints.recipe_of(state, method.Recipe))
+        except ValueError as error:  # an older version's
+            lines.append(("recipe", str(error)))
     lines += init_lines(weights)
     for title, text in lines:
         print(textwrap.fill(text, WIDTH, initial_indent=f"{title:12}", subsequent_indent=" " * 12))

@@ -39,7 +39,7 @@ THREE_WAYS = (
     "--boxes detect (torchvision finds them), or --boxes whole (one actor, the whole picture)"
 )
 RECORD = "predict.json"
-SAME_PERSON = 0.1  # overlap (IoU) of two boxes, a second or so apart, from which they are linked
+SAME_PERSON = 0.2  # overlap (IoU) of two widened boxes from which they are taken for one person's
 SHOWN = 10  # problems named on the screen
 CAPTION = [0.0, 0.0, 0.0, 0.0]  # a box without extent: text in the corner of the picture
 
@@ -517,7 +517,7 @@ def annotate(film: Film, path: Path) -> None:
 
 
 class Motion:
-    """The boxes of keyframes between them.
+    """The boxes of keyframes, and between them.
 
     Boxes of neighbouring keyframes that overlap are one person's: between the two moments the box
     goes straight from one to the other. A box without such a neighbour on one side stands still
@@ -530,49 +530,55 @@ class Motion:
         self.boxes = []  # (k, 4) of each keyframe
         for keyframe in self.keyframes:
             self.boxes.append(np.array([person.box for person in keyframe.people]).reshape(-1, 4))
-        gaps = sorted(np.diff(self.times))
-        self.half_sec = (gaps[(len(gaps) - 1) // 2] if gaps else 1.0) / 2
-        self.links = []  # from the boxes of a keyframe to those of the next
-        for i, gap in enumerate(np.diff(self.times)):
-            near = gap <= 3 * self.half_sec
+        gaps = np.diff(self.times)
+        step_sec = np.sort(gaps)[(len(gaps) - 1) // 2] if len(gaps) else 1.0  # the lower median
+        self.half_sec = step_sec / 2
+        self.links: list[dict[int, int]] = []  # from the boxes of a keyframe to those of the next
+        for i, gap in enumerate(gaps):
+            near = gap <= 1.5 * step_sec
             self.links.append(link(self.boxes[i], self.boxes[i + 1]) if near else {})
 
     def at(self, second: float) -> tuple[list[np.ndarray], list[list[str]]]:
         """The boxes on screen at this time and the lines of text of each."""
         after = bisect_right(self.times, second)
-        links = self.links[after - 1] if 0 < after < len(self.times) else {}
+        before = after - 1
+        links = self.links[before] if 0 < after < len(self.times) else {}
         boxes, texts = [], []
-        if after > 0:
-            since = second - self.times[after - 1]
-            for i, box in enumerate(self.boxes[after - 1]):
-                lines = self.keyframes[after - 1].texts[i]
-                if i in links:
-                    share = since / (self.times[after] - self.times[after - 1])
-                    box = box + share * (self.boxes[after][links[i]] - box)
-                    lines = self.keyframes[after].texts[links[i]] if share > 0.5 else lines
-                elif since >= self.half_sec:
-                    continue
-                boxes.append(box)
-                texts.append(lines)
+        for i, j in links.items():
+            share = (second - self.times[before]) / (self.times[after] - self.times[before])
+            start, end = self.boxes[before][i], self.boxes[after][j]
+            boxes.append(start + share * (end - start))
+            nearer, place = (before, i) if share <= 0.5 else (after, j)
+            texts.append(self.keyframes[nearer].texts[place])
+        alone = []  # (keyframe, rows that are linked to the other side)
+        if before >= 0 and second - self.times[before] < self.half_sec:
+            alone.append((before, links.keys()))
         if after < len(self.times) and self.times[after] - second <= self.half_sec:
-            for i, box in enumerate(self.boxes[after]):
-                if i not in links.values():
+            alone.append((after, links.values()))
+        for number, linked in alone:
+            for i, box in enumerate(self.boxes[number]):
+                if i not in linked:
                     boxes.append(box)
-                    texts.append(self.keyframes[after].texts[i])
+                    texts.append(self.keyframes[number].texts[i])
         return boxes, texts
 
 
 def link(one: np.ndarray, other: np.ndarray) -> dict[int, int]:
     """Row of `one` -> row of `other`, boxes (n, 4) and (m, 4): the best overlaps first, each box
-    once."""
+    once. Boxes count at twice their sides, since a walker leaves his own within a second."""
     overlaps = []
-    for i, box in enumerate(one):
-        for j, candidate in enumerate(other):
+    for i, box in enumerate(map(widen, one)):
+        for j, candidate in enumerate(map(widen, other)):
             overlap = data.iou(box, candidate)
             if overlap >= SAME_PERSON:
-                overlaps.append((-overlap, i, j))
-    links = {}
-    for _, i, j in sorted(overlaps):
+                overlaps.append((overlap, i, j))
+    links: dict[int, int] = {}
+    for _, i, j in sorted(overlaps, reverse=True):
         if i not in links and j not in links.values():
             links[i] = j
-    return links
+    return dict(sorted(links.items()))
+
+
+def widen(box: np.ndarray) -> np.ndarray:
+    margin = (box[2:] - box[:2]) / 2
+    return np.concatenate([box[:2] - margin, box[2:] + margin])

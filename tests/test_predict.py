@@ -96,6 +96,9 @@ def test_links_take_the_best_overlaps_first_and_each_box_once():
     other = np.array([[0.31, 0.0, 0.71, 1.0], [0.1, 0.0, 0.5, 1.0], [0.9, 0.9, 1.0, 1.0]])
     assert predict.link(one, other) == {0: 1, 1: 0}
     assert predict.link(one[:1], other[2:]) == predict.link(one[:0], other) == {}
+    walker, a_width_on = np.array([[0.1, 0.2, 0.16, 0.4]]), np.array([[0.16, 0.2, 0.22, 0.4]])
+    assert predict.link(walker, a_width_on) == {0: 0} and data.iou(walker[0], a_width_on[0]) == 0
+    assert predict.link(walker, a_width_on + [0.06, 0, 0.06, 0]) == {}
 
 
 def test_two_persons_cross_and_one_is_lost_for_a_keyframe():
