@@ -276,7 +276,7 @@ class Written:
         os.replace(part, self.record)
 
     def finish(self) -> str:
-        names = self.table["files"]
+        names = [name for name in self.table["files"] if (self.out / name).exists()]
         shown = [name for name in names if "/" not in name]
         films = len(names) - len(shown)
         if films:

@@ -113,7 +113,7 @@ def test_two_persons_cross_and_one_is_lost_for_a_keyframe():
     moved = (0.1, 0.0, 0.4, 0.5)
     motion = predict.Motion(
         [
-            keyframe(4.0, a=left),
+            keyframe(4.0, a=left, d=right),
             keyframe(0.0, a=left, b=right, c=low),
             keyframe(1.0, b=right, A=moved),
             keyframe(2.0, b=right),
@@ -128,7 +128,7 @@ def test_two_persons_cross_and_one_is_lost_for_a_keyframe():
     assert np.allclose(motion.at(0.25)[0][0], [0.025, 0, 0.325, 0.5])
     assert names(1.3) == ["b", "A"] and names(1.7) == ["b"]
     assert names(2.4) == ["b"] and names(2.6) == names(3.4) == []  # nothing links over two steps
-    assert names(3.6) == names(4.4) == ["a"] and names(4.6) == []
+    assert names(3.6) == names(4.4) == ["a", "d"] and names(4.6) == []
     assert predict.Motion([]).at(1.0) == ([], [])
 
 
@@ -283,11 +283,11 @@ def test_nothing_old_is_shown_as_a_result(trained, folder, tmp_path, capsys):
     assert record["boxes"] is None and record["checkpoint"] == str(trained)
     with pytest.raises(ValueError, match="is the folder of a run"):
         run(predict, trained, folder / "a.mp4", out=trained.parent)
-    record["files"] = ["../../escaped", "/etc/hosts"]
+    outside = [write_lines(tmp_path / name, "mine") for name in ("one.csv", "two.csv")]
+    record["files"] = ["../one.csv", str(outside[1])]  # a record that somebody changed
     (out / "predict.json").write_text(json.dumps(record))
-    (tmp_path.parent / "escaped").touch()
     run(predict, trained, folder / "a.mp4", out=out)
-    assert (tmp_path.parent / "escaped").exists()
+    assert all(path.exists() for path in outside)
     (out / "predict.json").write_text("[]")
     with pytest.raises(ValueError, match="not written by predict"):
         run(predict, trained, folder / "a.mp4", out=out)
