@@ -54,9 +54,9 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     model = checkpoints.model_of(state, method.Recipe).eval()
     classes = state["classes"][task.name]
     if out.suffix == "":
-        from extras import pretrained
+        from extras import hugging_face
 
-        pretrained.to_hugging_face(model, task.name, out, classes)
+        hugging_face.to_hugging_face(model, task.name, out, classes)
         print(f"{out}: the encoder and the head of {task.name}, for transformers")
         return
     facts = {

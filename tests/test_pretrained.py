@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from helpers import HERE, model_oracle, run_python, tiny_model
 
 import model as M
-from extras import pretrained, weight_files
+from extras import hugging_face, pretrained, weight_files
 
 PT_TIMM = dict(
     patch="patch_embed.proj",
@@ -927,6 +927,7 @@ def test_pretrained_reads_dinov2_with_layer_scale_folded(form, tmp_path):
 
 PT_ADDED = {  # what a file has beside V-JEPA 2's or a timm ViT's names: words of the refusal
     "V-JEPA 2.1": ("video", "patch_embed_img.proj.weight norms_block.0.weight video_mod_embed"),
+    "factorised": ("video", "SpatialTransformer.norm.weight TemporalTransformer.norm.weight"),
     "InternVideo2": ("video", "blocks.0.attn.q_norm.weight blocks.0.attn.k_norm.weight"),
     "MViT": ("video", "blocks.0.attn.pool_q.weight blocks.0.attn.rel_pos_h"),
     "Hiera": ("video", "pos_embed_spatial pos_embed_temporal blocks.1.proj.weight"),
@@ -967,7 +968,7 @@ def test_pretrained_refuses_what_shares_names_and_computes_something_else(what, 
 @pytest.mark.parametrize(
     "edit, words",
     [
-        ("q_bias", "attn.qkv without VideoMAE's q_bias"),  # a head, and no table: not V-JEPA 2
+        ("q_bias", "no family that is known"),  # a head, and no table: not V-JEPA 2
         ("no bias", "no family that is known"),  # as timm's networks that norm after the layers
         ("learned", "positions are not V-JEPA's"),
         ("beit", "no family that is known"),  # a class token and VideoMAE's biases
@@ -1099,7 +1100,15 @@ def test_pretrained_reads_numbers_that_another_numpy_saved(tmp_path):
 
 @pytest.mark.parametrize(
     "prefix",
-    ["module.", "_orig_mod.", "model.", "model._orig_mod.", "module.model.backbone.", "student."],
+    [
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "model._orig_mod.",
+        "module.model.backbone.",
+        "student.",
+        "_fsdp_wrapped_module.",
+    ],
 )
 @pytest.mark.parametrize(
     "wrapper",
@@ -1108,6 +1117,10 @@ def test_pretrained_reads_numbers_that_another_numpy_saved(tmp_path):
 def test_pretrained_strips_prefixes_and_wrappers(prefix, wrapper, tmp_path):
     state = pt_state()
     content = {prefix + name: tensor for name, tensor in state.items()}
+    if prefix == "_orig_mod.":  # also of single blocks, as of a wrapped one
+        content = {name.replace("s.0.", "s.0._orig_mod."): t for name, t in content.items()}
+    if prefix == "module.":  # torch.optim.swa_utils.AveragedModel
+        content["n_averaged"] = torch.tensor(3)
     for key in wrapper.split(".")[::-1] if wrapper else ():
         content = {key: content, "epoch": 3}
     torch.save(content, path := tmp_path / "x.pt")
@@ -1196,7 +1209,8 @@ def test_pretrained_initialise_says_what_became_of_the_checkpoint_and_the_recipe
     pt_own(net, path := tmp_path / "x.pt")
     heads = {"clip": M.Head("clip", 5), "ava": M.Head("box", 3)}
     settings = dict(arch="tiny", frames=16, size=[32, 64], pool="norm-mean", drop_path=0.1)
-    model, lines = pretrained.initialise(path, heads, settings)
+    free = {"frames", "size", "drop_path", "checkpointing"}
+    model, lines = pretrained.initialise(path, heads, settings, free)
     config = model.encoder.config
     assert (config.frames, config.size, config.drop_path, config.pool) == (16, (32, 64), 0.1, "cls")
     assert torch.equal(model.heads["clip"].fc.weight, net.heads["clip"].fc.weight)
@@ -1210,7 +1224,7 @@ def test_pretrained_initialise_says_what_became_of_the_checkpoint_and_the_recipe
         " pool = cls (not norm-mean)",
     ]
     torch.save(pt_state(), path := tmp_path / "x.pth")
-    _, lines = pretrained.initialise(path, {"clip": M.Head("clip", 5)}, {})
+    _, lines = pretrained.initialise(path, {"clip": M.Head("clip", 5)}, {}, free)
     assert lines[-2:] == ["head left out: clip", "new head: clip"]  # of another family
 
 
@@ -1221,7 +1235,7 @@ def test_pretrained_goes_back_to_hugging_face(kind, tmp_path):
     if kind == "VideoMAE":  # a bias of keys changes nothing
         net.encoder.blocks[0].qkv.bias.data[128:256] = 3.0
     folder = tmp_path / "out"
-    pretrained.to_hugging_face(net, "clip", folder, list("abcde"))
+    hugging_face.to_hugging_face(net, "clip", folder, list("abcde"))
     theirs = getattr(transformers, f"{kind}ForVideoClassification")
     oracle, loading = theirs.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values()) and oracle.config.id2label[4] == "e"
@@ -1238,7 +1252,7 @@ def test_pretrained_goes_back_to_hugging_face(kind, tmp_path):
         (pt_model(size=(32, 48), **PT_VIVIT), "square"),
     ):
         with pytest.raises(ValueError, match=words):
-            pretrained.to_hugging_face(other, next(iter(other.heads)), folder)
+            hugging_face.to_hugging_face(other, next(iter(other.heads)), folder)
 
 
 def test_pretrained_runs_as_a_script_from_any_folder(tmp_path):
