@@ -33,7 +33,7 @@ from extras import checkpoints, door, formats, methods, report
 from extras import job as jobs
 from extras import recipe as recipes
 from extras.job import Job
-from extras.optimisers import lr_at, make_optimisers
+from extras.optimisers import lr_at, make_optimisers, take_step
 from extras.run import Run, write_text
 from extras.settings import setting
 from model import CoFinetuneModel, box_loss, clip_loss
@@ -131,13 +131,9 @@ def train_step(
     losses = mean_over_ranks(losses, step, job)  # not finite: stops every rank, no weight touched
     average_heads(model, job)  # the encoder's gradients were averaged by DDP
     norm = clip_gradients(model, recipe.clip_norm, step)
-    rate = lr_at(step, recipe) * tasks[batches[0].task].lr_scale  # equal for all with accumulate
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * rate
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)  # None, not 0: zeros would still move idle heads
-    return losses, norm, rate
+    share, scale = lr_at(step, recipe), tasks[batches[0].task].lr_scale  # accumulate: all equal
+    take_step(optimisers, share, scale)  # idle heads, whose gradients are None, do not move
+    return losses, norm, share * scale
 
 
 def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:

@@ -170,7 +170,9 @@ class Task:
 
     batch: int = setting(8, "clips per step, all processes together", least=1, group="training")
     weight: float = setting(1.0, 'share of the steps in the "weighted" schedule', least=0)
-    lr_scale: float = setting(1.0, "times the learning rate, at this task's steps", least=0)
+    lr_scale: float = setting(
+        1.0, "times the learning rate of this task; sgd: exactly, else of its steps", least=0
+    )
     loss_weight: float = setting(1.0, "times the loss", least=0)
     smoothing: float = setting(0.0, "of the labels, clip tasks", least=0, most=1)
     prior: float = setting(

@@ -248,6 +248,8 @@ PLAIN = {
     "sgd": ["--optimiser", "sgd", "--lr", 0.05, "--clip-norm", 1.0, "--task.ava.loss_weight", 0.5],
     "adamw": ["--optimiser", "adamw", "--lr", 0.003, "--clip-norm", 0, "--layer-decay", 0.8,
               "--task.actions.smoothing", 0.2],
+    "scaled": ["--optimiser", "sgd", "--lr", 0.02, "--task.ava.lr_scale", 3],
+    "scaled-adamw": ["--optimiser", "adamw", "--lr", 0.002, "--task.ava.lr_scale", 3],
     "accumulate": ["--optimiser", "sgd", "--lr", 0.05, "--schedule", "accumulate", "--ema", 0.7],
     "weighted": ["--optimiser", "sgd", "--lr", 0.02, "--schedule", "weighted", "--momentum", 0.5,
                  "--task.ava.weight", 3],
@@ -279,6 +281,7 @@ def test_train_is_a_plain_loop(tiny_world, tmp_path, case):
         shrink = 1.0
         if recipe.clip_norm and norm > recipe.clip_norm:
             shrink = recipe.clip_norm / norm
+        own = tasks[batches[0].task].lr_scale
         done = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
         share = (step + 1) / recipe.warmup
         if step >= recipe.warmup:
@@ -291,15 +294,19 @@ def test_train_is_a_plain_loop(tiny_world, tmp_path, case):
                 layer = int(name.split(".")[2]) + 1
             elif name.startswith(("encoder.patch", "encoder.pos")):
                 layer = 0
-            rate = recipe.lr * share * recipe.layer_decay ** (depth + 1 - layer)
+            rate, scale = recipe.lr * share * recipe.layer_decay ** (depth + 1 - layer), own
+            if recipe.optimiser != "sgd":
+                rate, scale = rate * own, 1.0
             decay = 0.1 if p.ndim > 1 and name != "encoder.pos" else 0.0
-            p.data = plain_update(p.data, p.grad * shrink, memory[name], rate, recipe, decay)
+            p.data = plain_update(
+                p.data, p.grad * shrink * scale, memory[name], rate, recipe, decay
+            )
         for name, p in model.named_parameters():
             average[name] = 0.7 * average[name] + 0.3 * p.data
         record = records[step]
         assert record["loss"] == pytest.approx({k: v.item() for k, v in losses.items()}, rel=1e-4)
         assert record["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
-        assert record["lr"] == pytest.approx(recipe.lr * share, rel=1e-6)
+        assert record["lr"] == pytest.approx(recipe.lr * share * own, rel=1e-6)
     for name, p in model.named_parameters():
         torch.testing.assert_close(state["model"][name], p.data, atol=2e-5, rtol=1e-3)
         if recipe.ema:
