@@ -406,7 +406,10 @@ class Comparison:
         """Mean AP of head, mid and tail; of each kind of class; of each kind in each of them."""
         kinds = {}
         if recipe.world:
-            from extras.world import KINDS as kinds
+            from extras.world import KINDS
+
+            for kind, names in KINDS.items():
+                kinds |= dict.fromkeys(names, kind)
         source = (recipe.root, task.train)
         if source not in self.boxes:
             self.boxes[source] = data.open_task(task, recipe.root, "train").class_counts()

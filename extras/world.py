@@ -1,12 +1,16 @@
 """A generated video world in the formats of the real datasets: the demo's data, made in seconds.
 
-64x64, 16 fps H.264 clips of moving sprites. Upstream: `actions` (one actor, 12 motions) and
-`templates` (two actors, 8 relations). Downstream: `ava`, 1-3 actors with several labels each and,
-in training, a long tail. `make_world(folder)` or `python cofinetune.py world FOLDER` writes
+64x64, 16 fps H.264 clips of moving sprites. Upstream: `actions` (one actor, 10 motions),
+`templates` (two actors, 8 relations) and, if asked for, `looks` (one actor, 4 ways to change in
+place). Downstream: `ava`, 1-3 actors with several labels each. Its 18 classes are of four kinds:
+motions, relations and looks, each of which one upstream set teaches, and poses, which none does.
+In training a third of each kind is frequent, a third in between, a third rare; which, is dealt
+anew in every world, so that a class is each once in three worlds in a row.
+`make_world(folder)` or `python cofinetune.py world FOLDER` writes
 
     world.json                         the parameters
-    actions/{train,val}.txt            Kinetics-style list      videos/train_00017.mp4 5
-    actions/classes.txt                one name a line; the class is the line, from 0
+    {actions,looks}/{train,val}.txt    Kinetics-style list      videos/train_00017.mp4 5
+    {actions,looks}/classes.txt        one name a line; the class is the line, from 0
     templates/{train,validation}.json  Something-Something v2   [{"id": "17", "template": "Push...
     templates/labels.json                                       {"Pushing something with s...": "6"
     ava/{train,val}.csv                AVA                      train_00000,0902,0.14,...,3,0
@@ -37,12 +41,16 @@ import numpy as np
 # The world: sizes and vocabulary
 # ------------------------------------------------------------------------------------------------
 
-VERSION = 1  # to be raised when a World gets other pixels or labels
+VERSION = 2  # to be raised when a World gets other pixels or labels
 SIZE, FPS, FRAMES = 64, 16, 16  # px, frames per second, frames per clip or scene
 SCENES, FIRST_SEC = 4, 902  # scenes (keyframes) per video of `ava`, time of the first
 KEYFRAME = FRAMES // 2
 TIME = np.arange(FRAMES) - KEYFRAME  # frames from the keyframe
 TRAIN, VAL = 0, 1  # splits
+# First in every seed of a generator: no other stream of random numbers of a run begins so.
+ACTIONS_TAG, TEMPLATES_TAG, LOOKS_TAG, SCENES_TAG, PLAN_TAG, DETECTOR_TAG, RANKS_TAG = range(
+    0x776F726C64, 0x776F726C64 + 7
+)  # "world"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,27 +62,22 @@ class World:
     actions_val: int = 240
     templates_train: int = 640
     templates_val: int = 160
+    looks_train: int = 0
+    looks_val: int = 0
     scenes_train: int = 320
     scenes_val: int = 240
-    zipf: float = 1.2  # exponent of the downstream class counts in training; validation is uniform
-    min_positives: int = 8  # fewest training boxes of a class
+    imbalance: float = 2.2  # boxes of a frequent class over those of one in between, and of that
+    # over those of a rare one, in training; validation has equally many
     nuisance: float = 0.0  # 0..1: clutter, pan, contrast, unlabelled small sprites; everywhere
 
 
 POSES = ["tall", "flat", "round"]
-MOTIONS = [
-    "left", "right", "up", "down", "spin", "grow", "shrink", "blink", "shake", "hop", "orbit",
-    "recolour",
-]  # fmt: skip
-LABELS = POSES + MOTIONS + ["give", "take", "hit"]  # of `ava`; the label id is the position + 1
-ACTIONS = ["still"] + MOTIONS[:-1]  # upstream knows neither poses nor recolour
-# What teaches a class besides its own boxes: `actions` the motions, `templates` the relations.
-KINDS = (
-    dict.fromkeys(POSES, "poses")
-    | dict.fromkeys(MOTIONS[:-1], "motions")
-    | {"recolour": "untaught"}
-    | dict.fromkeys(["give", "take", "hit"], "relations")
-)
+MOTIONS = ["left", "right", "up", "down", "grow", "shrink", "shake", "hop", "orbit"]
+LOOKS = ["blink", "pulse", "recolour"]
+RELATIONS = ["give", "hit", "push"]
+KINDS = {"poses": POSES, "motions": MOTIONS, "looks": LOOKS, "relations": RELATIONS}
+LABELS = POSES + MOTIONS + LOOKS + RELATIONS  # of `ava`; the label id is the position + 1
+UPSTREAM = {"actions": ["still", *MOTIONS], "looks": ["still", *LOOKS]}
 TEMPLATES = {
     "approach": "Moving [something] closer to [something]",
     "leave": "Moving [something] away from [something]",
@@ -87,7 +90,8 @@ TEMPLATES = {
 }
 HEADINGS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x, y; y is down
 DRIFTS = {"approach": (1, 0), "leave": (-1, 0), "meet": (0.8, -0.8), "part": (-0.8, 0.8)}
-GROUPS = {"spin": 1, "grow": 2, "shrink": 2, "blink": 3, "recolour": 3}  # others 0: they displace
+# Two labels of an actor are of different groups. Others are 0: they displace.
+GROUPS = {"grow": 1, "shrink": 1, "pulse": 1, "blink": 2, "recolour": 2}
 
 # A shape is where f(u, v) < 1, in radii, v down; a texture is 0..1 between two colours.
 SHAPES = {
@@ -134,7 +138,7 @@ class Sprite:
         self.turned = np.zeros(FRAMES)  # share of the third colour
 
     def move(self, motion: str, rng: np.random.Generator) -> None:
-        """Add one of MOTIONS, or "still", to the tracks."""
+        """Add one of MOTIONS or LOOKS, or "still", to the tracks."""
         phase = rng.uniform(0, 2 * math.pi)
         speed = rng.uniform(0.75, 1.15)
         sign = rng.choice([-1, 1])
@@ -143,10 +147,8 @@ class Sprite:
             dx, dy = HEADINGS[motion]
             self.x += TIME * speed * dx
             self.y += TIME * speed * dy
-        elif motion == "spin":
-            self.angle += phase + rng.uniform(0.2, 0.35) * sign * TIME
-            self.texture = "split"
-            self.colours[1] *= 0.4  # a turning disc is seen by its texture only
+        elif motion == "pulse":
+            self.growth += 0.3 * speed * np.sin(phase + 2 * slow)
         elif motion == "grow":
             self.growth += TIME * speed / 15
         elif motion == "shrink":
@@ -246,7 +248,15 @@ class Cast:
 
 
 def cast_action(world: World, split: int, index: int, motion: str) -> Cast:
-    rng = np.random.default_rng([world.seed, 1, split, index])
+    return cast_one(np.random.default_rng([ACTIONS_TAG, world.seed, split, index]), motion)
+
+
+def cast_look(world: World, split: int, index: int, look: str) -> Cast:
+    return cast_one(np.random.default_rng([LOOKS_TAG, world.seed, split, index]), look)
+
+
+def cast_one(rng: np.random.Generator, motion: str) -> Cast:
+    """One actor, in a quarter of the clips before somebody who stands still."""
     actor = Sprite(rng, UPSTREAM_SHAPES, rng.uniform(8, 12), *rng.uniform(22, 42, 2))
     actor.move(motion, rng)
     still = Sprite(rng, UPSTREAM_SHAPES, rng.uniform(5, 7), *rng.choice([10, SIZE - 10], 2))
@@ -256,7 +266,7 @@ def cast_action(world: World, split: int, index: int, motion: str) -> Cast:
 
 
 def cast_template(world: World, split: int, index: int, relation: str) -> Cast:
-    rng = np.random.default_rng([world.seed, 2, split, index])
+    rng = np.random.default_rng([TEMPLATES_TAG, world.seed, split, index])
     angle = rng.uniform(0, 2 * math.pi)
     x, y = rng.uniform(28, 36, 2)
     dx, dy = rng.uniform(9.5, 11.5) * np.array([math.cos(angle), math.sin(angle)])
@@ -271,8 +281,8 @@ def cast_template(world: World, split: int, index: int, relation: str) -> Cast:
 
 def cast_scene(world: World, split: int, index: int, labels: list[list[str]]) -> Cast:
     """labels: of each actor, the pose first, an interaction last (plan_scenes)."""
-    rng = np.random.default_rng([world.seed, 3, split, index])
-    relation = {"give": "throw", "hit": "hit"}.get(labels[0][-1])
+    rng = np.random.default_rng([SCENES_TAG, world.seed, split, index])
+    relation = {"give": "throw", "hit": "hit", "push": "push"}.get(labels[0][-1])
     centres = place_actors(rng, len(labels), paired=relation is not None)
     actors = []
     for (pose, *_), centre in zip(labels, centres, strict=True):
@@ -338,7 +348,12 @@ def paint_plane(world: World, dataset: str, side: int, rng: np.random.Generator)
     return canvas.astype(np.float32)
 
 
-CASTS = {"actions": cast_action, "templates": cast_template, "ava": cast_scene}
+CASTS = {
+    "actions": cast_action,
+    "templates": cast_template,
+    "looks": cast_look,
+    "ava": cast_scene,
+}
 
 
 def render(world: World, dataset: str, split: int, index: int, label) -> np.ndarray:
@@ -348,7 +363,7 @@ def render(world: World, dataset: str, split: int, index: int, label) -> np.ndar
     video = background(world, dataset, rng)
     for _ in range(round(rng.uniform(0, 3) * world.nuisance)):
         small = Sprite(rng, list(SHAPES), rng.uniform(3, 4.5), *rng.uniform(4, SIZE - 4, 2))
-        small.move(str(rng.choice(ACTIONS)), rng)
+        small.move(str(rng.choice(["still", *MOTIONS, *LOOKS])), rng)
         small.draw(video)
     for sprite in cast.sprites:
         sprite.draw(video)
@@ -363,16 +378,26 @@ def render(world: World, dataset: str, split: int, index: int, label) -> np.ndar
 
 
 def annotate_actions(world: World) -> tuple[dict, dict]:
-    texts = {"actions/classes.txt": "".join(f"{name}\n" for name in ACTIONS)}
+    return annotate_list("actions", world.actions_train, world.actions_val)
+
+
+def annotate_looks(world: World) -> tuple[dict, dict]:
+    return annotate_list("looks", world.looks_train, world.looks_val)
+
+
+def annotate_list(dataset: str, train: int, val: int) -> tuple[dict, dict]:
+    if not train + val:
+        return {}, {}
+    names = UPSTREAM[dataset]
+    texts = {f"{dataset}/classes.txt": "".join(f"{name}\n" for name in names)}
     videos = {}
-    totals = {"train": world.actions_train, "val": world.actions_val}
-    for split, (name, total) in enumerate(totals.items()):
+    for split, (part, total) in enumerate({"train": train, "val": val}.items()):
         lines = []
         for i in range(total):
-            path, label = f"videos/{name}_{i:05d}.mp4", i % len(ACTIONS)
+            path, label = f"videos/{part}_{i:05d}.mp4", i % len(names)
             lines.append(f"{path} {label}\n")
-            videos[f"actions/{path}"] = [("actions", split, i, ACTIONS[label])]
-        texts[f"actions/{name}.txt"] = "".join(lines)
+            videos[f"{dataset}/{path}"] = [(dataset, split, i, names[label])]
+        texts[f"{dataset}/{part}.txt"] = "".join(lines)
     return texts, videos
 
 
@@ -405,14 +430,14 @@ def annotate_templates(world: World) -> tuple[dict, dict]:
 def annotate_ava(world: World) -> tuple[dict, dict]:
     blocks = []
     for i, name in enumerate(LABELS, 1):
-        kind = "MOVEMENT" if name in POSES + MOTIONS else "INTERACTION"
+        kind = "INTERACTION" if name in RELATIONS else "MOVEMENT"
         blocks.append(
             f'label {{\n  name: "{name}"\n  label_id: {i}\n  label_type: PERSON_{kind}\n}}\n'
         )
     texts = {"ava/action_list.pbtxt": "".join(blocks)}
     videos = {}
     for split, name in ((TRAIN, "train"), (VAL, "val")):
-        rng = np.random.default_rng([world.seed, 5, split])
+        rng = np.random.default_rng([DETECTOR_TAG, world.seed, split])
         annotated, detected = [], []
         for i, scene in enumerate(plan_scenes(world, split)):
             movie, second = f"{name}_{i // SCENES:05d}", FIRST_SEC + i % SCENES
@@ -435,47 +460,92 @@ def row(movie: str, second: int, box: np.ndarray, action: int | str, last: int |
 
 
 def plan_scenes(world: World, split: int) -> list[list[list[str]]]:
-    """The labels of every actor of every scene: the pose first, an interaction last.
+    """The labels of every actor of every scene: the pose first, a relation last.
 
-    Dealt, not drawn, so that every class has the training boxes its rank says.
+    Dealt, not drawn: every class has exactly the boxes that `count_boxes` says.
     """
-    rng = np.random.default_rng([world.seed, 4, split])
-    total, zipf, least = world.scenes_train, world.zipf, world.min_positives
-    if split == VAL:
-        total, zipf = world.scenes_val, 0.0
+    rng = np.random.default_rng([PLAN_TAG, world.seed, split])
+    counts = count_boxes(world, split)
     scenes = []
-    for actors in rng.choice([1, 2, 3], total, p=[0.15, 0.55, 0.3]):
+    for actors in rng.permutation(scene_sizes(world, split)):
         scenes.append([[] for _ in range(actors)])
-    # The two of an interaction do nothing else: it stays visible, and counts stay exact.
-    pairs = [scene for scene in scenes if len(scene) > 1 and rng.random() < 0.35]
-    interactions = deal(rng, ["give", "hit"], len(pairs), zipf, least)
-    for scene, interaction in zip(pairs, interactions, strict=True):
-        scene[0].append(interaction)
-        scene[1].append("take" if interaction == "give" else "")
+    # The two of a relation do nothing else: it stays visible.
+    relations = shuffle(rng, RELATIONS, counts)
+    several = [scene for scene in scenes if len(scene) > 1]
+    chosen = rng.permutation(len(several))[: len(relations)]
+    busy = []
+    for number, relation in zip(chosen, relations, strict=True):
+        first, second, *_ = several[number]
+        first.append(relation)
+        busy += [first, second]
     actors = [actor for scene in scenes for actor in scene]
-    free = [actor for actor in actors if not actor and rng.random() < 0.9]
-    for actor, motion in zip(free, deal(rng, MOTIONS, len(free), zipf, least), strict=True):
-        actor.append(motion)
-        others = [name for name in MOTIONS if GROUPS.get(name) != GROUPS.get(motion)]
-        second = str(rng.choice(others))
-        if rng.random() < 0.2:
-            actor.append(second)
-    poses = deal(rng, POSES, len(actors), min(zipf, 1.0), least)
-    for actor, pose in zip(actors, poses, strict=True):
-        if "spin" in actor:  # turned, tall would be flat
-            pose = "round"
-        actor[:] = [pose] + [name for name in actor if name]
+    free = [actor for actor in actors if not any(actor is one for one in busy)]
+    deal_motions(rng, free, shuffle(rng, MOTIONS + LOOKS, counts))
+    for actor, pose in zip(actors, shuffle(rng, POSES, counts), strict=True):
+        actor.insert(0, pose)
     return scenes
 
 
-def deal(rng: np.random.Generator, names: list[str], total: int, zipf: float, least: int) -> list:
-    """`total` names in random order, in exact counts: Zipf over a random ranking, and a minimum."""
-    least = min(least, total // len(names))
-    share = 1 / np.arange(1, len(names) + 1) ** zipf
-    share = share / share.sum()
-    counts = least + (share * (total - least * len(names))).astype(int)
-    counts[0] += total - counts.sum()
-    return rng.permutation(np.repeat(rng.permutation(names), counts)).tolist()
+def deal_motions(rng: np.random.Generator, actors: list[list[str]], motions: list[str]) -> None:
+    """One to nine in ten of the actors, then a second one, of another group, to some of them."""
+    actors = [actors[number] for number in rng.permutation(len(actors))]
+    moving = actors[: round(0.9 * len(actors))]
+    for actor, motion in zip(moving, motions, strict=False):
+        actor.append(motion)
+    for motion in motions[len(moving) :]:
+        for actor in moving:
+            if len(actor) == 1 and GROUPS.get(actor[0], 0) != GROUPS.get(motion, 0):
+                actor.append(motion)
+                break
+        else:
+            raise ValueError("a world of so few scenes has no actor left for a second motion")
+
+
+def shuffle(rng: np.random.Generator, names: list[str], counts: dict[str, int]) -> list[str]:
+    return rng.permutation(np.repeat(names, [counts[name] for name in names])).tolist()
+
+
+def scene_sizes(world: World, split: int) -> list[int]:
+    """Actors of each scene: 15 % one, 55 % two, 30 % three."""
+    total = (world.scenes_train, world.scenes_val)[split]
+    if 0 < total < 8:
+        raise ValueError(f"a world of {total} scenes; expected 8 or more")
+    one, three = round(0.15 * total), round(0.3 * total)
+    return [1] * one + [2] * (total - one - three) + [3] * three
+
+
+def count_boxes(world: World, split: int) -> dict[str, int]:
+    """Of every class of `ava`. The same numbers for every kind, but that every actor has a pose:
+    the frequent one takes what is left."""
+    sizes = scene_sizes(world, split)
+    imbalance = 1.0 if split == VAL else world.imbalance
+    of_rank = group_counts(round(0.39 * len(sizes)), imbalance)
+    counts = {name: of_rank[rank] for name, rank in rank_classes(world.seed).items()}
+    if split == VAL:
+        of_rank = group_counts(sum(sizes), 1.0)
+    else:
+        of_rank = (sum(sizes) - of_rank[1] - of_rank[2], of_rank[1], of_rank[2])
+    for pose in POSES:
+        counts[pose] = of_rank[rank_classes(world.seed)[pose]]
+    return counts
+
+
+def group_counts(total: int, imbalance: float) -> tuple[int, int, int]:
+    """`total` boxes to a frequent class, one in between and a rare one."""
+    parts = imbalance**2 + imbalance + 1
+    between, rare = max(1, round(total * imbalance / parts)), max(1, round(total / parts))
+    return total - between - rare, between, rare
+
+
+def rank_classes(seed: int) -> dict[str, int]:
+    """0 frequent, 1 in between, 2 rare: a third of every kind each; of three worlds in a row
+    every class is each once."""
+    ranks = {}
+    for number, names in enumerate(KINDS.values()):
+        rng = np.random.default_rng([RANKS_TAG, seed // 3, number])
+        for place, name in enumerate(rng.permutation(names).tolist()):
+            ranks[name] = (place * 3 // len(names) + seed) % 3
+    return ranks
 
 
 def detect(rng: np.random.Generator, boxes: np.ndarray) -> list[tuple[np.ndarray, float]]:
@@ -510,12 +580,12 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
     parameters = {"version": VERSION} | dataclasses.asdict(world)
     refuse_other_contents(folder, parameters)
     texts, videos = {"world.json": json.dumps(parameters, indent=1)}, {}
-    for annotate in (annotate_actions, annotate_templates, annotate_ava):
+    for annotate in (annotate_actions, annotate_templates, annotate_looks, annotate_ava):
         more_texts, more_videos = annotate(world)
         texts |= more_texts
         videos |= more_videos
-    for dataset in CASTS:
-        (folder / dataset / "videos").mkdir(parents=True, exist_ok=True)
+    for name in videos:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         path = folder / name
         if not path.exists() or path.read_text() != text:  # several runs may share a complete world

@@ -201,7 +201,6 @@ TINY = dict(
     templates_val=16,
     scenes_train=32,
     scenes_val=16,
-    min_positives=1,
 )
 SGD = ["--optimiser", "sgd", "--lr", "0.02"]
 

@@ -93,10 +93,38 @@ def test_every_run_of_every_protocol_has_a_recipe(path, tmp_path):
                 run = comparison.make_run("final", case, method, point, 1)
                 stages = cofinetune.stages(read(protocol.recipe, run.overrides))
                 updates[method.name] = sum(stage.steps for stage in stages)
-    fewer = {name for name in updates if updates[name] != max(updates.values())}
-    assert fewer == ({"downstream, equal clips"} if path.stem == "methods" else set())
+    fewer = {name for name in updates if updates[name] != 1200}
+    expected = {
+        "methods": {"downstream, equal clips"},
+        "sets-each": updates.keys() - {protocol.reference},
+    }
+    assert fewer == expected.get(path.stem, set())
+    assert protocol.first_world % 3 == protocol.first_tuning_world % 3 == protocol.worlds % 3 == 0
     page = (HERE / "docs/comparison.md").read_text()
-    assert f"| `{path.stem}` |" in page and f"| {count_runs(protocol)} |" in page
+    assert f"`{path.stem}`" in page and f"| {count_runs(protocol)} |" in page
+
+
+def test_no_world_is_in_two_protocols():
+    worlds = []
+    for path in PROTOCOLS:
+        protocol = compare.read_protocol(path.stem)
+        for first, count in (
+            (protocol.first_world, protocol.worlds),
+            (protocol.first_tuning_world, protocol.tuning_worlds),
+        ):
+            worlds += range(first, first + count)
+    assert len(set(worlds)) == len(worlds) and not set(worlds) & {*range(10, 40), *range(90, 102)}
+
+
+def test_the_page_says_how_the_world_deals_its_boxes():
+    page = (HERE / "docs/comparison.md").read_text()
+    counts = world.count_boxes(world.World(10, scenes_train=64), world.TRAIN)
+    for kind, names in world.KINDS.items():
+        rare, between, frequent = sorted({counts[name] for name in names})
+        third = len(names) // 3
+        first = f"{third} classes of" if third > 1 else f"{third} of"
+        groups = f"{first} {frequent} | {third} of {between} | {third} of {rare}"
+        assert f"| {kind} | {groups} | {', '.join(names)} |" in page
 
 
 def count_runs(protocol):

@@ -17,7 +17,8 @@ SIZES = dict(
     templates_val=8,
     scenes_train=64,
     scenes_val=16,
-    min_positives=3,
+    looks_train=8,
+    looks_val=4,
 )
 
 
@@ -63,11 +64,15 @@ def test_annotations_have_the_real_formats(folder_of_world):
         boxes = np.array([row[2:6] for row in rows], float)
         assert (boxes >= 0).all() and (boxes <= 1).all() and (boxes[:, :2] < boxes[:, 2:]).all()
         counts = np.bincount([int(row[6]) for row in rows], minlength=len(world.LABELS) + 1)[1:]
-        assert split == "val" or counts.min() >= 3 and counts.max() > 8 * counts.min()
+        assert split == "val" or counts.min() == 3 and counts.max() == 127
         named |= {f"ava/videos/{row[0]}.mp4" for row in rows}
-        lines = [line.rsplit(None, 1) for line in (folder_of_world / f"actions/{split}.txt").open()]
-        assert np.ptp(np.bincount([int(label) for _, label in lines])) == 0
-        named |= {f"actions/{path}" for path, _ in lines}
+        for dataset, names in world.UPSTREAM.items():
+            text = (folder_of_world / f"{dataset}/{split}.txt").read_text()
+            lines = [line.rsplit(None, 1) for line in text.splitlines()]
+            assert np.ptp(np.bincount([int(label) for _, label in lines])) <= 1
+            named |= {f"{dataset}/{path}" for path, _ in lines}
+            classes = (folder_of_world / f"{dataset}/classes.txt").read_text().split()
+            assert classes == names
         labels = json.loads((folder_of_world / "templates/labels.json").read_text())
         entries = {"train": "train.json", "val": "validation.json"}[split]
         for entry in json.loads((folder_of_world / "templates" / entries).read_text()):
@@ -100,9 +105,73 @@ def test_motions_show_in_the_pixels():
     for name, (x, y) in dict(left=(-1, 0), right=(1, 0), up=(0, -1), down=(0, 1)).items():
         centre = [np.argwhere(frame).mean(0) for frame in draw_alone(motion=name)[1]]
         assert np.sign(np.round(centre[-1] - centre[0])).tolist() == [y, x]
-    area = {name: draw_alone(motion=name)[1].sum((1, 2)) for name in ("grow", "shrink", "blink")}
+    changing = ("grow", "shrink", "blink", "pulse")
+    area = {name: draw_alone(motion=name)[1].sum((1, 2)) for name in changing}
     assert (np.diff(area["grow"]) >= 0).all() and (np.diff(area["shrink"]) <= 0).all()
+    assert area["pulse"].max() > 1.3 * area["pulse"].min()
+    assert len(set(np.sign(np.diff(area["pulse"])))) >= 2  # there and back
     assert area["blink"].min() == 0 < area["blink"].max()
+
+
+@pytest.mark.parametrize("scenes", [32, 64, 320, 512])
+def test_head_mid_and_tail_hold_the_same_kinds(scenes):
+    """In every world, a third of each kind; all kinds with the same numbers of boxes."""
+    for seed in range(12):
+        sizes = world.World(seed, scenes_train=scenes, scenes_val=40)
+        counts = world.count_boxes(sizes, world.TRAIN)
+        by_kind = {}
+        for kind, names in world.KINDS.items():
+            by_kind[kind] = sorted({counts[name] for name in names})
+            assert len(by_kind[kind]) == 3  # rare, in between, frequent
+            for count in by_kind[kind]:
+                assert sum(counts[name] == count for name in names) == len(names) // 3
+        rare, between, frequent = by_kind["motions"]
+        assert frequent >= 1.7 * between >= 1.7**2 * rare
+        assert by_kind["looks"] == by_kind["relations"] == by_kind["motions"]
+        assert by_kind["poses"][:2] == [rare, between]  # and all other actors have the third
+    groups = [(count > 10) + (count >= 5) for count in counts.values()]
+    assert scenes != 64 or groups.count(0) == groups.count(1) == groups.count(2) == 6
+
+
+def test_the_scenes_hold_what_was_counted():
+    for seed in range(6):
+        sizes = world.World(seed, scenes_train=64, scenes_val=100)
+        for split in (world.TRAIN, world.VAL):
+            scenes = world.plan_scenes(sizes, split)
+            labels = [name for scene in scenes for actor in scene for name in actor]
+            counts = world.count_boxes(sizes, split)
+            assert {name: labels.count(name) for name in counts} == counts
+            for scene in scenes:
+                assert 1 <= len(scene) <= 3
+                for number, (pose, *others) in enumerate(scene):
+                    assert pose in world.POSES and len(others) <= 2
+                    related = [name for name in others if name in world.RELATIONS]
+                    if related:  # both do nothing else
+                        assert number == 0 and len(others) == 1 and len(scene[1]) == 1
+                    elif len(others) == 2:
+                        one, other = (world.GROUPS.get(name, 0) for name in others)
+                        assert one != other
+        counts = world.count_boxes(sizes, world.VAL)
+        assert np.ptp([counts[name] for name in world.MOTIONS + world.LOOKS]) <= 1
+
+
+def test_every_class_is_each_once_in_three_worlds():
+    for first in (0, 3, 30):
+        ranks = [world.rank_classes(first + i) for i in range(3)]
+        for name in world.LABELS:
+            assert {ranks[i][name] for i in range(3)} == {0, 1, 2}
+    dealt = [world.rank_classes(seed) for seed in range(0, 30, 3)]
+    assert len({tuple(ranks[name] for name in world.LABELS) for ranks in dealt}) == 10
+
+
+def test_the_third_upstream_set_comes_only_if_asked_for(tmp_path):
+    few = {name: size for name, size in SIZES.items() if not name.startswith("looks")}
+    assert not any("looks" in name for name in world.annotate_looks(world.World(**few))[1])
+    assert world.annotate_looks(world.World(**SIZES))[1].keys() == {
+        f"looks/videos/{part}_{i:05d}.mp4"
+        for part, n in (("train", 8), ("val", 4))
+        for i in range(n)
+    }
 
 
 def test_refuses_what_it_would_spoil(folder_of_world, tmp_path):
@@ -113,6 +182,8 @@ def test_refuses_what_it_would_spoil(folder_of_world, tmp_path):
         world.make_world(tmp_path)
     with pytest.raises(ValueError, match="unknown size 'scenes' of a world; known: seed, actions"):
         world.make_world(tmp_path / "new", scenes=3)
+    with pytest.raises(ValueError, match="a world of 5 scenes; expected 8 or more"):
+        world.make_world(tmp_path / "new", scenes_train=5)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
