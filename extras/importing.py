@@ -96,9 +96,15 @@ def import_task(
     kept = read_split(target / "split.csv", split_settings(seed, val_share, group_by))
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
     task = Task(usable, parts, ids, library, target)
-    problems += one_sided_classes(task)
+    problems = sorted(problems + one_sided_classes(task), key=_line_of)
     write_task(task, given, into, notes + problems, split_settings(seed, val_share, group_by))
     report(task, notes, problems, into)
+
+
+def _line_of(problem: str) -> tuple[str, int]:
+    """File and line of a problem, to sort by."""
+    match = re.match(r"(.+?):(\d+): ", problem)
+    return (match[1], int(match[2])) if match else (problem, 0)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import textwrap
 import unicodedata
 import zipfile
 from dataclasses import replace
@@ -14,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from helpers import run_here, write_lines, write_movie
+from helpers import HERE, run_here, write_lines, write_movie
 
 import data
 from extras import annotations, exports, importing
@@ -1006,6 +1007,25 @@ def test_stretches_are_read():
         (mark,) = annotations.read_clip_table("b.csv", text.encode())
         assert (mark.label, mark.time_sec, mark.end_sec) == ("Grooming", 0.25, 1.5)
         assert Path(mark.video).stem == "a" and not mark.is_clip
+
+
+ELAN = """<?xml version="1.0" encoding="UTF-8"?><ANNOTATION_DOCUMENT><TIME_ORDER>
+<TIME_SLOT TIME_SLOT_ID="ts1" TIME_VALUE="250"/><TIME_SLOT TIME_SLOT_ID="ts2" TIME_VALUE="1500"/>
+</TIME_ORDER><TIER TIER_ID="behaviour"><ANNOTATION>
+<ALIGNABLE_ANNOTATION ANNOTATION_ID="a1" TIME_SLOT_REF1="ts1" TIME_SLOT_REF2="ts2">
+<ANNOTATION_VALUE>grooming</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION></TIER>
+</ANNOTATION_DOCUMENT>"""
+
+
+def test_the_lines_in_docs_make_the_csv_of_elan(tmp_path, monkeypatch):
+    text = (HERE / "docs" / "own_videos.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"ELAN's tier.*?\n\n((?:    .*\n)+)", text)
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "rat1.eaf", ELAN)
+    exec(compile(textwrap.dedent(block), "own_videos.md", "exec"), {})
+    (mark,) = annotations.read_clip_table("labels.csv", Path("labels.csv").read_bytes())
+    assert (mark.video, mark.time_sec, mark.end_sec) == ("rat1.mp4", 0.25, 1.5)
+    assert mark.label == "grooming"
 
 
 def test_stretches_are_trained_without_cutting_files(place_clips, tmp_path, own_import):
