@@ -439,3 +439,31 @@ def test_the_page_says_what_the_runs_say():
     for method, of in scores.items():
         values = [of[seed] for seed in range(20, 25)]
         assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f} |" in page, method
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+# ------------------------------------------------------------------------------------------------
+
+
+def test_tables_can_be_written_again_from_the_runs(comparison, tmp_path, capsys):
+    this = comparison()
+    tables.write_rows(tmp_path / "compare.csv", this.all_phases())
+    lines = ['recipe = "x"', "first_world = 10", "tuning_worlds = 2", "worlds = 3", "repeats = 3"]
+    for method in this.protocol.method:
+        lines += ["[[method]]", f'name = "{method.name}"', "grid = {lr = [0.1, 0.2, 0.4, 2.0]}"]
+    path = write_lines(tmp_path / "tiny.toml", *lines)
+    run_command("compare", path, "--csv", tmp_path / "compare.csv")
+    text = (tmp_path / "compare.md").read_text()
+    assert "co-finetuning | +0.0500 [+0.0500, +0.0500], ahead in 3 of 3" in text
+
+
+def test_the_command_refuses_in_one_sentence(tmp_path):
+    for words, message in (
+        (["nothing"], "compare: no protocol nothing; expected a file or one of "),
+        (["methods", "--worlds", "0"], "compare: --jobs 0, --worlds 0; expected 0 or more jobs"),
+        (["methods", "--jobs", "-1"], "compare: --jobs -1, --worlds 9; expected 0 or more jobs"),
+        (["methods", "--recipe", "nothing"], "recipe nothing: neither a file nor one of"),
+    ):
+        done = run_command("compare", *words, "--out", tmp_path / "out", code=2)
+        assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
