@@ -187,7 +187,8 @@ class Comparison:
             self.jobs = 1 if gpu else len(os.sched_getaffinity(0))
         self.commit = current_commit()
         self.held_out = None
-        self.boxes = {}  # (training boxes' file): boxes by class
+        self.worlds = set()  # that are there
+        self.boxes = {}  # (folder, training boxes' file): boxes by class
 
     def all_phases(self, tune_only: bool = False) -> list[dict]:
         """-> a row for every run."""
@@ -271,7 +272,9 @@ class Comparison:
         if case.world:
             name += "-" + slug(tables.spell(case.world))
         folder = self.out / "worlds" / name
-        make_world(folder, **sizes)
+        if folder not in self.worlds:
+            make_world(folder, **sizes)
+            self.worlds.add(folder)
         return {"root": str(folder), "world": settings.show(sizes)}
 
     def hold_out(self) -> dict[str, str]:

@@ -71,12 +71,19 @@ def mean_score(rows: list[dict], case: str, method: str, point: dict) -> float:
     return float(np.mean(scores)) if scores else math.nan
 
 
-def series(rows: list[dict], case: str, method: str, column: str, phase: str = "final"):
-    """(values by world, in the order of the seeds)."""
+def by_seed(rows: list[dict], case: str, method: str, column: str, phase: str = "final") -> dict:
+    """seed -> value; nan where a run has none. Rows of a csv hold texts, an empty one for none."""
     values = {}
     for row in rows:
         if (row["phase"], row["case"], row["method"]) == (phase, case, method):
-            values[int(row["seed"])] = float(row.get(column) or "nan")
+            value = row.get(column, "")
+            values[int(row["seed"])] = math.nan if value == "" else float(value)
+    return values
+
+
+def series(rows: list[dict], case: str, method: str, column: str, phase: str = "final"):
+    """The values (worlds,) in the order of the seeds."""
+    values = by_seed(rows, case, method, column, phase)
     return np.array([values[seed] for seed in sorted(values)])
 
 
@@ -194,7 +201,7 @@ def noise_table(protocol, rows: list[dict]) -> str:
 
 
 def score_table(protocol, rows: list[dict], case) -> str:
-    columns = [column for column in main_columns(rows)]
+    columns = main_columns(rows)
     lines = []
     for method in protocol.method:
         cells = [method.name]
@@ -229,10 +236,10 @@ def mean_and_spread(values: np.ndarray) -> str:
 
 def difference(protocol, rows: list[dict], case, method, column: str):
     """By world, to the reference, where both have a value."""
-    ours = series(rows, case.name, method.name, column)
-    theirs = series(rows, case.name, protocol.reference, column)
-    differences = ours - theirs
-    return differences[np.isfinite(differences)]
+    ours = by_seed(rows, case.name, method.name, column)
+    theirs = by_seed(rows, case.name, protocol.reference, column)
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return np.array([value for value in differences if math.isfinite(value)])
 
 
 def interval(differences: np.ndarray) -> str:

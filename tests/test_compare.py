@@ -64,9 +64,16 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_rows():
     protocol = compare.Protocol("p", "", reference="b")
     rows = rows_of({"a": [0.5, 0.7, 0.6], "b": [0.4, 0.8, math.nan]}, column="x")
     method = compare.Method("a")
-    for these in (rows, rows[::-1]):
+    more = rows + [dict(rows[0], seed=9)]  # of one method alone
+    for these in (rows, rows[::-1], more, [row | {"x": str(row["x"])} for row in rows]):
         values = tables.difference(protocol, these, compare.Case(), method, "x")
         assert values.tolist() == pytest.approx([0.1, -0.1])
+    final = rows_of({"a": [0.5, 0.7, 0.6], "b": [0.4, 0.7, 0.8]}, column="x mAP (p)")
+    protocol.method = [compare.Method("b"), method]
+    table = tables.difference_table(protocol, final, compare.Case())
+    assert ", ahead in 1 of 3 |" in table and "| b |" not in table  # a tie is no lead
+    zero = rows_of({"a": [0.0, 0.5], "b": [0.0, 0.0]}, column="x")
+    assert tables.difference(protocol, zero, compare.Case(), method, "x").tolist() == [0, 0.5]
     assert tables.interval(np.array([0.1, -0.1])) == "+0.0000 [-1.2706, +1.2706]"
     assert tables.interval(np.array([0.25])) == "+0.2500" and tables.interval(np.array([])) == ""
 
@@ -279,7 +286,12 @@ def test_the_tuning_sees_no_validation_video(comparison, tmp_path):
 
 def test_a_generated_world_for_every_seed_and_results_by_kind(comparison, tmp_path, monkeypatch):
     made = {}
-    monkeypatch.setattr(world, "make_world", lambda folder, **sizes: made.update({folder: sizes}))
+
+    def make_world(folder, **sizes):
+        assert folder not in made  # once
+        made[folder] = sizes
+
+    monkeypatch.setattr(world, "make_world", make_world)
     this = comparison(world={"seed": 5, "scenes_train": 8})
     this.protocol.case = [
         compare.Case("8", 8.0),
