@@ -79,7 +79,7 @@ HEADER_WORDS |= {f"{a}_{b}" for a in ("class", "label") for b in ("id", "index",
 IN_A_ROW = 20  # undecodable items in a row before training stops
 AHEAD = 2  # batches that each worker makes ahead of their use
 GRACE_SEC = 20  # that a worker still serves after SIGINT or SIGTERM
-SHM_ADVICE = "more shared memory (docker run --shm-size=8g), fewer `workers`, or workers = 0"
+SHM_ADVICE = "give more (docker run --shm-size=8g), take fewer `workers`, or none (workers = 0)"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -769,7 +769,7 @@ class Videos:
         """stem -> files; the stem in the spelling of plain_path, the files as they are."""
         stems: dict[str, list[str]] = {}
         for file in list_videos(self.folder) if self.given is None else self.given:
-            stem = Path(plain_path(file)).stem
+            stem, _ = os.path.splitext(plain_path(file).rpartition("/")[2])
             stems.setdefault(stem, []).append(file)
         return stems
 
@@ -844,12 +844,10 @@ class Videos:
     def clip(self, stem: str, label: str) -> str | None:
         """The file of this stem; of several, the one in the folder of its class."""
         names = self.stems.get(plain_path(stem), [])
-        in_class = [
-            name
-            for name in names
-            if Path(plain_path(name)).parent.name.replace("_", " ") == plain_path(label)
-        ]
-        return next(iter(in_class or names), None)
+        for name in names if len(names) > 1 else ():
+            if Path(plain_path(name)).parent.name.replace("_", " ") == plain_path(label):
+                return name
+        return names[0] if names else None
 
 
 def _common_tail(one: list[str], other: list[str]) -> int:
@@ -963,9 +961,10 @@ def _list_row(line: str) -> tuple[str, str]:
     if '"' in line:  # in quotes, whatever separates the two columns
         rows = [next(csv.reader([line], delimiter=mark)) for mark in ",;\t "]
         name, label = next((row for row in rows if len(row) == 2), ("", ""))
-    elif match := _path_first().fullmatch(line):
-        name, mark, label = match.groups(default="")
-        _check_label(mark, label)
+    elif suffix := _suffix().search(line):
+        name, rest = line[: suffix.end()], line[suffix.end() :]
+        label = rest.lstrip(" \t,;")
+        _check_label(rest[: len(rest) - len(label)], label)
         label = label or Path(name.replace("\\", "/")).parent.name
     else:
         # Without a suffix: a number after blank or comma; or a name after comma or tab; or after a
@@ -980,20 +979,23 @@ def _list_row(line: str) -> tuple[str, str]:
             raise ValueError("expected `path label`, found more columns")
     if not name or not label:
         raise ValueError("expected `path label`, or a path that names the folder of its class")
-    label = re.sub(r"^(\d+)\.0+$", r"\1", label.strip())  # a spreadsheet's whole number
-    return name.strip().replace("\\", "/"), label
+    if ".0" in label:
+        label = re.sub(r"^(\d+)\.0+$", r"\1", label)  # a spreadsheet's whole number
+    return name.strip().replace("\\", "/"), label.strip()
 
 
 @functools.cache
-def _path_first() -> re.Pattern:
-    """A path up to the suffix of its video, what separates, the rest."""
-    suffixes = "|".join(map(re.escape, VIDEO_SUFFIXES))
-    return re.compile(rf"(?i)(.+?(?:{suffixes}))(?:([\s,;]+)(.+))?")
+def _suffix() -> re.Pattern:
+    """Where the path of a video ends."""
+    suffixes = "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
+    return re.compile(rf"(?i)\.(?:{suffixes})(?=[\s,;]|$)")
 
 
 def _check_label(mark: str, label: str) -> None:
     """ValueError for what looks like several columns (frames, seconds, boxes, labels). A label can
     have several words though: "pick up", "stand, up"."""
+    if not re.search(r"[\s,;]", label):
+        return
     several = bool(re.search(r"[;\t]|,\S", label)) or "," in label and mark == ", "
     numbers = [bool(re.fullmatch(NUMBER, word)) for word in label.split()]
     if len(numbers) > 1:
@@ -1451,16 +1453,17 @@ def find_clip(row: ClipRow, videos: Videos, listed: dict | None = None) -> str |
     network would not answer for a million files one by one."""
     listed = {} if listed is None else listed
     parent, base = os.path.split(row.name)
-    if parent not in listed:
+    stem, suffix = os.path.splitext(base)
+    if suffix and parent not in listed:
         try:
-            listed[parent] = set(os.listdir(os.path.join(videos.folder, parent)))
+            listed[parent] = set(filter(is_video, os.listdir(os.path.join(videos.folder, parent))))
         except OSError:
             listed[parent] = set()
-    if base in listed[parent] and is_video(base):
+    if suffix and base in listed[parent]:
         return row.name
     # Moved, or has another suffix. But run/0003.mp4 is not walk/0003.mp4.
-    stem = Path(base).stem if is_video(base) else base
-    file, folder = videos.clip(stem, row.label), Path(parent).name
+    stem = stem if is_video(base) else base
+    file, folder = videos.clip(stem, row.label), os.path.basename(parent)
     if file is None and (kinetics := re.fullmatch(r"(.+)_\d{6}_\d{6}", stem)):
         file = videos.clip(kinetics[1], row.label)  # clips under their bare id
     if folder and file and Path(file).parent.name not in (folder, row.label, ""):
