@@ -31,6 +31,7 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -489,8 +490,12 @@ def kept_heads(weights: Weights, model: CoFinetuneModel) -> list[str]:
     return kept
 
 
+# Of [model]: what may differ from what the weights were trained with.
+LEAVES_INIT = ("frames", "size", "drop_path", "checkpointing")
+
+
 def initialise(
-    path: str | Path, heads: dict[str, Head], settings: dict, free: set[str]
+    path: str | Path, heads: dict[str, Head], settings: dict, free: Iterable[str] = LEAVES_INIT
 ) -> tuple[CoFinetuneModel, list[str]]:
     """The model that a run begins with, and sentences that say what became of the checkpoint.
 
