@@ -121,7 +121,8 @@ def training_lines(state: dict, recipe) -> list[tuple[str, str]]:
 def init_lines(weights: pretrained.Weights) -> list[tuple[str, str]]:
     """What a new run takes that names this checkpoint as `init`."""
     text = (
-        f"the encoder, {len(weights.encoder)} tensors; [model] of the checkpoint, not the recipe's"
+        f"the encoder, {len(weights.encoder)} tensors, as is; of the recipe's [model] count only "
+        f"{', '.join(pretrained.LEAVES_INIT)}"
     )
     if weights.family == pretrained.OWN:
         text += "; a head where the recipe has a task of its name, kind and number of classes"

@@ -17,9 +17,10 @@ import data
 from extras import checkpoints, info, persons, pictures, predict
 from extras.annotations import Clock
 from extras.videos import frame_times
-from extras.world import LABELS
+from extras.world import LABELS, UPSTREAM
 
 pytest_plugins = ["helpers"]
+ACTIONS = UPSTREAM["actions"]
 
 
 def film_of(path):
@@ -227,11 +228,11 @@ def test_the_three_kinds_of_boxes(trained, folder, tmp_path, monkeypatch, capsys
         }
         clips = read(out / "clips-actions.csv")
         assert clips[0] == ["video", "start", "end", "label", "score"]
-        assert len(clips) == 1 + 3 * 12 and {row[0] for row in clips[1:]} == {"a"}
+        assert len(clips) == 1 + 3 * len(ACTIONS) and {row[0] for row in clips[1:]} == {"a"}
         assert {tuple(row[1:3]) for row in clips[1:]} == {
             ("0.000", "1.000"), ("1.000", "2.000"), ("2.000", "3.000")
         }  # fmt: skip
-        assert abs(sum(float(row[4]) for row in clips[1:13]) - 1) < 1e-4
+        assert abs(sum(float(row[4]) for row in clips[1 : 1 + len(ACTIONS)]) - 1) < 1e-4
     scores = {row[7] for row in read(out / "boxes.csv")}
     assert scores == {"0.9000"}  # the detector's file is kept; --min-score 0.5
 
@@ -380,11 +381,37 @@ def test_a_box_model_says_the_three_ways(trained):
 def test_info_of_a_checkpoint(trained, capsys):
     run(info, trained)
     said = capsys.readouterr().out
-    for words in ("this project", "8 frames of 48 x 48 px", "actions (clip task), 12 classes"):
+    for words in (
+        "this project",
+        "8 frames of 48 x 48 px",
+        f"actions (clip task), {len(ACTIONS)} classes",
+    ):
         assert words in said
-    assert "still, left, right" in said and "and 6 more (--classes)" in said
+    assert "still, left, right" in said and "more (--classes)" in said
     run(info, trained.parent, "--classes")
     said = " ".join(capsys.readouterr().out.split())
     assert ", ".join(LABELS) in said
     with pytest.raises((ValueError, OSError)):
         run(info, trained.parent / "none.pt")
+
+
+def test_info_of_another_family(tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.VivitConfig(
+        image_size=32,
+        num_frames=8,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        id2label={0: "walk", 1: "run", 2: "jump"},
+        label2id={"walk": 0, "run": 1, "jump": 2},
+    )
+    transformers.VivitForVideoClassification(config).save_pretrained(tmp_path / "vivit")
+    capsys.readouterr()
+    run(info, tmp_path / "vivit")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Hugging Face ViViT" in said and "8 frames of 32 x 32 px" in said
+    assert "3 classes: walk, run, jump" in said and "no head, new ones begin untrained" in said
+    with pytest.raises(FileNotFoundError, match="holds neither"):
+        run(info, tmp_path)
