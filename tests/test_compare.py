@@ -238,6 +238,7 @@ def test_tuning_then_noise_then_the_table(comparison, tmp_path, capsys):
     text = (tmp_path / "out/compare.md").read_text()
     assert text in capsys.readouterr().out and "(edge)" not in text
     for words in (
+        "Tuned on worlds 1010 to 1011, mean mAP",
         "lr = 2.0: -inf | lr = 0.4 |",
         "lr = 2.0: -inf | lr = 0.2 |",
         "+0.0500 [+0.0500, +0.0500], ahead in 3 of 3",  # the same in every world
