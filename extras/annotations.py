@@ -4,6 +4,7 @@
 """
 
 import csv
+import functools
 import io
 import math
 import re
@@ -105,6 +106,15 @@ class Library:
     def find(self, name: str) -> list[str]:
         return self.videos.find(name)
 
+    @functools.cached_property
+    def strangers(self) -> dict[str, Path]:
+        """stem -> file, of what has no suffix of a video, a text or a picture."""
+        files = {}
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and path.suffix.lower() not in NO_VIDEOS:
+                files[data.plain_path(path.stem)] = path
+        return files
+
     def look(self, name: str) -> tuple[str, str]:
         """The one file of that name, or "" and what is wrong."""
         files = self.find(name)
@@ -113,15 +123,15 @@ class Library:
         if files:
             several = ", ".join(files[:3])
             return "", f"{len(files)} videos are called {name!r}: {several}; give the path"
-        stem = PurePosixPath(name.replace("\\", "/")).stem
+        stem = PurePosixPath(data.plain_path(name)).stem
         for file in self.videos.stems.get(stem, []):
             return "", f"no video is {name!r}; {file} has that name, but in another folder"
-        for path in sorted(self.folder.rglob("*")):
-            if path.stem == stem and path.is_file() and path.suffix not in NO_VIDEOS:
-                return "", (
-                    f"{path} is there, but {path.suffix!r} is no suffix of a video that is known: "
-                    "rename it, for instance to .mp4 (the content decides how it is read)"
-                )
+        if stem in self.strangers:
+            path = self.strangers[stem]
+            return "", (
+                f"{path} is there, but {path.suffix!r} is no suffix of a video that is known: "
+                "rename it, for instance to .mp4 (the content decides how it is read)"
+            )
         return "", f"no video in {self.folder} is called {name!r}"
 
     def clock(self, file: str) -> Clock | str:
@@ -342,6 +352,8 @@ def _boxes_by_header(table: Table, first_frame: int) -> list[Mark]:
 def read_clip_table(name: str, content: bytes) -> list[Mark]:
     """Rows with the header video,label, or video,start,end,label: a clip without cutting files."""
     table = read_table(name, content)
+    if lacking := table.lacks("video", "label"):
+        raise ValueError(f"{lacking}, expected video,label or video,start,end,label")
     if not table.rows:
         raise ValueError(f"{name}: no rows")
     marks = []

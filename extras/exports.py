@@ -351,6 +351,8 @@ def read_yolo(name: str, content: bytes, library: Library, classes: dict[int, st
         mark = _framed(where, name, library)
         try:
             label, *values = [read_number(word) for word in line.split()]
+            if len(values) < 4:
+                raise ValueError(f"{len(values) + 1} columns, expected class cx cy w h")
         except ValueError as error:
             raise ValueError(f"{where}: {error}: {line}") from None
         if len(values) < 6:

@@ -54,23 +54,10 @@ def import_task(
     None: target/recipe.toml, which is kept if it is there. Raises ValueError with file and line;
     then nothing was written.
     """
-    if not 0 < val_share < 1:
-        raise ValueError(f"--val-share {val_share:g}, expected a share above 0 and below 1")
-    if every_sec < 0:
-        raise ValueError(f"--every-sec {every_sec:g}, expected 0 or more seconds")
-    try:
-        re.compile(group_by)
-    except re.error as error:
-        raise ValueError(f"--group-by {group_by!r}: {error}") from None
-    if not source.is_dir():
-        raise ValueError(f"{source}: no such folder, expected one with videos")
-    if source.resolve() == target.resolve():
-        raise ValueError(f"{target}: the folder to write, expected another than that of the videos")
+    _check_options(source, target, given, into, val_share, every_sec, group_by)
     library = Library(source, every_sec, first_frame)
     if not library.files:
         raise ValueError(f"{source}: no video there, expected files like *.mp4, *.mkv or *.webm")
-    if given and not given.exists():
-        raise ValueError(f"--annotations {given}: no such file or folder")
     notes: list[str] = []
     found, others = sources.find_sources(library, given, target)
     if found:
@@ -80,6 +67,9 @@ def import_task(
     else:
         marks = sources.read_class_folders(library, given, others, notes)
     notes += [source.said for source in others]
+    if not marks:
+        names = ", ".join(source.name for source in found[:3])
+        raise ValueError("; ".join([f"{names}: nothing is annotated", *notes[:3]]))
     problems: list[str] = []
     usable = fit_marks(marks, library, problems)
     usable = open_clips(usable, library, problems)
@@ -88,17 +78,43 @@ def import_task(
         hint = f", with --boxes {unit}" if unit else ""
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
-            f"{len(usable)} of {len(marks)} rows can be used{hint}: "
-            f"{'; '.join(problems[:3] or notes[:3])}{more}"
+            f"{len(usable)} of {len(marks)} rows can be used{hint}: {'; '.join(problems[:3])}{more}"
         )
     if not ids:
-        raise ValueError(f"{source}: {len(usable)} rows can be used, but none has a label")
+        raise ValueError(f"{usable[0].where}: {len(usable)} rows can be used, none has a label")
     kept = read_split(target / "split.csv", split_settings(seed, val_share, group_by))
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
     task = Task(usable, parts, ids, library, target)
     problems = sorted(problems + one_sided_classes(task), key=_line_of)
     write_task(task, given, into, notes + problems, split_settings(seed, val_share, group_by))
     report(task, notes, problems, into)
+
+
+def _check_options(
+    source: Path,
+    target: Path,
+    given: Path | None,
+    into: Path | None,
+    val_share: float,
+    every_sec: float,
+    group_by: str,
+) -> None:
+    if not 0 < val_share < 1:
+        raise ValueError(f"--val-share {val_share:g}, expected a share above 0 and below 1")
+    if not every_sec >= 0:
+        raise ValueError(f"--every-sec {every_sec:g}, expected 0 or more seconds")
+    try:
+        re.compile(group_by)
+    except re.error as error:
+        raise ValueError(f"--group-by {group_by!r}: {error}") from None
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder, expected one with videos")
+    if source.resolve() == target.resolve():
+        raise ValueError(f"{target}: the folder to write, expected another than that of the videos")
+    if into and not into.is_file():
+        raise ValueError(f"--into {into}: no such recipe")
+    if given and not given.exists():
+        raise ValueError(f"--annotations {given}: no such file or folder")
 
 
 def _line_of(problem: str) -> tuple[str, int]:
@@ -288,54 +304,62 @@ def draw_split(
     missing in a part. `fixed` videos stay where they are.
     """
     numbers = {name: place_of(name, seed) for name in classes}
-    order = sorted(classes, key=lambda name: (numbers[name], name))
-    parts = {}
-    for name in order:
-        parts[name] = fixed.get(name) or ("val" if numbers[name] < share else "train")
-    free = [name for name in order if name not in fixed]
-    counts = Counter(label for labels in classes.values() for label in labels)
-    rarest = sorted(counts, key=lambda label: (counts[label], label))
+    split = _Split(classes, sorted(classes, key=lambda name: (numbers[name], name)))
+    for name in split.order:
+        split.parts[name] = fixed.get(name) or ("val" if numbers[name] < share else "train")
+    free = [name for name in split.order if name not in fixed]
+    rarest = sorted(split.shown, key=lambda label: (len(split.shown[label]), label))
     for label in rarest:
-        validated = [name for name in free if label in classes[name] and parts[name] == "val"]
-        if validated and not _shows(label, "train", parts, classes):
-            parts[validated[-1]] = "train"
+        having = [name for name in split.shown[label] if name not in fixed]
+        if having and not split.count(label, "train"):
+            split.parts[having[-1]] = "train"
     for label in rarest:
-        if counts[label] > 1 and not _shows(label, "val", parts, classes):
-            having = [name for name in free if label in classes[name]]
-            _validate_one(having, [], parts, classes) or _validate_one(having, free, parts, classes)
-    if "val" not in parts.values():
-        _validate_one(free, [], parts, classes)
-    if "val" not in parts.values() and len(free) > 1:
-        parts[free[0]] = "val"
-    return parts
+        if len(split.shown[label]) > 1 and not split.count(label, "val"):
+            having = [name for name in split.shown[label] if name not in fixed]
+            split.validate_one(having, []) or split.validate_one(having, free)
+    if "val" not in split.parts.values() and not split.validate_one(free, []) and len(free) > 1:
+        split.parts[free[0]] = "val"
+    return split.parts
 
 
-def _shows(label: str, part: str, parts: dict[str, str], classes: dict[str, set[str]]) -> int:
-    """How many videos of a part show the class."""
-    return sum(parts[name] == part and label in classes[name] for name in parts)
+class _Split:
+    """Videos (or groups of them) by their numbers, their parts, and what they show."""
 
+    def __init__(self, classes: dict[str, set[str]], order: list[str]):
+        self.classes, self.order = classes, order
+        self.parts: dict[str, str] = {}
+        self.shown: dict[str, list[str]] = {}  # class -> its videos
+        for name in order:
+            for label in classes[name]:
+                self.shown.setdefault(label, []).append(name)
 
-def _validate_one(
-    candidates: list[str], returning: list[str], parts: dict[str, str], classes: dict
-) -> bool:
-    """Move the first candidate to val that leaves no class untrained; was there one?
+    def count(self, label: str, part: str) -> int:
+        return sum(self.parts[name] == part for name in self.shown[label])
 
-    For a class that it would leave untrained, one of `returning` may go back to train instead, if
-    its classes stay validated; the last that can.
-    """
-    for candidate in candidates:
-        changed = parts | {candidate: "val"}
-        for label in sorted(classes[candidate]):
-            for name in reversed(returning):
-                if _shows(label, "train", changed, classes):
-                    break
-                useful = name != candidate and changed[name] == "val" and label in classes[name]
-                if useful and all(_shows(x, "val", changed, classes) > 1 for x in classes[name]):
-                    changed[name] = "train"
-        if all(_shows(label, "train", changed, classes) for label in classes[candidate]):
-            parts.update(changed)
-            return True
-    return False
+    def validate_one(self, candidates: list[str], returning: list[str]) -> bool:
+        """Move the first candidate to val that leaves no class untrained; was there one?
+
+        For a class that it would leave so, the last of `returning` that can comes back from val.
+        """
+        for candidate in candidates:
+            before = dict(self.parts)
+            self.parts[candidate] = "val"
+            for label in sorted(self.classes[candidate]):
+                if not self.count(label, "train"):
+                    self._train_one(label, [name for name in returning if name != candidate])
+            if all(self.count(label, "train") for label in self.classes[candidate]):
+                return True
+            self.parts = before
+        return False
+
+    def _train_one(self, label: str, candidates: list[str]) -> None:
+        """Move the last candidate to train that leaves no class without validation."""
+        for name in reversed(candidates):
+            if label not in self.classes[name] or self.parts[name] != "val":
+                continue
+            if all(self.count(other, "val") > 1 for other in self.classes[name]):
+                self.parts[name] = "train"
+                return
 
 
 def place_of(name: str, seed: int) -> float:
@@ -402,7 +426,7 @@ def write_task(
     task: Task, given: Path | None, into: Path | None, problems: list[str], settings: str
 ) -> None:
     """Write everything beside the target, read it as training will, then put it in its place."""
-    target = task.target
+    target = task.target.resolve()
     texts = {
         "actions.pbtxt": [
             f'label {{ name: "{name}" label_id: {number} }}' for name, number in task.ids.items()
@@ -415,8 +439,8 @@ def write_task(
     own = [(target / name).resolve() for name in texts]
     if given and given.resolve() in own:
         raise ValueError(f"{given} would be overwritten: take another folder than {target}")
-    draft = target.with_name(f"{target.name}.part")  # as deep as target: relative paths are right
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = target.with_name(f".{target.name}.importing")  # as deep: relative paths are right
+    shutil.rmtree(draft, ignore_errors=True)  # of an import that was killed
     draft.mkdir(parents=True)
     try:
         for name, lines in texts.items():
@@ -434,6 +458,8 @@ def write_task(
             part = into.with_name(f"{into.name}.part")
             part.write_text(recipe, encoding="utf-8")
             part.replace(into)
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error).replace(str(draft), str(task.target))) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -648,8 +674,8 @@ def one_sided_classes(task: Task) -> list[str]:
     train, val = class_counts(task, "train"), class_counts(task, "val")
     said = []
     for name in task.ids:
-        having = [mark for mark in task.marks if mark.label == name]
-        if having and not (train[name] and val[name]):
+        if not (train[name] and val[name]):
+            having = [mark for mark in task.marks if mark.label == name]
             where = "train" if train[name] else "val" if val[name] else "test"
             videos = len({mark.file for mark in having})
             said.append(f"{having[0].where}: {name!r} is only in {where}, {videos} videos have it")
@@ -670,6 +696,8 @@ def report(task: Task, notes: list[str], problems: list[str], into: Path | None)
     counts = Counter(task.parts.values())
     test = f", {counts['test']} to test (test.{task.suffix})" if counts["test"] else ""
     recipe = into or task.target / "recipe.toml"
+    if into:
+        print(f"{into} has {len(read_tasks(into))} tasks, which share its steps")
     print(
         f"{counts['train']} videos to train, {counts['val']} to validate{test}; "
         f"{len(problems)} problems, all in {task.target / 'problems.txt'}\n"

@@ -261,23 +261,24 @@ def read_marks(
 
 def _read_source(source: Source, others: list[Source], library: Library) -> list[Mark]:
     name, content = source.name, source.content
-    if source.kind == "VIA":
-        return exports.read_via(name, content, library)
     if source.kind == "YOLO":
         return exports.read_yolo(name, content, library, _yolo_classes(others))
     if source.kind in ("table of stretches", "table of clips"):
         return annotations.read_clip_table(name, content)
     if source.kind == "list of clips":
         return _read_list(source, library)
-    parsed = json.loads(annotations.decode_text(name, content))
     try:
+        if source.kind == "VIA":
+            return exports.read_via(name, content, library)
+        parsed = json.loads(annotations.decode_text(name, content))
         if source.kind == "Label Studio":
             return exports.read_label_studio(name, parsed, library)
         if source.kind == "COCO":
             return exports.read_coco(name, parsed, library)
         return exports.read_labelme(name, parsed, library)
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{name}: {source.kind} without {error}") from None
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise ValueError(f"{name}: not as {source.kind} writes it: {what}") from None
 
 
 def _one_split(sources: list[Source], notes: list[str]) -> list[Source]:
