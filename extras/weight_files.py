@@ -25,6 +25,8 @@ FOLDER_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "best.pt",  # of a run of this project
+    "last.pt",
 )
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 PROCESSOR_KEYS = ("image_mean", "image_std", "offset")  # the others repeat config.json's names
@@ -193,8 +195,8 @@ READERS = {".safetensors": read_safetensors, ".npz": read_npz, ".json": read_sha
 
 
 def read(path: str | Path) -> tuple[Path, dict, dict]:
-    """A file, or a folder of save_pretrained -> (file, content, settings). Settings are what the
-    .json files say that save_pretrained writes beside the weights."""
+    """A file, or a folder of save_pretrained or of a run -> (file, content, settings). Settings are
+    what the .json files say that save_pretrained writes beside the weights."""
     path = Path(path)
     if path.is_dir():
         here = [path / name for name in FOLDER_FILES if (path / name).is_file()]
@@ -202,7 +204,7 @@ def read(path: str | Path) -> tuple[Path, dict, dict]:
             shards = sorted(file.name for file in path.iterdir() if SHARD.fullmatch(file.name))
             if shards:
                 raise ValueError(f"{path}: shards without their index: {listed(shards, 3)}")
-            raise FileNotFoundError(f"{path}: holds neither {' nor '.join(FOLDER_FILES)}")
+            raise FileNotFoundError(f"{path}: a folder without {', '.join(FOLDER_FILES)}")
         path = here[0]
     shard = SHARD.fullmatch(path.name)
     if shard and path.is_file():

@@ -270,6 +270,8 @@ def test_pretrained_own_checkpoint_keeps_heads_of_the_same_name_and_shape(tmp_pa
     net = pt_model("box", 6, pos="learned-axes", drop_path=0.1)
     pt_own(net, path := tmp_path / "x.pt")
     found = pretrained.load(path)
+    pt_own(net, tmp_path / "last.pt")
+    assert pretrained.load(tmp_path).config == found.config  # a run's folder
     assert found.config == net.encoder.config and found.classes == {"box": ["run"]}
     assert torch.equal(pt_logits(pretrained.build(found)), pt_logits(net))
     tasks = {"box": M.Head("box", 6), "new": M.Head("clip", 6)}
@@ -760,6 +762,21 @@ def test_pretrained_v_jepa_2_equals_transformers(name, tmp_path):
     loss = other(pt_clips(4, 64), "ava", boxes, torch.tensor([1])).sum()
     (loss + other(pt_clips(4, 64), "k400").sum()).backward()  # heads begin at zero
     assert other.heads["ava"].fc.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_pretrained_v_jepa_2_equals_transformers_at_full_size(tmp_path):
+    """The released ViT-L, for clips of 8 frames."""
+    oracle = pt_v_jepa_2(
+        256,
+        0.02,
+        frames_per_clip=64,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+    )
+    oracle.save_pretrained(tmp_path)
+    pt_same_tokens(oracle, pretrained.build(pretrained.load(tmp_path)).encoder, pt_clips(8, 256, 1))
 
 
 @pytest.mark.parametrize("form", ["hub", "bare", "with a table"])
