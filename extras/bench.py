@@ -32,7 +32,8 @@ import numpy as np
 import torch
 
 import data
-from extras import bench_files, formats, pretrained, videos, world
+from extras import bench_files, formats, videos, world
+from extras import hugging_face as folders
 from extras import job as jobs
 from extras import recipe as recipes
 from model import SIZES, CoFinetuneModel, Head, ModelConfig, box_loss, clip_loss
@@ -262,7 +263,7 @@ def hugging_face(model: CoFinetuneModel):
     from transformers import VivitForVideoClassification
 
     with tempfile.TemporaryDirectory() as folder, quiet():
-        pretrained.to_hugging_face(model, "clips", folder)
+        folders.to_hugging_face(model, "clips", folder)
         return VivitForVideoClassification.from_pretrained(folder, attn_implementation="sdpa")
 
 

@@ -84,6 +84,7 @@ class Weights:
 
 
 OWN = "this project"
+LEAVES_INIT = ("frames", "size", "drop_path", "checkpointing")  # of [model]: may differ from a file
 MAX_TOKENS, MAX_DEPTH = 1 << 18, 256  # 32 frames of 1024x1024 are a quarter of the former
 
 
@@ -499,12 +500,11 @@ def initialise(
 ) -> tuple[CoFinetuneModel, list[str]]:
     """The model that a run begins with, and sentences that say what became of the checkpoint.
 
-    `settings` is the recipe's [model]; of it count the keys in `free` (drop_path, frames, size,
-    checkpointing, ...: fields that may differ from what the weights were trained with), the
-    checkpoint decides on the others.
+    `settings` is the recipe's [model]; of it count the keys in LEAVES_INIT, the checkpoint decides
+    on the others.
     """
     weights = load(path, frames=settings.get("frames"))
-    overrides = {key: value for key, value in settings.items() if key in free}
+    overrides = {key: value for key, value in settings.items() if key in LEAVES_INIT}
     model = build(weights, heads, **overrides)
     lines = [f"initialised from {path} ({weights.family})", *weights.report]
     native, config = weights.config, model.encoder.config

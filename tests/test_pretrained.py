@@ -1226,8 +1226,7 @@ def test_pretrained_initialise_says_what_became_of_the_checkpoint_and_the_recipe
     pt_own(net, path := tmp_path / "x.pt")
     heads = {"clip": M.Head("clip", 5), "ava": M.Head("box", 3)}
     settings = dict(arch="tiny", frames=16, size=[32, 64], pool="norm-mean", drop_path=0.1)
-    free = {"frames", "size", "drop_path", "checkpointing"}
-    model, lines = pretrained.initialise(path, heads, settings, free)
+    model, lines = pretrained.initialise(path, heads, settings)
     config = model.encoder.config
     assert (config.frames, config.size, config.drop_path, config.pool) == (16, (32, 64), 0.1, "cls")
     assert torch.equal(model.heads["clip"].fc.weight, net.heads["clip"].fc.weight)
@@ -1241,7 +1240,7 @@ def test_pretrained_initialise_says_what_became_of_the_checkpoint_and_the_recipe
         " pool = cls (not norm-mean)",
     ]
     torch.save(pt_state(), path := tmp_path / "x.pth")
-    _, lines = pretrained.initialise(path, {"clip": M.Head("clip", 5)}, {}, free)
+    _, lines = pretrained.initialise(path, {"clip": M.Head("clip", 5)}, {})
     assert lines[-2:] == ["head left out: clip", "new head: clip"]  # of another family
 
 
