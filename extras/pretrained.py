@@ -238,7 +238,7 @@ def encoder_config(
     attention = facts.get("num_attention_heads", flax_heads) or special.get(width)
     if not attention:
         attention = max(width // 64, 1)
-        report.append(f"{attention} attention heads taken, 64 channels each: the file does not say it")
+        report.append(f"{attention} attention heads of 64 channels taken, the file does not say")
     if name == "Hugging Face VideoMAE" and (width, attention) == (384, 16):
         attention = 6
         report.append("6 attention heads, as VideoMAE-S was trained; the config.json says 16")
