@@ -16,7 +16,7 @@ from extras import recipe as recipes
 
 LEAVES = {"model": {"torch"}, "data": {"torch", "numpy", "av"}, "ava_eval": {"numpy"}}
 OPTIONAL = set(
-    "torchvision tensorboard onnx onnxruntime transformers decord torchcodec cv2 safetensors".split()
+    "torchvision tensorboard onnx onnxscript onnxruntime transformers decord torchcodec cv2 safetensors".split()
 )
 
 
