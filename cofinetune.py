@@ -369,7 +369,7 @@ def stages(recipe: Recipe) -> list[Recipe]:
         steps["box"] = recipe.steps - steps["clip"]
     result = []
     for kind in ("clip", "box"):
-        warmup = min(recipe.warmup, steps[kind] // 2)
+        warmup = round(recipe.warmup * steps[kind] / recipe.steps)
         stage = dict(steps=steps[kind], train_tasks=names[kind], warmup=warmup)
         result.append(dataclasses.replace(recipe, method="cofinetune", **stage))
     upstream, downstream = result
@@ -590,6 +590,7 @@ COMMANDS = {  # name: (module of extras, or "" for here; one line)
     "export": ("export", "encoder and a head -> ONNX, torch.export, or a Hugging Face folder"),
     "compare": ("compare", "the method beside its rivals, by seeds, with intervals"),
     "bench": ("bench", "what it costs, against what one would use instead"),
+    "world": ("world", "a generated world of videos and annotations, as the demo's"),
 }
 
 

@@ -33,7 +33,7 @@ from helpers import (
 import cofinetune
 import data
 from cofinetune import Recipe
-from extras import checkpoints, formats, world
+from extras import checkpoints, formats, pretrained, world
 from extras import recipe as recipes
 from extras.checkpoints import recipe_of
 from extras.job import Job
@@ -457,8 +457,8 @@ def test_what_would_stop_the_evaluation_stops_the_start(tiny_world, tmp_path):
     found = run_train(root, tmp_path / "run", *more, steps=2)["task"]["ava"]
     assert [c["id"] for c in found["per_class"]] == [1, 2, 3, 5]
     text = (root / "ava/val.csv").read_text()
-    (root / "ava/val.csv").write_text(text.replace("\n", "\n\n", 1))
-    with pytest.raises(ValueError, match="val.csv:2: 0 columns"):
+    (root / "ava/val.csv").write_text(text.replace("\n", ",x,y\n", 1))
+    with pytest.raises(ValueError, match="val.csv:1: "):
         run_train(root, tmp_path / "other", *more, steps=2)
     assert not (tmp_path / "other/log.jsonl").exists()
 
@@ -469,6 +469,8 @@ def test_ema_accumulate_and_micro_batches(tiny_world, tmp_path):
     assert metrics["ema"]["task"].keys() == metrics["task"].keys()
     assert all(torch.isfinite(value).all() for value in state["ema"].values())
     assert any(not torch.equal(state["ema"][key], state["model"][key]) for key in state["ema"])
+    begun = pretrained.load(tmp_path / "ema/last.pt").encoder  # what a second stage begins with
+    assert all(torch.equal(value, state["ema"][f"encoder.{key}"]) for key, value in begun.items())
     run_train(tiny_world, tmp_path / "joint", "--schedule", "accumulate", "--precision", "bf16")
     losses = [record["loss"] for record in run_log(tmp_path / "joint") if "loss" in record]
     assert all(set(loss) == {"actions", "templates", "ava"} for loss in losses)
@@ -485,6 +487,25 @@ def test_finetuning_is_two_stages_of_the_same_loop(tiny_world, tmp_path):
     assert idle and all(torch.equal(first["model"][key], second["model"][key]) for key in idle)
     losses = [list(record["loss"]) for record in run_log(tmp_path) if "loss" in record]
     assert losses == [["ava"], ["ava"]] and "top1" in run_metrics(tmp_path)["actions"]
+
+
+def test_stages_see_every_dataset_as_often_as_cofinetuning():
+    """By schedule; only the trained tasks; warm-up in proportion."""
+    words = {"method": "finetune", "steps": "300", "warmup": "30"}
+    weights = {"task.actions.weight": "3", "task.templates.weight": "1", "task.ava.weight": "1"}
+    for schedule, more, expected in (
+        ("round_robin", {}, (200, 100)),
+        ("weighted", weights, (240, 60)),
+        ("accumulate", {}, (300, 300)),  # every task at every step
+        ("round_robin", {"train_tasks": '["actions", "ava"]'}, (150, 150)),
+    ):
+        recipe = recipes.read(Recipe, "demo", words | more | {"schedule": schedule})
+        first, second = cofinetune.stages(recipe)
+        assert (first.steps, second.steps) == expected
+        assert (first.warmup, second.warmup) == tuple(steps // 10 for steps in expected)
+        assert second.train_tasks == ["ava"] and "ava" not in first.train_tasks
+        assert set(first.train_tasks) <= set(recipe.train_tasks or ["actions", "templates"])
+        assert second.init == f"{first.out}/last.pt"
 
 
 @pytest.mark.parametrize(

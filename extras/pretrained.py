@@ -390,7 +390,9 @@ def load_own(path: Path, content: dict) -> Weights:
     config = make(path, ModelConfig, content["model_config"])
     heads = {name: make(path, Head, head) for name, head in content["heads"].items()}
     encoder, head_state, other = {}, {}, []
-    for name, tensor in content["model"].items():
+    averaged = content.get("ema") or {}
+    tensors = averaged or content["model"]
+    for name, tensor in tensors.items():
         part, _, rest = str(name).partition(".")
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise ValueError(f"{path}: {name} is no dense tensor")
@@ -398,7 +400,9 @@ def load_own(path: Path, content: dict) -> Weights:
             (encoder if part == "encoder" else head_state)[rest] = tensor
         else:
             other.append(name)
-    report = [f"mapped: all {len(content['model'])} tensors, of step {content.get('step')}"]
+    report = [f"mapped: all {len(tensors)} tensors, of step {content.get('step')}"]
+    if averaged:
+        report.append("its averaged weights are taken (ema)")
     weights = Weights(OWN, config, encoder, heads, head_state, content["classes"], report)
     return check_complete(path, weights, other)
 
