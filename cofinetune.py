@@ -467,7 +467,8 @@ def gather_by_key(dataset: data.Dataset, job: Job, results: dict) -> dict | None
 
 
 def evaluate_clips(model, recipe, job, dataset, counts, out) -> dict:
-    """Top-1 and top-5 of the softmax averaged over an item's views."""
+    """Top-1 and top-5 of the softmax averaged over an item's views, of all clips of the list: one
+    that is missing or cannot be decoded is wrong, as a keyframe without detections is missed."""
     sums, labels = {}, {}
     for batch, logits in predictions(model, recipe, job, dataset):
         shares = logits.double().softmax(1).cpu()  # (B, C)
@@ -481,16 +482,16 @@ def evaluate_clips(model, recipe, job, dataset, counts, out) -> dict:
     if ranks is None:
         return {}
     seen = [rank for rank in ranks.values() if rank is not None]
-    classes = len(dataset.classes)
+    clips, classes = len(ranks) + dataset.missing_items, len(dataset.classes)
     return dict(
         kind="clip",
-        top1=float(np.mean([rank < 1 for rank in seen])),
-        top5=float(np.mean([rank < 5 for rank in seen])),
-        clips=len(seen),
+        top1=sum(rank < 1 for rank in seen) / clips,
+        top5=sum(rank < 5 for rank in seen) / clips,
+        clips=clips,
         classes=classes,
         chance=dict(top1=1 / classes, top5=min(5 / classes, 1.0)) if out else {},
         views=math.prod(dataset.task.views),
-        missing=len(dataset.missing),
+        missing=dataset.missing_items,
         undecodable=len(ranks) - len(seen),
     )
 
@@ -519,7 +520,7 @@ def evaluate_boxes(model, recipe, job, dataset, counts, out) -> dict:
     result = ava_eval.evaluate(detections=rows, **chosen)
     result["kind"] = "box"
     result["boxes"] = "detected" if task.val_boxes else "annotated"
-    result["missing"] = len(dataset.missing)
+    result["missing"] = dataset.missing_items
     result["undecodable"] = sum(value is None for value in found.values())
     result["chance"] = {}
     if out:

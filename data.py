@@ -170,6 +170,13 @@ class Task:
 
     batch: int = setting(8, "clips per step, all processes together", least=1, group="training")
     weight: float = setting(1.0, 'share of the steps in the "weighted" schedule', least=0)
+    repeat_rare: float = setting(
+        0.0,
+        "t: items with a label that only a share s < t of the items have come sqrt(t / s) times "
+        "as often (LVIS' repeat factors, arXiv 1908.03195); 0: all equally often",
+        least=0,
+        most=1,
+    )
     lr_scale: float = setting(
         1.0, "times the learning rate of this task; sgd: exactly, else of its steps", least=0
     )
@@ -619,7 +626,7 @@ def pixel_aspect(stream: av.VideoStream) -> float:
 
 
 def files_of(path: str | Path) -> list[str]:
-    """The file itself, or those of a pattern: `*` in its last part, so that folders may hold [1]."""
+    """The file itself, or those of a pattern: `*` in its last part, as folders may hold [1]."""
     folder, name = os.path.split(path)
     if "*" not in name:
         return [str(path)]
@@ -865,6 +872,7 @@ class Person:
     box: tuple[float, float, float, float]
     labels: set[int]
     score: float = 1.0
+    annotated: bool = True  # or detected
 
 
 def read_boxes(
@@ -904,7 +912,7 @@ def read_boxes(
             continue
         # One person has the same numbers and the same id: rounded boxes would merge neighbours.
         key = box if scored else (box, *row[7:])
-        person = persons.get(key) or persons.setdefault(key, Person(box, set(), score))
+        person = persons.get(key) or persons.setdefault(key, Person(box, set(), score, not scored))
         if label != -1:
             person.labels.add(int(label))
         person.score = max(person.score, score)
@@ -1013,11 +1021,13 @@ def _check_label(mark: str, label: str) -> None:
 
 
 def crop(video: np.ndarray, boxes: np.ndarray, top: int, left: int, size: int) -> tuple:
-    """-> the square, boxes cut off at its edges, share (n,) of each box's area that is inside."""
+    """-> the square, boxes cut off at its edges, share (n,) of each box's area that is inside, of
+    what a square of this size can hold of it."""
     height, width = video.shape[-3:-1]
     moved = (boxes * [width, height, width, height] - [left, top, left, top]) / size
     inside = moved.clip(0, 1)
-    share = np.prod(inside[:, 2:] - inside[:, :2], 1) / np.prod(moved[:, 2:] - moved[:, :2], 1)
+    most = (moved[:, 2:] - moved[:, :2]).clip(max=1)
+    share = np.prod((inside[:, 2:] - inside[:, :2]) / most, 1)
     return video[..., top : top + size, left : left + size, :], inside, share
 
 
@@ -1135,6 +1145,7 @@ class Items(Sequence):
         self.first = np.cumsum([0, *counts])  # the boxes of item i begin at first[i]
         self.boxes = np.array([person.box for person in persons], np.float64).reshape(-1, 4)
         self.scores = np.array([person.score for person in persons], np.float32)
+        self.annotated = np.array([person.annotated for person in persons], bool)
         self.labels = np.zeros((len(persons), classes), bool)
         for row, person in zip(self.labels, persons, strict=True):
             row[[action - 1 for action in person.labels]] = True
@@ -1176,8 +1187,9 @@ class Items(Sequence):
 
 
 class Dataset:
-    """A split of a task. `report`: what was counted; `missing`: video -> where it is wanted;
-    `damaged`: file -> what is wrong with it, as evaluation_batches meets it."""
+    """A split of a task. `report`: what was counted; `missing`: video -> where it is wanted, and
+    `missing_items`, how many clips or keyframes that are; `damaged`: file -> what is wrong with it,
+    as evaluation_batches meets it."""
 
     def __init__(
         self,
@@ -1187,9 +1199,11 @@ class Dataset:
         items: Items,
         report: dict,
         missing: dict[str, str] | None = None,
+        missing_items: int = 0,
     ):
         self.task, self.split, self.classes = task, split, classes
-        self.items, self.report, self.missing = items, report, missing or {}
+        self.items, self.report = items, report
+        self.missing, self.missing_items = missing or {}, missing_items
         self.videos = len(set(items.files.tolist()))
         self.damaged: dict[str, str] = {}
 
@@ -1197,9 +1211,10 @@ class Dataset:
         return len(self.items)
 
     def class_counts(self) -> dict[int, int]:
-        """Boxes per action id (from 1), or clips per column (from 0)."""
+        """Annotated boxes per action id (from 1), or clips per column (from 0)."""
         if self.task.kind == "box":
-            return dict(enumerate(self.items.labels.sum(0).tolist(), 1))
+            annotated = self.items.labels[self.items.annotated]
+            return dict(enumerate(annotated.sum(0).tolist(), 1))
         return dict(enumerate(np.bincount(self.items.label, minlength=len(self.classes)).tolist()))
 
 
@@ -1347,7 +1362,8 @@ def _open_boxes(task: Task, split: str, paths: dict[str, str]) -> Dataset:
         detected = read_boxes(paths["boxes"], len(classes), True, {})
         merge = _add_detections if split == "train" else _take_detections
         keyframes = merge(task, keyframes, detected)
-    videos, rows, missing = Videos(paths["videos"]), [], {}
+    videos, rows = Videos(paths["videos"]), []
+    missing, missing_items = {}, 0
     for (video, stamp), persons in sorted(keyframes.items()):
         # Nobody in it: nothing to train, nothing to score.
         if not persons or (video, stamp) in excluded:
@@ -1355,12 +1371,13 @@ def _open_boxes(task: Task, split: str, paths: dict[str, str]) -> Dataset:
         place = videos.at(video, stamp / 1e6, task.offset_sec)
         if place is None:
             missing.setdefault(video, f"{paths['annotations']} at {stamp / 1e6:g} s")
+            missing_items += 1
         else:
             file, time_sec = place
             rows.append(((video, stamp), file, time_sec, -1, persons))
     report["boxes"] = sum(len(persons) for *_, persons in rows)
     items = Items(paths["videos"], rows, len(classes))
-    return Dataset(task, split, classes, items, report, missing)
+    return Dataset(task, split, classes, items, report, missing, missing_items)
 
 
 Keyframes = dict[tuple[str, int], list[Person]]
@@ -1431,7 +1448,8 @@ def _open_clips(task: Task, split: str, paths: dict[str, str], read_clips: ClipR
                 yield (file, number), file, row.start_sec, columns[row.label], (), row.end_sec
 
     items = Items(folder, rows(), len(classes))
-    return Dataset(task, split, classes, items, report, missing)
+    missing_items = report["rows"] - len(items)
+    return Dataset(task, split, classes, items, report, missing, missing_items)
 
 
 def _listed_classes(path: str, read_clips: ClipReader, folder: str) -> dict[int, str]:
@@ -1601,13 +1619,19 @@ class Stream:
     ):
         self.datasets, self.schedule, self.seed, self.steps = datasets, schedule, seed, steps
         self.names = list(datasets)
-        self.damaged: dict[str, int] = {}  # file -> times another item took its place
-        rng, count = np.random.default_rng(seed), len(datasets)
+        # task -> file -> what is wrong with it: another item takes its place
+        self.damaged: dict[str, dict[str, str]] = {name: {} for name in datasets}
+        self.repeats = {name: repeat_factors(dataset) for name, dataset in datasets.items()}
+        self.epochs: dict[tuple[str, int], np.ndarray] = {}  # the last orders that were asked for
+        count = len(datasets)
         if schedule == "weighted":
             weights = np.array([dataset.task.weight for dataset in datasets.values()])
+            if not weights.sum() > 0:
+                raise ValueError("schedule = 'weighted': all weights are 0")
             share = weights / weights.sum() * steps
             times = share.astype(int)
             times[np.argsort(times - share, kind="stable")[: steps - times.sum()]] += 1
+            rng = random_numbers(seed, "schedule")
             self.order = rng.permutation(np.repeat(np.arange(count), times))
         elif schedule in ("round_robin", "accumulate"):
             self.order = np.arange(steps) % (1 if schedule == "accumulate" else count)
@@ -1631,9 +1655,35 @@ class Stream:
     def locate(self, task: str, position: int, further: int = 0) -> tuple[int, int]:
         """(epoch, index of the item) at a position, or some places further in the same epoch."""
         size = len(self.datasets[task])
+        if self.repeats[task] is not None:
+            size = int(self.repeats[task].sum())
         epoch, place = divmod(position, size)
-        order = _permutation(self.seed, self.names.index(task), epoch, size)
-        return epoch, int(order[(place + further) % size])
+        if (task, epoch) not in self.epochs:  # 40 ms and 6 MB for 800 000 items
+            if len(self.epochs) == 2 * len(self.datasets):
+                self.epochs.clear()
+            self.epochs[task, epoch] = self._order_of(task, epoch, size)
+        return epoch, int(self.epochs[task, epoch][(place + further) % size])
+
+    def _order_of(self, task: str, epoch: int, size: int) -> np.ndarray:
+        """The items of an epoch, by the task's name: the same beside whatever other tasks."""
+        rng = random_numbers(self.seed, "order", task, epoch)
+        if self.repeats[task] is None:
+            return rng.permutation(size)
+        # Whole repeats for sure, the rest by chance, and `size` items in all.
+        ends = np.cumsum(self.repeats[task]) * (size / self.repeats[task].sum())
+        ends[-1] = size
+        times = np.diff(np.floor(ends + rng.random()), prepend=0).astype(int)
+        return rng.permutation(np.repeat(np.arange(len(times)), times))
+
+    def add_damaged(self, task: str, files: dict[str, str]) -> None:
+        """Note files that cannot be decoded, file -> why; ValueError past bad_share.
+
+        training_batches does it for its own; with several ranks, what the others met is added by
+        who can ask them, so that the share is that of the whole job.
+        """
+        self.damaged[task] |= files
+        if files:
+            _check_share(self.datasets[task], self.damaged[task])
 
     def state(self) -> dict:
         """What a resumed run must find unchanged."""
@@ -1646,6 +1696,7 @@ class Stream:
                 "weight": dataset.task.weight,
             }
         return {
+            "draws": 2,  # raised when the same seed gives other clips than before
             "seed": self.seed,
             "schedule": self.schedule,
             "steps": self.steps if self.schedule == "weighted" else None,
@@ -1653,9 +1704,25 @@ class Stream:
         }
 
 
-@functools.lru_cache(maxsize=32)  # 40 ms and 6 MB for 800 000 items
-def _permutation(seed: int, task: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, task, epoch]).permutation(size)
+def random_numbers(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A stream of its own for each purpose. Words count by their crc32, which is the same on every
+    machine; so no two purposes that begin with different words coincide."""
+    words = [zlib.crc32(word.encode()) if isinstance(word, str) else word for word in purpose]
+    return np.random.default_rng(np.random.SeedSequence([seed, *words]))
+
+
+def repeat_factors(dataset: Dataset) -> np.ndarray | None:
+    """How often each item comes in an epoch (task.repeat_rare), 1 at least; None: once."""
+    threshold, items = dataset.task.repeat_rare, dataset.items
+    if not threshold:
+        return None
+    if dataset.task.kind == "box":
+        shown = np.logical_or.reduceat(items.labels, items.first[:-1])  # (N, C)
+    else:
+        shown = np.eye(len(dataset.classes), dtype=bool)[items.label]
+    share = shown.mean(0).clip(min=1e-9)
+    factors = np.sqrt(threshold / share).clip(min=1)  # (C,)
+    return np.where(shown, factors, 1).max(1)  # by the rarest label
 
 
 @dataclass(frozen=True)
@@ -1669,11 +1736,11 @@ class Order:
 
 @dataclass
 class Made:
-    """What it made; `damaged`: (file, what is wrong with it) of what could not be decoded."""
+    """What it made; `damaged`: file -> what is wrong with it, of those that cannot be decoded."""
 
     order: Order
     batch: Batch | None
-    damaged: list[tuple[str, str]]
+    damaged: dict[str, str]
 
 
 def training_batches(
@@ -1688,7 +1755,7 @@ def training_batches(
     """For each step from start to stop - 1 the list of its micro-batches, of all its tasks.
 
     Worker processes make them ahead of time, each a whole micro-batch; 0 workers: made here.
-    An undecodable item is replaced by the next of its epoch and counted in `stream.damaged`;
+    An undecodable item is replaced by the next of its epoch and noted in `stream.damaged`;
     ValueError when that befalls more than `bad_share` of a task's videos. WorkerLost.
     """
     most = 0  # bytes of a micro-batch
@@ -1712,14 +1779,12 @@ def training_batches(
                     yield Order(step, task, mine[part::micro])
 
     handed = most * (AHEAD * workers + micro * len(stream.tasks_at(start)))
-    bad: dict[str, set[str]] = {name: set() for name in stream.names}
     batches = []
     for made in _work(functools.partial(_make_for_training, stream), orders(), workers, handed):
-        for path, reason in made.damaged:
-            stream.damaged[path] = stream.damaged.get(path, 0) + 1
-            bad[made.order.task].add(path)
-            dataset = stream.datasets[made.order.task]
-            _check_share(dataset, len(bad[made.order.task]), reason, stuck=made.batch is None)
+        stream.add_damaged(made.order.task, made.damaged)
+        if made.batch is None:
+            *_, reason = made.damaged.values()
+            raise ValueError(f"task {made.order.task!r}: {IN_A_ROW} videos in a row fail; {reason}")
         batches.append(made.batch)
         if len(batches) == micro * len(stream.tasks_at(made.order.step)):
             yield batches
@@ -1728,17 +1793,18 @@ def training_batches(
 
 def _make_for_training(stream: Stream, order: Order) -> Made:
     dataset = stream.datasets[order.task]
-    samples, damaged = [], []
+    samples, damaged = [], {}
     for position in order.positions:
         for further in range(IN_A_ROW):
-            epoch, index = stream.locate(order.task, position, further)
+            _, index = stream.locate(order.task, position, further)
             item = dataset.items[index]
-            seed = [stream.seed, stream.names.index(order.task), epoch, index]
+            # By the place, not the item: one that stands in for another is not shown twice alike.
+            rng = random_numbers(stream.seed, "augmentation", order.task, position)
             try:
-                samples.append(training_sample(dataset.task, item, np.random.default_rng(seed)))
+                samples.append(training_sample(dataset.task, item, rng))
                 break
             except DecodeError as error:
-                damaged.append((item.path, str(error)))
+                damaged[item.path] = str(error)
         else:
             return Made(order, None, damaged)
     batch = make_batch(order.step, dataset, samples, mixup=dataset.task.mixup > 0)
@@ -1763,31 +1829,31 @@ def evaluation_batches(
         Order(-1, task.name, mine[first : first + items]) for first in range(0, len(mine), items)
     )
     for made in _work(functools.partial(_make_for_evaluation, dataset), orders, workers, handed):
-        for path, reason in made.damaged:
-            dataset.damaged[path] = reason
-            _check_share(dataset, len(dataset.damaged), reason)
+        dataset.damaged |= made.damaged
+        _check_share(dataset, dataset.damaged)
         yield made.batch
 
 
 def _make_for_evaluation(dataset: Dataset, order: Order) -> Made:
-    samples, damaged = [], []
+    samples, damaged = [], {}
     for index in order.positions:
         item = dataset.items[index]
         try:
             samples.append(evaluation_sample(dataset.task, item))
         except DecodeError as error:
-            damaged.append((item.path, str(error)))
+            damaged[item.path] = str(error)
             no_boxes, none = np.zeros((0, 4), np.float32), np.zeros(0, int)
             samples.append(Sample(item, None, no_boxes, none, item.labels[none], item.label))
     return Made(order, make_batch(order.step, dataset, samples), damaged)
 
 
-def _check_share(dataset: Dataset, bad: int, reason: str, stuck: bool = False) -> None:
+def _check_share(dataset: Dataset, damaged: dict[str, str]) -> None:
     task = dataset.task
-    if stuck or bad > task.bad_share * dataset.videos:
+    if len(damaged) > task.bad_share * dataset.videos:
+        *_, reason = damaged.values()
         raise ValueError(
-            f"task {task.name!r} ({dataset.split}): {bad} of {dataset.videos} videos "
-            f"cannot be decoded, bad_share = {task.bad_share}; the last is {reason}"
+            f"task {task.name!r} ({dataset.split}): {reason}; like it {len(damaged)} of "
+            f"{dataset.videos} videos cannot be used, more than bad_share = {task.bad_share}"
         )
 
 

@@ -588,11 +588,11 @@ def test_damaged_videos_are_replaced_counted_and_bounded(tiny_world, tmp_path):
     )
     done = run_command(*options)
     assert "1 missing videos" in done.stdout and "damaged videos 1" in done.stdout
-    assert done.stdout.count(f"{broken} cannot be decoded") == 1
+    assert done.stdout.count(f"is trained instead: {broken}") == 1
     assert f"not evaluated: {unseen}" in done.stderr and "1 undecodable" in done.stdout
     for video in others[:7]:
         video.write_bytes(b"")
-    assert "cannot be decoded" in run_command(*options, "--fresh", code=2).stderr
+    assert "videos cannot be used" in run_command(*options, "--fresh", code=2).stderr
     assert (tmp_path / "run/recipe.toml").exists()
 
 

@@ -35,6 +35,7 @@ class Run:
         self.classes = {name: dataset.classes for name, dataset in train_sets.items()}
         self.counts = {name: dataset.class_counts() for name, dataset in train_sets.items()}
         self.interrupt, self.state, self.ema = Interrupt(), None, {}
+        self.shared: set[str] = set()  # damaged videos that all ranks know
         self.step, self.best, self.best_step = 0, -1.0, 0
         if job.first:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps that are left; after a signal to any rank all stop at once, saved."""
         for step in range(self.step, self.recipe.steps):
-            if self.job.sum([self.interrupt.received])[0]:
+            if self.share_and_ask():
                 self.checkpoint(step, "last.pt")
                 self.job.say(
                     f"\nstopped before step {step}; {self.out / 'last.pt'} is complete, and the "
@@ -125,6 +126,20 @@ class Run:
                 raise SystemExit(128 + (self.interrupt.received or signal.SIGTERM))
             yield step
         self.interrupt.restore()
+
+    def share_and_ask(self) -> bool:
+        """Tell the other ranks which videos could not be decoded here: `bad_share` is of the whole
+        job. Was any rank asked to stop?"""
+        news = {}
+        for task, files in self.stream.damaged.items():
+            news[task] = {file: why for file, why in files.items() if file not in self.shared}
+        fresh = sum(map(len, news.values()))
+        stop, found = self.job.sum([self.interrupt.received, fresh])
+        for part in self.job.everywhere(news) if found else ():
+            for task, files in part.items():
+                self.shared |= files.keys()
+                self.stream.add_damaged(task, files)
+        return stop > 0
 
     def next(self, batches: Iterator) -> list:
         """The next micro-batches, with the time that they kept the loop waiting."""
@@ -139,7 +154,10 @@ class Run:
             for key, value in self.model.state_dict().items():
                 self.ema[key].lerp_(value, 1 - self.recipe.ema)
         extra, lr = self.criterion.report(), self.recipe.lr * rate
-        self.log.step(step, losses, lr, norm, clips * self.job.size, self.stream.damaged, extra)
+        damaged = {}
+        for files in self.stream.damaged.values():
+            damaged |= files
+        self.log.step(step, losses, lr, norm, clips * self.job.size, damaged, extra)
 
     def evaluation_due(self, step: int) -> bool:
         every, done = self.recipe.eval_every, step + 1
@@ -292,11 +310,11 @@ class Log:
         self, step: int, losses: dict, lr: float, norm: float, clips: int, damaged: dict,
         extra: dict,
     ) -> None:  # fmt: skip
-        for path in damaged.keys() - self.named:  # on the rank that met it
-            self.named.add(path)
-            self.show(f"{path} cannot be decoded: another clip of its task is trained instead")
         if not self.job.first:
             return
+        for path in sorted(damaged.keys() - self.named):
+            self.named.add(path)
+            self.show(f"another clip of its task is trained instead: {damaged[path]}")
         now = time.time()
         clock = dict(unix=round(now, 3), waited_sec=round(self.waited_sec, 4))
         record = dict(step=step, loss=losses, lr=lr, grad_norm=norm, **extra, time=clock)

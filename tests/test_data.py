@@ -441,7 +441,7 @@ def test_data_crops():
     video, rng = np.zeros((1, 2, 100, 200, 3), np.uint8), np.random.default_rng(0)
     boxes = np.array([[0.0, 0.0, 0.1, 0.2], [0.2, 0.0, 0.6, 1.0]])
     _, inside, share = data.crop(video, boxes, 0, 90, 60)
-    assert np.allclose(inside[1], [0, 0, 0.5, 1]) and np.allclose(share, [0, 30 / 80 * 0.6])
+    assert np.allclose(inside[1], [0, 0, 0.5, 1]) and np.allclose(share, [0, 30 / 60])
     corner = np.array([[0.97, 0.9, 1.0, 1.0]])  # 30 in 141 * 41 blind crops would see it
     for _ in range(50):
         square, inside, visible = data.random_crop(rng, video, corner, 60)
@@ -646,10 +646,10 @@ def test_data_damaged_videos_in_training_and_evaluation(data_folder, tmp_path):
     for workers in (0, 2):
         stream = data_stream(tmp_path, bad_share=0.1, steps=12)
         runs.append(data_batches(stream, 0, 12, workers=workers))
-        assert stream.damaged.keys() == {str(bad)} and stream.damaged[str(bad)] >= 2
+        assert [files.keys() for files in stream.damaged.values()] == [{str(bad)}] * 2
     assert data_same(*runs) and all(len(b.video) == 4 for b in runs[0])
     assert not any(key[0] in ("v4", "v4.mp4") for b in runs[0] for key in b.keys)
-    message = "task 'clips' .*1 of 12 videos cannot be decoded, bad_share = 0.05; the last is .*v4"
+    message = "task 'clips' .*v4.*like it 1 of 12 videos cannot be used, more than bad_share = 0.05"
     with pytest.raises(ValueError, match=message):
         data_batches(data_stream(tmp_path), 0, 12, workers=1)
     for task in data_tasks(bad_share=0.1):
