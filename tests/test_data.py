@@ -1,17 +1,22 @@
 """Tests of data.py."""
 
-import json
+import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import SHARED, write_lines, write_movie
+from helpers import ENVIRONMENT, HERE, open_written, write_lines, write_movie
 
 import data
-from extras import formats, recipe
+from extras import recipe
 
 
 @pytest.fixture(scope="session")
@@ -98,11 +103,100 @@ def test_data_box_rows(tmp_path):
         ("a,x,0,0,1,1,3", "'x'"),
         ("a,1,12,10,200,90,3", r"outside \[0, 1\]"),
         ("a,1,0,0,1,1,1.5", "1.5 is not"),
+        ("a;1;0;0;1;1;3", "separated by commas"),
+        ("a\t1\t0\t0\t1\t1\t3", "separated by commas"),
+        ("a,1,0,0,1,1.2,3", r"outside \[0, 1\]"),
+        ("a,1,-0.2,0,1,1,3", r"outside \[0, 1\]"),
+        ("a,1,0,0,1,1,0", "0 is not in 1..80"),
+        ("a,1,0,0,1,1,3,0,0", "9 columns instead of 2, 7 or 8"),
     ):
         write_lines(path, "a,1", "", row)
         with pytest.raises(ValueError, match=f"{path}:3: .*{text}") as error:
             data.read_boxes(path, 80, False, {})
         assert row in str(error.value)
+
+
+def test_data_box_files_of_spreadsheets(tmp_path):
+    """Quoted names and whole numbers with a point are read; a header is called one."""
+    path = tmp_path / "a.csv"
+    write_lines(path, '"a",1.0,0,0,1,1,12.0', '"b, c",902,0.1,0.1,1,1,80')
+    found = data.read_boxes(path, 80, False, {})
+    assert [(*key, *people[0].labels) for key, people in found.items()] == [
+        ("a", 1_000_000, 12),
+        ("b, c", 902_000_000, 80),
+    ]
+    write_lines(path, "video,second,x1,y1,x2,y2,action", "a,1,0,0,1,1,3")
+    with pytest.raises(ValueError, match=r"a.csv:1: 'second' is not a number \(a header\?"):
+        data.read_boxes(path, 80, False, {})
+    path.write_bytes(b"a,1\n\0\0,2\n")
+    with pytest.raises(ValueError, match="a.csv:2: no text"):
+        data.read_boxes(path, 80, False, {})
+    detected = write_lines(tmp_path / "d.csv", "a,1,0,0,1,1,,0.5", "a,1,0,0,1,1,7,0.75")
+    ((person,),) = data.read_boxes(detected, 80, True, {}).values()
+    assert person == data.Person((0, 0, 1, 1), {7}, 0.75, annotated=False)
+    for row, text in (
+        ("a,1,0,0,1,1,3", "7 columns instead of 2 or 8"),
+        ("a,1,0,0,1,1,,1.5", "1.5"),
+    ):
+        write_lines(path, row)
+        with pytest.raises(ValueError, match=f"a.csv:1: .*{text}"):
+            data.read_boxes(path, 80, True, {})
+
+
+@pytest.mark.parametrize(
+    "line, name, label",
+    [
+        ("a.mp4 3", "a.mp4", "3"),
+        ("a.mp4 3.0", "a.mp4", "3"),
+        ("a.mp4,12.00", "a.mp4", "12"),
+        ("a.MP4;walk", "a.MP4", "walk"),
+        ("b c/d,e.mp4, pick up", "b c/d,e.mp4", "pick up"),
+        ("a.mp4,class 1", "a.mp4", "class 1"),
+        ("a.mp4 jump 3 times", "a.mp4", "jump 3 times"),
+        ('"a, b.mp4","walk, run"', "a, b.mp4", "walk, run"),
+        ('a.mp4 "gesture 12"', "a.mp4", "gesture 12"),
+        ("air drumming\\x y.mp4 0", "air drumming/x y.mp4", "0"),
+        ("C:\\videos\\run\\x.avi", "C:/videos/run/x.avi", "run"),
+        ("run/x.avi", "run/x.avi", "run"),
+        ("x.ts.mp4 walk", "x.ts.mp4", "walk"),
+        ("run/0001 7", "run/0001", "7"),
+        ("0001,walk", "0001", "walk"),
+        ("0001 walk", "0001", "walk"),
+    ],
+)
+def test_data_rows_of_lists(line, name, label, tmp_path):
+    (row,) = data.read_list(write_lines(tmp_path / "l.txt", line).as_posix(), "train", "")
+    assert (row.name, row.label) == (name, label) and row.where == f"{tmp_path}/l.txt:1"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "v0.mp4 0 -1",
+        "v0.mp4 50 0",
+        "v0.mp4 1 3",
+        "v0.mp4,1,3",
+        "v0.mp4,50 0",
+        "v0.mp4,0.0,1.2,walk",
+        "v0.mp4, 0.0, 1.2, walk",
+        "v0.mp4 walk 150",
+        "v0.mp4 0.5 walk",
+        "v0.mp4,walk,run",
+        "v0.mp4;walk;run",
+        "v0.mp4\twalk\t3",
+        "v0.mp4,0,.1,.1,.5,.9",
+        "v0.mp4 0,.1,.1,.5,.9",
+        "v0 50 0",
+        "v0,0.0,1.2,walk",
+        '"v0.mp4","walk",3',
+    ],
+)
+def test_data_lists_of_more_columns_are_refused(line, tmp_path):
+    """Frame counts, seconds, several labels, boxes: never a class."""
+    path = write_lines(tmp_path / "l.txt", "a.mp4 walk", line)
+    with pytest.raises(ValueError) as error:
+        list(data.read_list(str(path), "train", ""))
+    assert f"{path}:2: expected `path label`" in str(error.value) and line in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +218,19 @@ def test_data_box_rows(tmp_path):
         ("ucf.txt", "1 Archery\n2 Biking\n", {1: "Archery", 2: "Biking"}),
         ("d.pbtxt", 'item { name: "a } b" id: 1 }', {1: "a } b"}),
         ("plain.txt", "b b\na\n", {0: "b b", 1: "a"}),
+        ("head.csv", "id,name\n0,abseiling\n1,air drumming\n", {0: "abseiling", 1: "air drumming"}),
+        ("head.csv", "name;label_id\nair drumming;1\nrun;0\n", {1: "air drumming", 0: "run"}),
+        ("head.csv", "class\nrun\nwalk\n", {0: "run", 1: "walk"}),
+        ("map.txt", "0: abseiling\n1: air drumming\n", {0: "abseiling", 1: "air drumming"}),
+        ("quoted.csv", '0,"air drumming"\n1,"b, c"\n', {0: "air drumming", 1: "b, c"}),
+        ("float.csv", "0.0,a\n1.0,b\n", {0: "a", 1: "b"}),
+        ("fb.json", '{"\\"air drumming\\"": 1, "run": 0}', {1: "air drumming", 0: "run"}),
+        ("id2label.json", '{"0": "run", "1": "walk"}', {0: "run", 1: "walk"}),
+        ("some.txt", "10 pin bowling\nrun\nwalk\n", {0: "10 pin bowling", 1: "run", 2: "walk"}),
+        ("torn.txt", "0 run\n1 walk\nsit\n", "torn.txt:3: no number and name, as 2 other"),
+        ("wide.csv", "id,name,label\n0,run,x\n", "wide.csv:1: expected a number and a name"),
+        ("a.pbtxt", 'item { name: "x" }', "1 entries, 0 numbers"),
+        ("empty.txt", "\n", "0 entries"),
         ("twice.txt", "run\nrun\n", "1 names"),
         ("d.json", "[1, 2]", "expected a JSON dict"),
         ("d.json", '{"a": 0,', "not JSON"),
@@ -139,16 +246,6 @@ def test_data_class_lists(name, text, expected, tmp_path):
             data.read_classes(tmp_path / name)
 
 
-def data_open(root, kind, lines, split="train", name="annotations.csv", touch="", **options):
-    """A task with these annotations, of empty videos."""
-    for video in filter(None, touch.split("; ")):
-        write_lines(root / "v" / video)
-    if lines:
-        write_lines(root / name, *lines)
-    options = {"flip": 0.0, "videos": "v", split: name} | options
-    return data.open_task(data.Task("t", kind, **options), root, split, formats.read_clips)
-
-
 def test_data_movies_and_kinetics_clips(tmp_path):
     """One task of both: movies with an offset; clips by the second they start, of several the one
     around the keyframe."""
@@ -159,7 +256,7 @@ def test_data_movies_and_kinetics_clips(tmp_path):
         *(f"-a_b-c_00001,{time},0,0,1,1,2" for time in ("10.5", "17.010000", "18.7", "25")),
     ]
     options = dict(labels="labels.pbtxt", touch=f"movie.mkv; val/x/{first}; y/{second}")
-    dataset = data_open(tmp_path, "box", rows, offset_sec=900.0, **options)
+    dataset = open_written(tmp_path, "box", rows, offset_sec=900.0, **options)
     found = {item.key: (Path(item.path).name, round(item.time_sec, 6)) for item in dataset.items}
     assert found == {
         ("movie", 902_000_000): ("movie.mkv", 2.0),
@@ -172,18 +269,18 @@ def test_data_movies_and_kinetics_clips(tmp_path):
     more = [*rows, "gone,3,0,0,1,1,2"]
     message = "1 of 4 videos.*bad_share = 0.05; the first is gone, wanted by .* at 3 s"
     with pytest.raises(FileNotFoundError, match=message):
-        data_open(tmp_path, "box", more, **options)
-    found = data_open(tmp_path, "box", more, bad_share=0.5, **options)
+        open_written(tmp_path, "box", more, **options)
+    found = open_written(tmp_path, "box", more, bad_share=0.5, **options)
     assert found.missing.keys() == {"gone"}
     with pytest.raises(ValueError, match="several videos are movie"):
-        data_open(tmp_path, "box", rows, labels="labels.pbtxt", touch="cuts/movie.mp4")
+        open_written(tmp_path, "box", rows, labels="labels.pbtxt", touch="cuts/movie.mp4")
     write_lines(tmp_path / "huge.pbtxt", 'item { name: "x" id: 32768 }')
     for kind, lines, message in (
         ("box", rows, "huge.pbtxt: ids 32768 to 32768, expected 1..32767"),
         ("clip", ["a.mp4 99", "b.mp4 20261126"], "class number 20261126"),
     ):
         with pytest.raises(ValueError, match=message):
-            data_open(tmp_path, kind, lines, labels="huge.pbtxt" * (kind == "box"))
+            open_written(tmp_path, kind, lines, labels="huge.pbtxt" * (kind == "box"))
 
 
 def test_data_detections(tmp_path):
@@ -206,11 +303,11 @@ def test_data_detections(tmp_path):
     def read(split, **options):
         """{second: [(*box, score, *labels), ...]}"""
         options |= dict(labels="labels.pbtxt", exclude_train="skip.csv", exclude_val="skip.csv")
-        dataset = data_open(tmp_path, "box", true, split, touch="a.mp4", **options)
+        dataset = open_written(tmp_path, "box", true, split, touch="a.mp4", **options)
         return {
             item.key[1] // 10**6: [
                 (*box.tolist(), round(float(score), 2), *(np.flatnonzero(row) + 1).tolist())
-                for box, score, row in zip(item.boxes, item.scores, item.labels)
+                for box, score, row in zip(item.boxes, item.scores, item.labels, strict=True)
             ]
             for item in dataset.items
         }
@@ -226,109 +323,13 @@ def test_data_detections(tmp_path):
         1: [(0, 0, 0.5, 1, 1, 1), (0.5, 0, 1, 1, 1, 2), (0, 0, 0.49, 1, 0.95, 1)],
         2: [(0, 0, 1, 1, 1, 1)],
     }
+    options = dict(labels="labels.pbtxt", touch="a.mp4")
+    for more in ({}, dict(train_boxes="det.csv", transfer_iou=0.9), dict(train_boxes="det.csv")):
+        dataset = open_written(tmp_path, "box", true, "train", **options | more)
+        assert dataset.class_counts() == {1: 2, 2: 2}  # of annotated boxes, with any detections
     found = read("train", train_boxes="det.csv")
     assert found[3] == [(0, 0, 1, 0.7, 0.99)] and found[5] == [(0, 0, 1, 1, 0.99, 2)]
     assert len(found[1]) == 4
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared annotations are not here")
-def test_data_ava_kinetics_in_full(monkeypatch):
-    """Counts of the published files; every keyframe of AVA-Kinetics has a Kinetics-700 clip with a
-    local time in [1, 9]."""
-
-    def counts(name):
-        report = {}
-        found = data.read_boxes(SHARED / name, 80, False, report)
-        return found, (report["rows"], len(found), sum(map(len, found.values())))
-
-    found, counted = counts("ava_kinetics/kinetics_val_v1.0.csv")
-    assert counted == (73_845, 31_272, 32_667)
-    assert counts("ava/ava_val_v2.1.csv")[1] == (93_400, 50_029, 93_393)
-    kinetics = SHARED / "kinetics/kinetics-700_val.csv"
-    clips = [line.split(",") for line in kinetics.read_text().splitlines()[1:]]
-    names = [
-        f"{label}/{video}_{int(start):06d}_{int(end):06d}.mp4"
-        for label, video, start, end, _ in clips
-    ]
-    monkeypatch.setattr(data, "list_videos", lambda folder: names)
-    videos = data.Videos("")
-    local = [videos.at(video, stamp / 1e6, 0.0)[1] for video, stamp in found]
-    assert 1.0 <= min(local) and max(local) <= 9.0
-    rows = list(formats.read_clips(str(kinetics), "val", ""))
-    assert [data.find_clip(row, videos) for row in rows] == names
-    assert len({row.label for row in rows}) == 700
-    classes = data.read_classes(SHARED / "ava/ava_action_list_v2.1_for_activitynet_2018.pbtxt")
-    assert len(classes) == 60 and max(classes) == 80
-
-
-def test_data_clip_formats(tmp_path):
-    write_lines(tmp_path / "ssv2.json", '{"Holding something": "0", "Moving A and B": "1"}')
-    write_lines(tmp_path / "mit.txt", "adult+female,0", "ball,1")
-    write_lines(tmp_path / "ucf.txt", "1 Archery", "2 Biking")
-    write_lines(tmp_path / "names.txt", "air drumming", "run")
-    videos = (
-        "air_drumming/0wR5jVB-WPk_000417_000427.mp4; b_c_000001_000011.mkv; 78687.webm; "
-        "air drumming/x y.mp4; ball/2,3.mp4; ball/2.mp4; sub/7.mp4; adult+female/1.mp4; "
-        "Archery/v_Archery_g08.avi"
-    )
-
-    def read(*lines, **options):
-        dataset = data_open(tmp_path, "clip", lines, touch=videos, **options)
-        return {
-            os.path.relpath(item.path, tmp_path / "v"): dataset.classes[item.label]
-            for item in dataset.items
-        }
-
-    two = {"air drumming/x y.mp4": "air drumming", "ball/2.mp4": "run"}
-    header = "label,youtube_id,time_start,time_end,split,is_cc"
-    assert read(header, "air drumming,0wR5jVB-WPk,417,427,val,0", "run,b_c,1,11,val,0") == {
-        "air_drumming/0wR5jVB-WPk_000417_000427.mp4": "air drumming",
-        "b_c_000001_000011.mkv": "run",
-    }
-    assert read("air drumming/x y.mp4 0", "ball/2.mp4 1", labels="names.txt") == two
-    assert read("ball/2,3.mp4 1", labels="names.txt") == {"ball/2,3.mp4": "run"}
-    assert read("air drumming/x y.mp4,air drumming", "ball/2.mp4\trun") == two
-    for blank in " ,\t":  # labels of several words
-        assert read(f"ball/2.mp4{blank}pick up", f"sub/7.mp4{blank}stand, up") == {
-            "ball/2.mp4": "pick up",
-            "sub/7.mp4": "stand, up",
-        }
-    assert read("moved/2.mp4 ball", "ball/2.mp4 ball", "x/7.mp4 b", bad_share=0.5) == {
-        "ball/2.mp4": "ball"
-    }  # sub/7.mp4 is another video than x/7.mp4
-    entries = [
-        {"id": "78687", "label": "holding x", "template": "Holding [something]"},
-        {"id": "7", "label": "moving", "template": "Moving [A] and [B]"},
-    ]
-    assert read(json.dumps(entries), name="a.json", labels="ssv2.json") == {
-        "78687.webm": "Holding something",
-        "sub/7.mp4": "Moving A and B",
-    }
-    assert read("adult+female/1.mp4,adult+female,4,0", "ball/2.mp4,ball,3,1", labels="mit.txt") == {
-        "adult+female/1.mp4": "adult+female",
-        "ball/2.mp4": "ball",
-    }
-    for line in ("Archery/v_Archery_g08.avi 1", "Archery/v_Archery_g08.avi"):
-        assert read(line, labels="ucf.txt") == {"Archery/v_Archery_g08.avi": "Archery"}
-    for name in ("run/a b.mp4", "sit down/c.mp4", "run/notes.txt"):
-        write_lines(tmp_path / "w" / name)
-    found = {"../w/run/a b.mp4": "run", "../w/sit down/c.mp4": "sit down"}
-    assert read(name="w", videos="w") == found
-    write_lines(tmp_path / "run_test_split1.txt", "b_c_000001_000011.avi 1", "7.avi 2", "2.avi 0")
-    write_lines(tmp_path / "sit_test_split1.txt", "1.avi 1")
-    assert read(name="*_test_split1.txt") == {
-        "b_c_000001_000011.mkv": "run",
-        "adult+female/1.mp4": "sit",
-    }
-    for lines, labels, error in (
-        (["ball/2.mp4 Biking", "ball/2.mp4 jump"], "ucf.txt", "csv:2: 'jump' is not one of"),
-        (["nothing"], "", "csv:1: expected `path"),
-        (["2.mp4"], "", "csv:1: expected `path"),
-        (["path label", "ball/2.mp4 0"], "", "csv:1: not a video .a header"),
-        (["youtube_id,time_start,time_end,split", "--6bJ,17,27,test"], "", "csv:2: no label"),
-    ):
-        with pytest.raises(ValueError, match=error):
-            read(*lines, labels=labels)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +410,7 @@ def test_data_boxes_stay_on_their_object(fit, tmp_path):
         f"v,0.5,{x1 / 192},{y1 / 108},{x2 / 192},{y2 / 108},{label}"
         for x1, y1, x2, y2, label in ((16, 20, 48, 70, 1), (130, 50, 150, 90, 2))
     ]
-    dataset = data_open(
+    dataset = open_written(
         tmp_path,
         "box",
         rows,
@@ -428,7 +429,7 @@ def test_data_boxes_stay_on_their_object(fit, tmp_path):
         height, width = image.shape[:2]
         alone += len(sample.boxes) == 1
         assert len(sample.boxes) >= 1 and sample.boxes.min() >= 0 and sample.boxes.max() <= 1
-        for box, labels, kept in zip(sample.boxes, sample.labels, sample.kept):
+        for box, labels, kept in zip(sample.boxes, sample.labels, sample.kept, strict=True):
             own, other = (0, 2) if labels[0] else (2, 0)
             y, x = np.nonzero(image[..., own] - image[..., other] > 80)
             seen = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
@@ -442,11 +443,41 @@ def test_data_crops():
     boxes = np.array([[0.0, 0.0, 0.1, 0.2], [0.2, 0.0, 0.6, 1.0]])
     _, inside, share = data.crop(video, boxes, 0, 90, 60)
     assert np.allclose(inside[1], [0, 0, 0.5, 1]) and np.allclose(share, [0, 30 / 60])
-    corner = np.array([[0.97, 0.9, 1.0, 1.0]])  # 30 in 141 * 41 blind crops would see it
-    for _ in range(50):
-        square, inside, visible = data.random_crop(rng, video, corner, 60)
-        assert square.shape == (1, 2, 60, 60, 3) and visible.tolist() == [0]
+    for corner in ([0.97, 0.9, 1.0, 1.0], [0.0, 0.0, 0.03, 0.1]):
+        for _ in range(50):  # 30 in 141 * 41 blind crops would see it
+            square, inside, visible = data.random_crop(rng, video, np.array([corner]), 60)
+            assert square.shape == (1, 2, 60, 60, 3) and visible.tolist() == [0]
+
+
+def test_data_last_crop_is_centred_on_a_box(monkeypatch):
+    """Where blind crops see nothing: the box in the middle, or the crop at the frame's edge."""
+    monkeypatch.setattr(data, "CROP_DRAWS", 0)
+    rows, columns = np.mgrid[:100, :200].astype(np.uint8)
+    video = np.stack([rows, columns, columns], -1)[None]  # (T, H, W, 3), a pixel says where it is
+    for box, top, left in (
+        ([0.45, 0.4, 0.55, 0.6], 20, 70),
+        ([0.3, 0.4, 0.5, 0.8], 30, 50),
+        ([0.0, 0.0, 0.1, 0.1], 0, 0),
+        ([0.9, 0.9, 1.0, 1.0], 40, 140),
+    ):
+        square, inside, visible = data.random_crop(
+            np.random.default_rng(0), video, np.array([box]), 60
+        )
+        assert square[0, 0, 0].tolist() == [top, left, left] and visible.tolist() == [0]
+        x1, y1, x2, y2 = np.array(box) * [200, 100, 200, 100]
+        expected = np.array([x1 - left, y1 - top, x2 - left, y2 - top]) / 60
+        assert np.allclose(inside[0], expected)
+
+
+def test_data_more_crops():
+    video, rng = np.zeros((1, 2, 100, 200, 3), np.uint8), np.random.default_rng(0)
+    boxes = np.array([[0.0, 0.0, 0.1, 0.2], [0.2, 0.0, 0.6, 1.0]])
     assert data.random_crop(rng, video, np.zeros((0, 4)), 60)[0].shape == (1, 2, 60, 60, 3)
+    for height, width, box in ((60, 300, [0, 0, 1, 1]), (300, 60, [0, 0, 1, 1])):
+        broad = np.zeros((1, 2, height, width, 3), np.uint8)  # 5 : 1, a person over all of it
+        for _ in range(50):
+            _, inside, visible = data.random_crop(rng, broad, np.array([box], float), 56)
+            assert visible.tolist() == [0] and np.array_equal(inside, [[0, 0, 1, 1]])
     wide = np.arange(200, dtype=np.uint8)[:, None] + np.zeros((1, 2, 100, 1, 3), np.uint8)
     for video, count, lefts in (
         (wide, 3, [0, 50, 100]),
@@ -470,7 +501,7 @@ def test_data_flip_swaps_labels(data_folder, tmp_path):
         assert np.allclose(b.boxes, mirrored)
     lines = ["1.mp4,Pushing from left to right", "2.mp4,Pushing from right to left"]
     clips = dict(root=tmp_path, kind="clip", lines=lines, flip=0.5, touch="1.mp4; 2.mp4")
-    assert len(data_open(**clips, flip_swap=[[1, 0]])) == 2
+    assert len(open_written(**clips, flip_swap=[[1, 0]])) == 2
     write_lines(
         tmp_path / "labels.pbtxt", 'item { name: "go left" id: 1 } item { name: "go right" id: 2 }'
     )
@@ -481,7 +512,7 @@ def test_data_flip_swaps_labels(data_folder, tmp_path):
         (clips | dict(flip_swap=[[1, 0], [1, 2]]), r"\[1, 2\], but the labels are 0..1"),
     ):
         with pytest.raises(ValueError, match=message):
-            data_open(**options)
+            open_written(**options)
 
 
 def test_data_colour_and_normalise():
@@ -595,6 +626,100 @@ def test_data_schedules_and_epochs(schedule, low, high, data_folder):
     assert states[0] != states[1]
 
 
+def test_data_draws_follow_from_the_name_of_a_task(data_folder):
+    """Beside whatever other tasks, in whatever order, a task's clips and crops are the same."""
+    clips, persons = data_tasks(colour=0.3)
+    other = replace(clips, name="other")
+
+    def batches(*tasks):
+        datasets = {task.name: data.open_task(task, data_folder) for task in tasks}
+        found = data_batches(data.Stream(datasets, seed=5, steps=9), 0, 9)
+        for batch in found:
+            batch.step = 0
+        return {task.name: [b for b in found if b.task == task.name] for task in tasks}
+
+    alone, two, three = batches(persons), batches(clips, persons), batches(persons, other, clips)
+    for found in (two, three):
+        count = len(found["persons"])
+        assert count >= 3 and data_same(found["persons"], alone["persons"][:count])
+    assert data_same(two["clips"][:3], three["clips"])
+    assert [b.keys for b in three["other"]] != [b.keys for b in three["clips"]]
+
+
+def test_data_streams_of_random_numbers_do_not_coincide():
+    draws = [
+        data.random_numbers(*words).integers(2**60)
+        for words in (
+            (0, "schedule"),
+            (0, "order", "a", 0),
+            (0, "order", "a", 1),
+            (0, "order", "b", 0),
+            (0, "augmentation", "a", 0),
+            (0, "augmentation", "a", 1),
+            (1, "augmentation", "a", 0),
+            (0,),
+        )
+    ]
+    assert len(set(draws)) == len(draws)
+    assert data.random_numbers(0, "order", "a", 1).integers(2**60) == draws[2]
+
+
+def test_data_weights_of_a_schedule(data_folder):
+    """Exact shares, by largest remainders; nothing to share is refused."""
+    clips, persons = (data.open_task(task, data_folder) for task in data_tasks())
+    for weights, steps, expected in (
+        ((1, 2), 9, 3),
+        ((1, 2), 10, 3),
+        ((1, 2), 11, 4),
+        ((0, 1), 7, 0),
+        ((0.5, 0.5), 3, 2),
+    ):
+        for dataset, weight in zip((clips, persons), weights, strict=True):
+            dataset.task = replace(dataset.task, weight=weight)
+        stream = data.Stream({"a": clips, "b": persons}, "weighted", 0, steps)
+        assert sum(stream.tasks_at(step) == ["a"] for step in range(steps)) == expected
+    persons.task = clips.task = replace(clips.task, weight=0.0)
+    with pytest.raises(ValueError, match="all weights are 0"):
+        data.Stream({"a": clips, "b": persons}, "weighted", 0, 9)
+    with pytest.raises(ValueError, match="'other' is not one of"):
+        data.Stream({"a": clips}, "other")
+
+
+def test_data_rare_labels_come_more_often(tmp_path):
+    """LVIS' repeat factors, by the rarest label: shares of an epoch, the same for every seed; the
+    whole part of a factor is certain."""
+    write_lines(tmp_path / "l.pbtxt", *(f'item {{ name: "n{i}" id: {i} }}' for i in (1, 2, 3, 4)))
+    rows = [f"a,{second},0,0,1,1,1" for second in range(100)]
+    rows += [f"a,{second},0,0,1,1,2" for second in range(50)]
+    rows += ["a,7,0,0,1,0.5,3"]
+    options = dict(labels="l.pbtxt", touch="a.mp4", repeat_rare=0.5)
+    dataset = open_written(tmp_path, "box", rows, **options)
+    expected = np.ones(100)
+    expected[7] = np.sqrt(0.5 / 0.01)  # 7.07
+    assert np.allclose(data.repeat_factors(dataset), expected)
+    dataset.task.repeat_rare = 0.8
+    expected[:50] = np.sqrt(0.8 / 0.5)
+    expected[7] = np.sqrt(0.8 / 0.01)
+    size = int(expected.sum())
+    assert np.allclose(data.repeat_factors(dataset), expected)
+    stream = data.Stream({"t": dataset})
+    counts = np.zeros(100)
+    for epoch in range(40):
+        found = [stream.locate("t", epoch * size + place) for place in range(size)]
+        assert {e for e, _ in found} == {epoch}
+        times = np.bincount([index for _, index in found], minlength=100)
+        assert (times >= np.floor(expected * size / expected.sum())).all()
+        assert (times <= np.ceil(expected * size / expected.sum())).all()
+        counts += times
+    assert np.abs(counts / 40 - expected * size / expected.sum()).max() < 0.3
+    dataset.task.repeat_rare = 0.0
+    assert data.repeat_factors(dataset) is None
+    lines = ["1.mp4 a", "2.mp4 a", "3.mp4 a", "4.mp4 b"]
+    touch = "; ".join(f"{i}.mp4" for i in range(1, 5))
+    clips = open_written(tmp_path, "clip", lines, touch=touch, repeat_rare=1.0)
+    assert np.allclose(data.repeat_factors(clips), [*[(4 / 3) ** 0.5] * 3, 2])
+
+
 def test_data_mixup_is_the_mixture(data_folder):
     plain = data_stream(data_folder, mixup=0.0)
     (a,), (c,) = data_batches(plain, 0, 1), data_batches(plain, 8, 9)  # c: the next epoch
@@ -649,15 +774,169 @@ def test_data_damaged_videos_in_training_and_evaluation(data_folder, tmp_path):
         assert [files.keys() for files in stream.damaged.values()] == [{str(bad)}] * 2
     assert data_same(*runs) and all(len(b.video) == 4 for b in runs[0])
     assert not any(key[0] in ("v4", "v4.mp4") for b in runs[0] for key in b.keys)
+    (first,), (second,) = (
+        data_batches(data_stream(tmp_path, bad_share=0.1, batch=12), 0, 1, workers=0)
+        for _ in range(2)
+    )
+    twice = [i for i, key in enumerate(first.keys) if first.keys.count(key) == 2]
+    assert len(twice) == 2  # the stand-in is itself in the epoch, and cut otherwise
+    assert not torch.equal(*(first.video[i] for i in twice)) and data_same([first], [second])
+    stream = data_stream(tmp_path, bad_share=0.2)
+    stream.add_damaged("clips", {"a": "a: torn"})
+    stream.add_damaged("clips", {"a": "a: torn", "b": "b: torn"})  # another rank's
+    with pytest.raises(ValueError, match="clips.*c: torn; like it 3 of 12 .*bad_share = 0.2"):
+        stream.add_damaged("clips", {"c": "c: torn"})
     message = "task 'clips' .*v4.*like it 1 of 12 videos cannot be used, more than bad_share = 0.05"
     with pytest.raises(ValueError, match=message):
         data_batches(data_stream(tmp_path), 0, 12, workers=1)
     for task in data_tasks(bad_share=0.1):
         dataset = data.open_task(task, tmp_path, "val")
         batches = list(data.evaluation_batches(dataset, 4, workers=1))
-        masked = [key for b in batches for key, valid in zip(b.keys, b.valid) if not valid]
+        masked = [
+            key for b in batches for key, valid in zip(b.keys, b.valid, strict=True) if not valid
+        ]
         assert masked == [item.key for item in dataset.items if item.path == str(bad)]
         assert dataset.damaged.keys() == {str(bad)}
         assert sum(len(b.keys) for b in batches) == len(dataset)
         for b in batches if task.kind == "box" else ():
             assert b.valid[b.box_clip].all()
+
+
+def test_data_missing_items_are_counted(tmp_path):
+    """Clips and keyframes, not videos: what evaluation counts as wrong or missed."""
+    write_lines(tmp_path / "l.pbtxt", 'item { name: "x" id: 1 }')
+    rows = [f"{video},{second},0,0,1,1,1" for video in "ab" for second in range(3)]
+    options = dict(touch="a.mp4", bad_share=0.9)
+    dataset = open_written(tmp_path, "box", rows, "val", labels="l.pbtxt", **options)
+    assert (len(dataset), len(dataset.missing), dataset.missing_items) == (3, 1, 3)
+    lines = ["a.mp4 0", "b.mp4 0", "b.mp4 1", "c.mp4 1"]
+    dataset = open_written(tmp_path, "clip", lines, "val", **options)
+    assert (len(dataset), len(dataset.missing), dataset.missing_items) == (1, 2, 3)
+
+
+# worker processes ------------------------------------------------------------------------------
+
+
+def data_feed(root, workers):
+    """Endless batches, the first of which is here; their processes."""
+    stream = data_stream(root, steps=100_000)
+    batches = data.training_batches(stream, 0, 100_000, workers=workers)
+    next(batches)
+    return batches, multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGBUS, signal.SIGHUP, signal.SIGTERM])
+def test_data_a_lost_worker_is_one_sentence(kill, data_folder, monkeypatch):
+    """At once, whatever it was doing; the other workers leave with it."""
+    monkeypatch.setattr(data, "GRACE_SEC", 1)
+    batches, workers = data_feed(data_folder, 2)
+    os.kill(workers[0].pid, kill)
+    began = time.monotonic()
+    message = {signal.SIGKILL: "memory ran out", signal.SIGBUS: "/dev/shm"}.get(kill, kill.name)
+    with pytest.raises(data.WorkerLost, match=f"{kill.name}.*{message}|{message}"):
+        for _ in batches:
+            assert time.monotonic() - began < 20
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_data_workers_outlast_ctrl_c_and_end_with_the_batches(data_folder):
+    batches, workers = data_feed(data_folder, 2)
+    for worker in workers:  # a batch system's SIGTERM, a terminal's SIGINT reach all processes
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    for _ in range(8):
+        next(batches)
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys
+sys.path.insert(0, {here!r})
+import data
+task = data.Task("t", "clip", train="list.txt", videos="videos", flip=0.0, frames=4, stride=1,
+                 size=32, short_side=[40, 48], batch=4)
+stream = data.Stream({{"t": data.open_task(task, {root!r})}}, steps=100000)
+batches = data.training_batches(stream, 0, 100000, workers=2)
+next(batches)
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+{end}
+"""
+
+
+@pytest.mark.parametrize(
+    "end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise KeyError", "os._exit(3)", ""]
+)
+def test_data_workers_do_not_outlive_their_process(end, data_folder):
+    script = ORPHANS.format(here=str(HERE), root=str(data_folder), end=end)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, timeout=60
+    )
+    pids = list(map(int, done.stdout.split()))
+    assert len(pids) == 2
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        time.sleep(0.1)
+        assert time.monotonic() - began < 60
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no /dev/shm here")
+def test_data_too_little_shared_memory_is_said_before_the_first_batch(data_folder, monkeypatch):
+    room = os.statvfs("/dev/shm")
+    batch = 4 * 4 * 32 * 32 * 3  # bytes; 2 workers hold two each, the loop one
+    for free, fits in ((5 * batch, True), (5 * batch - 1, False)):
+
+        class Room:
+            f_bavail, f_frsize = free, 1
+
+        monkeypatch.setattr(os, "statvfs", lambda path: Room)
+        batches = data.training_batches(data_stream(data_folder), 0, 2, workers=2)
+        if fits:
+            assert len(list(batches)) == 2
+            continue
+        with pytest.raises(data.WorkerLost, match="/dev/shm has 0 MB free, but 2 .*--shm-size"):
+            next(batches)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert room.f_frsize
+
+
+def test_data_a_batch_that_finds_no_room_is_one_sentence(data_folder, monkeypatch):
+    """Later than the check: the worker can still say it, nothing waits."""
+
+    def no_room(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)  # inherited by the workers
+    with pytest.raises(data.WorkerLost, match="/dev/shm is full.*--shm-size"):
+        data_batches(data_stream(data_folder), 0, 2, workers=2)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", lambda tensor: 1 / 0)
+    with pytest.raises(RuntimeError, match="in a decoding process(?s:.*)ZeroDivisionError"):
+        data_batches(data_stream(data_folder), 0, 2, workers=1)
+
+
+def test_data_in_ones_own_loop(data_folder):
+    """Two datasets, one encoder, a plain loop: nothing of cofinetune.py."""
+    common = dict(videos="videos", size=32, short_side=[40, 48], frames=4, stride=4, batch=4)
+    tasks = [
+        data.Task("clips", "clip", train="list.txt", **common),
+        data.Task("persons", "box", train="boxes.csv", labels="actions.pbtxt", **common),
+    ]
+    stream = data.Stream({task.name: data.open_task(task, data_folder) for task in tasks}, steps=6)
+    encoder = torch.nn.Conv3d(3, 8, 4, 4)
+    heads = torch.nn.ModuleDict({"clips": torch.nn.Linear(8, 3), "persons": torch.nn.Linear(8, 4)})
+    optimiser = torch.optim.SGD([*encoder.parameters(), *heads.parameters()], 0.1)
+    losses = []
+    for batches in data.training_batches(stream, 0, 6, workers=1):
+        for batch in batches:
+            video = data.normalise(batch.video, [0.5] * 3, [0.5] * 3)  # (B, 3, T, H, W)
+            features = encoder(video).mean((2, 3, 4))  # (B, D)
+            if batch.boxes is None:
+                loss = torch.nn.functional.cross_entropy(heads["clips"](features), batch.labels)
+            else:
+                logits = heads["persons"](features[batch.box_clip])  # (K, C)
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
+            loss.backward()
+            losses.append(loss.item())
+        optimiser.step()
+        optimiser.zero_grad()
+    assert len(losses) == 6 and np.isfinite(losses).all()
