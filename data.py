@@ -63,6 +63,7 @@ import av
 import numpy as np
 import torch
 from av.format import Flags
+from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
@@ -597,7 +598,8 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, tuple[slice, slice]]:
     From the display matrix, as ffmpeg's autorotation: x' = a x + c y, y' = b x + d y. It may mirror
     (front cameras), which `frame.rotation` cannot say.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    # Not frame.side_data: it keeps the frame, and the frame it, until the garbage collector comes.
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return False, (slice(None), slice(None))
     a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()

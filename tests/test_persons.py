@@ -2,9 +2,11 @@
 
 import argparse
 import csv
+import gc
 import sys
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from helpers import H264, MPEG4, write_movie
@@ -98,6 +100,20 @@ def test_watch_decodes_once_and_not_further_than_needed(tmp_path, decoded_frames
     assert decoded_frames == [90]
     list(persons.watch(movie, [0.1, 1.0]))
     assert decoded_frames[1] < 30
+
+
+def test_watch_keeps_no_frames(tmp_path):
+    """Without the garbage collector: hundreds of 4K frames would wait for it."""
+    movie = write_movie(tmp_path / "a.mp4", 90, **H264)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in persons.watch(movie, np.arange(90) / 25):
+            pass
+        frames = sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert frames < 5
 
 
 def test_watch_names_what_cannot_be_read(tmp_path):
