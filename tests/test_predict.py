@@ -413,5 +413,5 @@ def test_info_of_another_family(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "Hugging Face ViViT" in said and "8 frames of 32 x 32 px" in said
     assert "3 classes: walk, run, jump" in said and "no head, new ones begin untrained" in said
-    with pytest.raises(FileNotFoundError, match="holds neither"):
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
         run(info, tmp_path)
