@@ -69,6 +69,34 @@ def test_model_positions_resize_like_interpolation(cls):
     torch.testing.assert_close(net(video, "clips"), sized(video, "clips"))
 
 
+def test_model_rotary_positions_turn_pairs_axis_by_axis():
+    grid, d = (2, 3, 4), 26  # 8 numbers for each axis, 2 are left alone
+    x = torch.randn(2, 2, 24, d, dtype=torch.float64)
+    ours = M.rotate(x, grid)
+    for n, place in enumerate(np.ndindex(*grid)):
+        for axis, position in enumerate(place):
+            for i in range(4):  # the pair 2i, 2i + 1; its two angles as V-JEPA 2 has them
+                one, other = x[..., n, 8 * axis + 2 * i], x[..., n, 8 * axis + 2 * i + 1]
+                a, b = (position * 10000.0 ** (-(j % 4) / 4) for j in (2 * i, 2 * i + 1))
+                first = one * math.cos(a) - other * math.sin(a)
+                second = other * math.cos(b) + one * math.sin(b)
+                found = ours[..., n, 8 * axis + 2 * i : 8 * axis + 2 * i + 2]
+                torch.testing.assert_close(
+                    found, torch.stack([first, second], -1), atol=1e-6, rtol=0
+                )
+        assert torch.equal(ours[..., n, 24:], x[..., n, 24:])
+
+
+def test_model_accepts_the_least_and_says_what_it_keeps():
+    least = M.ModelConfig(1, (1, 1), (1, 1, 1), 2, 1, 1, drop_path=0.0)
+    assert least.grid == (1, 1, 1) and not least.checkpointing
+    M.ModelConfig(width=64, heads=16)  # 4 numbers of a head: too few for rope alone
+    M.ModelConfig(width=12, heads=2, pos="rope")
+    assert M.Head("box", 1, dropout=0.0, roi_size=1, prior=0.0).roi_size == 1
+    assert "encoder.pos" not in tiny_model(pos="sincos").state_dict()  # follows from the config
+    assert "encoder.pos" in tiny_model().state_dict()
+
+
 @pytest.mark.parametrize("variant, checkpointing", [("vivit", False), ("videomae", True)])
 def test_model_trunk_compiles_as_one_graph(variant, checkpointing):
     options = dict(MODEL_VARIANTS[variant], depth=2, drop_path=0.2, checkpointing=checkpointing)
@@ -315,6 +343,14 @@ def model_call(task, boxes=None, box_clip=None):
         (lambda: M.ModelConfig(pool="cls"), "cls=False excludes pool 'cls'"),
         (lambda: M.ModelConfig(size=(200, 224)), "not multiples of tubelet"),
         (lambda: M.ModelConfig(heads=7), "no multiple of heads 7"),
+        (lambda: M.ModelConfig(width=15, heads=5), "width 15 is odd"),
+        (lambda: M.ModelConfig(heads=0), "heads is 0, expected at least 1"),
+        (lambda: M.ModelConfig(depth=0), "depth is 0, expected at least 1"),
+        (lambda: M.ModelConfig(width=10, heads=2, pos="rope"), "rope needs 6 numbers"),
+        (lambda: M.ModelConfig(cls=True, pos="rope"), "cls=True excludes .* pos 'rope'"),
+        (lambda: M.ModelConfig(cls=True, pos="sincos"), "cls=True excludes .* pos 'sincos'"),
+        (lambda: M.Head("box", 3, roi_size=0), "roi_size is 0, expected at least 1"),
+        (lambda: M.Head("box", 3, dropout=1), "dropout is 1, expected less than 1"),
         (lambda: M.ModelConfig(drop_path=1.0), "drop_path is 1.0, expected less than 1"),
         (lambda: M.ModelConfig(drop_path=-0.1), "drop_path is -0.1, expected at least 0"),
         (lambda: M.ModelConfig(tubelet=(2, 0, 16)), "tubelet is .2, 0, 16., expected at least 1"),
@@ -344,7 +380,14 @@ def model_call(task, boxes=None, box_clip=None):
                 lambda s=shape: tiny_model()(torch.zeros(s), "clips"),
                 "expected .B, 3, T, H, W. with T",
             )
-            for shape in ((1, 3, 8, 48, 30), (1, 8, 48, 32, 3), (3, 8, 48, 32))
+            for shape in (
+                (1, 3, 8, 48, 30),
+                (1, 3, 8, 44, 32),
+                (1, 3, 7, 48, 32),
+                (1, 4, 8, 48, 32),
+                (1, 8, 48, 32, 3),
+                (3, 8, 48, 32),
+            )
         ),
     ],
 )
