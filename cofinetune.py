@@ -51,7 +51,7 @@ class Recipe:
     method: Literal[
         "cofinetune", "finetune", "downstream", "selfdistil", "spottune",
         "finetune+selfdistil", "finetune+spottune",
-    ] = setting("cofinetune", "what is trained in which order; the others are what it is compared with")  # fmt: skip
+    ] = setting("cofinetune", "what is trained, in which order; the others are its rivals")  # fmt: skip
     method_options: dict = setting({}, "of self-distillation or SpotTune (extras/methods.py)")
     train_tasks: list[str] = setting([], "names of the trained tasks; []: all")
     seed: int = setting(0, "of initialisation, batches and augmentation", least=0)

@@ -202,7 +202,7 @@ def test_killed_at_random_moments(tiny_world, tmp_path):
     more = ["--save-every", 2, "--workers", 1, "--log-every", 1]
     run_command(*run_options(tiny_world, whole, *more, steps=150))
     rng = np.random.default_rng(0)
-    for kill in range(20):
+    for _ in range(20):
         process = run_start(*run_options(tiny_world, out, *more, steps=150))
         for _ in range(rng.integers(1, 20)):  # lines: five before the first step
             process.stdout.readline()
@@ -601,7 +601,7 @@ def test_schedule_of_the_rate():
     shares = [lr_at(step, recipe) for step in range(101)]
     assert shares[9] == shares[10] == 1.0
     assert [shares[i] for i in (0, 55, 100)] == pytest.approx([0.1, 0.55, 0.1])
-    assert all(a >= b for a, b in zip(shares[10:], shares[11:]))
+    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
 
 
 def test_parameter_groups():
@@ -635,11 +635,11 @@ def test_muon_is_torchs_up_to_its_bfloat16():
     one = Muon(groups[0], momentum=0.9)
     other = torch.optim.Muon(groups[1], momentum=0.9)
     for _ in range(3):
-        for p, q in zip(ours[:3], theirs):  # the last one idles
+        for p, q in zip(ours[:3], theirs, strict=False):  # the last one idles
             p.grad = q.grad = torch.randn_like(p)
         one.step()
         other.step()
-    for p, q in zip(ours[:3], theirs):
+    for p, q in zip(ours[:3], theirs, strict=False):
         assert 0 < (p - q).norm() < 0.03 * q.norm()  # bfloat16 has 8 bits
     assert not ours[3].any() and ours[3] not in one.state
     x = torch.randn(3, 40, 60)

@@ -103,7 +103,7 @@ def overview(commands: dict) -> str:
     lines = [f"  {name:<10} {line}" for name, (_, line) in commands.items()]
     return "\n".join(
         [
-            "usage: python cofinetune.py [COMMAND] [options]; COMMAND --help explains its options\n",
+            "usage: python cofinetune.py [COMMAND] [options]; COMMAND --help explains them\n",
             *lines,
             f"\nrecipes (--recipe NAME or FILE.toml): {', '.join(recipes.names())}",
         ]

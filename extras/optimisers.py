@@ -49,11 +49,10 @@ def take_step(optimisers: list[torch.optim.Optimizer], share: float, scale: floa
     """Update, at `share` of the peak rates and at a task's own `scale` of them; then forget the
     gradients (None, not 0: zeros would still move idle heads).
 
-    With SGD the scale is on the gradient, before the momentum's buffer: a task's gradient then moves
-    the encoder by exactly its scale, however many steps of other tasks follow it. As a rate of the
-    step it would hardly act: the buffer is mostly of the other tasks (in a rotation of three, 1.33
-    and 1.37 times instead of 1 and 2). AdamW and Muon, to which a gradient's size means little, have
-    the step scaled.
+    With SGD the scale is on the gradient, before the momentum's buffer: a task's gradient then
+    moves the encoder by exactly its scale, however many steps of other tasks follow it. As a rate
+    of the step it would hardly act: the buffer is mostly of the other tasks. AdamW and Muon, to
+    which a gradient's size means little, have the step scaled.
     """
     for optimiser in optimisers:
         on_gradient = isinstance(optimiser, torch.optim.SGD)

@@ -53,9 +53,8 @@ def box_lines(name: str, measured: dict) -> list[str]:
     groups = {key: group for key, group in measured["groups"].items() if group["mAP"] is not None}
     if len(groups) > 1:  # one group alone repeats the mAP
         for key, group in groups.items():
-            lines.append(
-                f"  {key}: mAP {group['mAP']:.4f}{chance(measured, key)}, {group['classes']} classes"
-            )
+            score = f"{group['mAP']:.4f}{chance(measured, key)}"
+            lines.append(f"  {key}: mAP {score}, {group['classes']} classes")
     return lines
 
 

@@ -300,9 +300,8 @@ class Log:
         if job.size > 1:
             where = f"{job.size} processes, each on {where}"
         parameters = sum(p.numel() for p in model.parameters())
-        job.say(
-            f"{parameters / 1e6:.1f} M parameters on {where}, {recipe.steps} steps, {recipe.precision}"
-        )
+        size = f"{parameters / 1e6:.1f} M parameters"
+        job.say(f"{size} on {where}, {recipe.steps} steps, {recipe.precision}")
         if device.type == "cpu" and parameters > 2e7:
             job.say("without a GPU this is slow; to see it work: --model.arch tiny")
 

@@ -16,7 +16,8 @@ from extras import recipe as recipes
 
 LEAVES = {"model": {"torch"}, "data": {"torch", "numpy", "av"}, "ava_eval": {"numpy"}}
 OPTIONAL = set(
-    "torchvision tensorboard onnx onnxscript onnxruntime transformers decord torchcodec cv2 safetensors".split()
+    "torchvision tensorboard onnx onnxscript onnxruntime "
+    "transformers decord torchcodec cv2 safetensors".split()
 )
 
 
@@ -75,7 +76,7 @@ def test_no_circles_and_nobody_imports_the_door():
 
 
 def test_only_declared_packages():
-    """torch, numpy, av at the top of a file; what else there is is optional, imported where used."""
+    """torch, numpy, av at the top of a file; what else there is is optional, imported late."""
     for path in [*HERE.glob("*.py"), *(HERE / "extras").glob("*.py")]:
         if path.name.startswith("test_"):
             continue

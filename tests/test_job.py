@@ -18,7 +18,7 @@ LINUX = pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks at processe
 
 
 def processes_of(folder):
-    """pid -> (parent, command line) of the processes that name a folder: launcher, ranks, workers."""
+    """pid -> (parent, command line) of the processes that name a folder: of a job."""
     result = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:

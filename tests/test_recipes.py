@@ -1,4 +1,4 @@
-"""Each recipe starts, trains and evaluates on a made-up tree of the real layout: none is dead text."""
+"""Each recipe trains and evaluates on a made-up tree of the real layout: none is dead text."""
 
 import json
 
