@@ -588,16 +588,16 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
     box_key, corners = array("i"), array("d")
     box, label, score = array("i"), array("i"), array("d")
     labels, errors = {}, []
-    shared = head = None  # video_id to y2: of the row above, of this one
+    shared = None  # video_id to y2, the text that the rows of one box share
     opened = gzip.open if str(path).endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8-sig", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             try:
-                plain = line.count(",") == 7 and '"' not in line
-                if plain:
+                usual = line.count(",") == 7
+                if usual:
                     head, text, value = line.rsplit(",", 2)
-                if not plain or head != shared:  # a new box
-                    fields = line.split(",") if plain else next(csv.reader([line]))
+                if not usual or head != shared:  # a new box
+                    fields = next(csv.reader([line]))
                     if not "".join(fields).strip():
                         continue  # an empty row, as spreadsheets leave them
                     if len(fields) not in widths:
@@ -606,16 +606,18 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
                     key = keyframe_number(keys, fields[0].strip(), float(fields[1]))
                     corners.extend(read_corners(fields[2:6], is_truth))
                     box_key.append(key)
-                    shared = head if plain else None
+                    last, shared = len(box_key) - 1, None
                     if len(fields) == 2:
                         continue
                     text, value = (*fields[6:], "1")[:2]
+                    if usual and '"' not in line:
+                        shared = head
                 if text not in labels:
                     labels[text] = read_label(text)
                 value = float(value)
                 if not isfinite(value):
                     raise ValueError(f"score {value}, expected a finite number")
-                box.append(len(box_key) - 1)
+                box.append(last)
                 label.append(labels[text])
                 score.append(value)
             except (ValueError, csv.Error) as error:
