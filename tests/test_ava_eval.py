@@ -187,6 +187,77 @@ def test_ava_by_hand(tmp_path):
         truth = [f"v,902,0,0,.75,1,1,{ids[0]}", f"v,902,.25,0,1,1,1,{ids[1]}"]
         assert ava_map(tmp_path, truth, found)["mAP"] == official
         assert ava_map(tmp_path, truth, found, "slowfast")["mAP"] == slowfast
+        first = ["u,902,0,0,.1,.1,1"]  # on another keyframe: one more box, nowhere near
+        result = ava_map(tmp_path, first + truth, found, "mmaction2")
+        assert result["mAP"] == pytest.approx(official * 2 / 3)
+
+
+def test_ava_boxes_without_area(tmp_path):
+    """Those that end where they begin, in x or in y: dropped, to mmaction2 false positives."""
+    truth = ["v,902,0,0,1,1,1", "v,903,0,0,1,1,1"]
+    for odd in ("0.5,0,0.5,1", "0,0.5,1,0.5", "0.9,0,0.1,1", "0,0.9,1,0.1"):
+        inverted = "0.9" in odd  # mmaction2's own code stops there
+        found = ["v,902,0,0,1,1,1,.5", f"v,902,{odd},1,.9", "v,903,0,0,1,1,1,.4"]
+        for protocol in ava_eval.PROTOCOLS:
+            result = ava_map(tmp_path, truth, found, protocol)
+            counts = protocol == "mmaction2" and not inverted
+            assert result["mAP"] == pytest.approx(2 / 3 if counts else 1), protocol
+            assert result["rows"]["dropped_invalid_box"] == 1 - counts
+            assert result["person"] == {"ap": 1.0, "recall": 1.0, "num_gt": 2, "num_det": 2}
+
+
+def test_ava_keeps_scores_apart_that_float32_does_not(tmp_path):
+    """Two keyframes, the worse detection in front by 1e-9: mmaction2 takes both for equal, and
+    ranks the later row first."""
+    truth = ["v,902,0,0,1,1,1", "v,903,0,0,.1,.1,1"]
+    found = ["v,902,.5,.5,1,1,1,0.500000001", "v,903,0,0,.1,.1,1,0.5"]
+    assert ava_map(tmp_path, truth, found)["mAP"] == 0.25
+    assert ava_map(tmp_path, truth, found, "mmaction2")["mAP"] == 0.5
+
+
+def test_ava_more_classes_than_keyframes(tmp_path):
+    """Each keyframe and class on its own, and every class right but one."""
+    classes = {c: f"c{c}" for c in range(1, 9)}
+    truth = [f"v,{902 + c % 2},0,0,1,1,{c}" for c in classes]
+    found = [f"v,{902 + c % 2},0,0,1,1,{c},.5" for c in classes if c != 3]
+    found += [f"v,{903 - c % 2},0,0,1,1,{c},.9" for c in classes if c != 3]
+    paths = [ava_file(tmp_path / name, rows) for name, rows in (("g", truth), ("d", found))]
+    result = ava_eval.evaluate(*paths, classes)
+    assert [one["ap"] for one in result["per_class"]] == [0 if c == 3 else 0.5 for c in classes]
+
+
+def test_ava_protocols_of_whole_seconds(tmp_path):
+    row = "v,902,0,0,1,1,1"
+    for protocol, rules in ava_eval.PROTOCOLS.items():
+        for odd, found in (("v,902.5,0,0,1,1,1", "v,902.500000"), ("v,903", "a row of 2 columns")):
+            for truth, detections in (([row, odd], [row]), ([row], [row, odd])):
+                if protocol == "official-2020":
+                    assert not rules.whole_seconds
+                    assert ava_map(tmp_path, truth, detections, protocol)["mAP"] > 0
+                    continue
+                name = "g.csv" if odd in truth else "d.csv"
+                with pytest.raises(ValueError, match=f"{name}: this protocol knows.*{found}"):
+                    ava_map(tmp_path, truth, detections, protocol)
+
+
+def test_ava_persons(tmp_path):
+    """Each box once, whatever its labels, by its best score: four of five persons, one twice."""
+    boxes = [f"{x / 10},0,{x / 10 + 0.08:.2f},1" for x in range(5)]
+    truth = [f"v,{902 + i % 2},{box},{c}" for i, box in enumerate(boxes) for c in (1, 2)]
+    found = []
+    for i, best in enumerate((0.9, 0.5, 0.8, 0.7)):
+        found += [f"v,{902 + i % 2},{boxes[i]},{c},{s}" for c, s in ((1, 0.1), (2, best))]
+    near = boxes[0].replace("0.08", "0.075")
+    found += [f"v,902,{near},1,0.05", f"v,902,{near},4,0.85"]  # of the first, who is taken
+    assert ava_map(tmp_path, truth, found)["person"] == {
+        "ap": pytest.approx((1 + 3 * 4 / 5) / 5),  # the second of the first person comes second
+        "recall": 0.8,
+        "num_gt": 5,
+        "num_det": 5,
+    }
+    found[-1] = f"v,902,{near},4,0.6"  # now it comes fourth
+    person = ava_map(tmp_path, truth, found)["person"]
+    assert person["ap"] == pytest.approx((3 + 4 / 5) / 5)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +328,10 @@ def test_ava_cap(tmp_path):
     }
     rng = np.random.default_rng(0)
     truth = ava_eval.Rows(np.array(["v"]), [902], [[0, 0, 1, 1.0]], np.array([1]))
-    for _ in range(30):
+    for case in range(60):
         n = int(rng.integers(40, 200))
-        score, label = rng.integers(1, 7, n) / 8, rng.permutation(n) % 100 + 1
+        ties = (8, 128, 512)[case % 3]  # all are equal to some, or hardly any
+        score, label = rng.integers(1, ties, n) / ties, rng.permutation(n) % 100 + 1
         box = np.tile([0, 0, 1, 1.0], (n, 1))
         rows = ava_eval.Rows(np.full(n, "v"), np.full(n, 902), box, label, score)
         result = ava_eval.evaluate(truth, rows, {i: f"c{i}" for i in range(1, 101)})
@@ -477,6 +549,35 @@ def test_ava_kinetics_counts_and_parts(tmp_path):
     assert result["mAP"] == pytest.approx(1 - 1 / 3935 / 59)
 
 
+def test_ava_pools_parts(tmp_path):
+    """One mAP over all keyframes, and one for each part, paths or arrays; where the protocol counts
+    detections elsewhere as false positives a part alone has no mAP."""
+    truth, found, _ = ava_random(3)
+    whole = ava_map(tmp_path, truth, found)
+    assert "parts" not in whole
+    aps = []
+    for end, video in (("1", "v0"), ("2", ("v1", "v2"))):
+        part = [row for row in truth if row.startswith(video)]
+        aps.append(ava_map(tmp_path, part, found)["mAP"])
+        ava_file(tmp_path / f"g{end}.csv", part)
+    paths = [str(tmp_path / "g1.csv"), str(tmp_path / "g2.csv")]
+    for protocol in ("official-2020", "official-2019"):
+        single = ava_map(tmp_path, truth, found, protocol)
+        pooled = ava_eval.evaluate(paths, tmp_path / "d.csv", AVA_LABELS, None, protocol)
+        parts = pooled.pop("parts", {})
+        assert pooled == single
+        assert parts == (dict(zip(paths, aps, strict=True)) if protocol != "official-2019" else {})
+    rows = []
+    for path in paths:
+        (table,) = ava_eval.load(path, "", {}, is_truth=True)
+        keys = [list(table.keys)[key] for key in table.key()]
+        video, time = np.array([key[0] for key in keys]), [key[1] / 1e6 for key in keys]
+        rows.append(ava_eval.Rows(video, time, table.corners[table.box], table.label, table.score))
+    pooled = ava_eval.evaluate(rows, tmp_path / "d.csv", AVA_LABELS)
+    assert pooled["mAP"] == whole["mAP"]
+    assert pooled["parts"] == {"ground truth 1": aps[0], "ground truth 2": aps[1]}
+
+
 def test_ava_versus_draws_whole_videos(tmp_path):
     truth, found, _ = ava_random(12)
     aps, tables = [], ()
@@ -510,6 +611,11 @@ def test_ava_groups(tmp_path):
         "object": 1,
         "person": 0,
     }
+    path = ava_file(tmp_path / "g.csv", [f"v,902,0,0,1,1,{c}" for c in range(1, 81)])
+    result = ava_eval.evaluate(path, path)
+    assert [one["classes"] for one in result["groups"].values()] == [8, 23, 29, 13, 32, 15]
+    assert result["thresholds"] == [10000, 1000]
+    path = ava_file(tmp_path / "g.csv", [f"v,902,0,0,1,1,{c}" for c in (12, 15, 13)])
     everything = ava_eval.groups_of(ava_eval.AVA_CLASSES, None, (10000, 1000))
     assert [len(members) for members in everything.values()] == [8, 23, 29, 13, 32, 15]
     assert sum(ava_eval.AVA_TRAIN_COUNTS.values()) == 861254
