@@ -51,7 +51,7 @@ class Recipe:
     method: Literal[
         "cofinetune", "finetune", "downstream", "selfdistil", "spottune",
         "finetune+selfdistil", "finetune+spottune",
-    ] = setting("cofinetune", "what is trained, in which order; the others are its rivals")  # fmt: skip
+    ] = setting("cofinetune", "what is trained, in which order; the rest are rivals")  # fmt: skip
     method_options: dict = setting({}, "of self-distillation or SpotTune (extras/methods.py)")
     train_tasks: list[str] = setting([], "names of the trained tasks; []: all")
     seed: int = setting(0, "of initialisation, batches and augmentation", least=0)
@@ -59,7 +59,10 @@ class Recipe:
     schedule: Literal["round_robin", "weighted", "accumulate"] = setting(
         "round_robin", "which task a step trains: in turn, in shares, or all in one update"
     )
-    micro_batches: int = setting(1, "pieces of a batch, to fit in memory", least=1, free=True)
+    micro_batches: int = setting(
+        1, "pieces of a batch, to fit in memory; the gradient is the same but for the masks of "
+        "dropout and drop_path", least=1, free=True,
+    )  # fmt: skip
     optimiser: Literal["sgd", "adamw", "muon"] = setting(
         "sgd", "ViViT's, VideoMAE's, or muon for the blocks' matrices and AdamW for the rest",
         group="optimisation",

@@ -476,6 +476,11 @@ def test_ema_accumulate_and_micro_batches(tiny_world, tmp_path):
     assert all(set(loss) == {"actions", "templates", "ava"} for loss in losses)
     run_train(tiny_world, tmp_path / "one", *SGD)
     run_train(tiny_world, tmp_path / "four", *SGD, "--micro-batches", 4)
+    run_train(tiny_world, tmp_path / "one", *SGD, "--micro-batches", 2)  # free: it is done already
+    masks = [*SGD, "--model.drop_path", 0.2]
+    run_train(tiny_world, tmp_path / "masks", *masks)
+    with pytest.raises(ValueError, match="micro_batches = 2 "):  # not free: other masks
+        run_train(tiny_world, tmp_path / "masks", *masks, "--micro-batches", 2)
     assert run_apart(tmp_path / "one", tmp_path / "four") < 1e-6
 
 

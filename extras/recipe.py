@@ -227,18 +227,26 @@ def to_toml(recipe) -> str:
 
 def differences(recipe, saved) -> list[str]:
     """The values in which a recipe contradicts the one of the checkpoint that it would resume."""
-    pairs = [("", vars(recipe), vars(saved), settings.free_keys(type(recipe)) | {"task", "model"})]
+    free = settings.free_keys(type(recipe)) | {"task", "model"}
+    if draws_masks(saved):  # other pieces, or compiled code, draw other masks
+        free -= {"micro_batches", "compile"}
+    pairs = [("", vars(recipe), vars(saved), free)]
     saved_tasks = {task.name: vars(task) for task in saved.task}
     for task in recipe.task:
         old = saved_tasks.get(task.name, {})
         pairs.append((f"task.{task.name}.", vars(task), old, settings.free_keys(data.Task)))
-    pairs.append(("model.", *model_tables(recipe, saved), set()))
+    pairs.append(("model.", *model_tables(recipe, saved), settings.free_keys(ModelConfig)))
     different = []
     for where, new, old, free in pairs:
         for key, value in new.items():
             if key not in free and plain(value) != plain(old.get(key)):
                 different.append(f"{where}{key} = {value!r} (checkpoint: {old.get(key)!r})")
     return different
+
+
+def draws_masks(recipe) -> bool:
+    """Is there dropout or stochastic depth, whose masks depend on how a batch is cut?"""
+    return bool(recipe.model.get("drop_path")) or any(task.dropout for task in recipe.task)
 
 
 def model_tables(recipe, saved) -> tuple[dict, dict]:
