@@ -106,9 +106,7 @@ class Task:
     """
 
     name: str = setting(MISSING, "of the task and its head", group="annotations and videos")
-    kind: Literal["clip", "box"] = setting(
-        MISSING, "clip: a class per clip; box: actions per person box"
-    )
+    kind: Literal["clip", "box"] = setting(MISSING, "a class per clip, or actions per person box")
     train: str = setting("", "annotations, in a format of data.py or extras/formats.py")
     val: str = setting("", "the same, to evaluate on", free=True)
     videos: str = setting("", "folder of the videos", free=True)
@@ -117,8 +115,7 @@ class Task:
         "", 'list of actions or classes; "": the names in `train`, sorted (clips)'
     )
     eval_labels: str = setting(
-        "", 'actions that the mAP counts (AVA: 60 of 80); "": `labels`', free=True
-    )
+        "", 'actions that the mAP counts (AVA: 60 of 80); "": `labels`', free=True)  # fmt: skip
     exclude_train: str = setting("", "keyframes to leave out")
     exclude_val: str = setting("", "keyframes to leave out", free=True)
     train_boxes: str = setting("", "detected persons, trained beside the annotated ones")
@@ -130,15 +127,9 @@ class Task:
         0.8, "the same; a keyframe where none has it keeps its best one", least=0, most=1, free=True
     )
     transfer_iou: float = setting(
-        0.0,
-        "detections take the labels of the person they overlap so much (AVA: 0.9), others go; "
-        "0: the labels of their file, none = no action",
-        least=0,
-        most=1,
-    )
-    offset_sec: float = setting(
-        0.0, "annotation time less file time; AVA's 15-minute cuts begin at 900"
-    )
+        0.0, "detections take the labels of the person they overlap so much (AVA: 0.9), others go; "
+        "0: the labels of their file, none = no action", least=0, most=1)  # fmt: skip
+    offset_sec: float = setting(0.0, "annotation time less file time; AVA's 15-minute cuts: 900")
     bad_share: float = setting(
         0.05, "of the videos, missing or undecodable: tolerated", least=0, most=1, free=True
     )
@@ -151,42 +142,33 @@ class Task:
         [256, 320], "px, least and most, drawn; evaluation: the least", least=1
     )
     val_fit: Literal["", "crop", "full"] = setting(
-        "",
-        "evaluation: crop, or full: the whole frame, sides rounded to multiples of 16; "
-        '"": crop for clip tasks, full for box tasks',
-        free=True,
-    )
+        "", "evaluation: crop, or full: the whole frame, sides rounded to multiples of 16; "
+        '"": crop for clip tasks, full for box tasks', free=True)  # fmt: skip
     views: list[int] = setting(
         [1, 1], "evaluation of clip tasks: clips x crops (1 or 3)", least=1, free=True
     )
     flip: float = setting(0.5, "probability", least=0, most=1)
     flip_swap: list[list[int]] = setting([], "pairs of labels that a flip exchanges")
     colour: float = setting(
-        0.0,
-        "c: brightness, contrast, saturation by factors in [1 - c, 1 + c]",
-        least=0,
-        most=1,
+        0.0, "c: brightness, contrast, saturation by factors in [1 - c, 1 + c]", least=0, most=1
     )
     mixup: float = setting(0.0, "a of Beta(a, a), clip tasks; 0: none", least=0)
 
     batch: int = setting(8, "clips per step, all processes together", least=1, group="training")
     weight: float = setting(1.0, 'share of the steps in the "weighted" schedule', least=0)
     repeat_rare: float = setting(
-        0.0,
-        "t: items with a label that only a share s < t of the items have come sqrt(t / s) times "
-        "as often (LVIS' repeat factors, arXiv 1908.03195); 0: all equally often",
-        least=0,
-        most=1,
-    )
+        0.0, "t: items with a label that only a share s < t of the items have come sqrt(t / s) "
+        "times as often (LVIS' repeat factors, arXiv 1908.03195); 0: all equally often",
+        least=0, most=1)  # fmt: skip
     lr_scale: float = setting(
         1.0, "times the learning rate of this task; sgd: exactly, else of its steps", least=0
     )
     loss_weight: float = setting(1.0, "times the loss", least=0)
     smoothing: float = setting(0.0, "of the labels, clip tasks", least=0, most=1)
     prior: float = setting(
-        0.0, "first probability of an action (bias of the head); 0: no bias", least=0, most=1
+        0.0, "first probability of an action (bias of the head); 0: no bias", least=0, below=1
     )
-    dropout: float = setting(0.0, "before the head", least=0, most=1)
+    dropout: float = setting(0.0, "before the head", least=0, below=1)
     roi_size: int = setting(7, "bins per side under a box", least=1)
 
     def __post_init__(self):
@@ -208,6 +190,8 @@ def task_problems(task: Task) -> list[str]:
         problems.append("a box task needs `labels`, its action list")
     if box and task.mixup:
         problems.append("mixup is for clip tasks")
+    if not box and task.prior:
+        problems.append("prior is for box tasks")
     if not box and (task.train_boxes or task.val_boxes):
         problems.append("person detections are for box tasks")
     if task.transfer_iou and not task.train_boxes:
@@ -1170,21 +1154,10 @@ class Items(Sequence):
 
     def fingerprint(self) -> int:
         """Another one if any item is another one."""
-        crc = 0
-        for column in (
-            self.names,
-            self.stamps,
-            self.files,
-            self.times,
-            self.label,
-            self.first,
-            self.boxes,
-            self.scores,
-            self.labels,
-        ):
+        crc, persons = 0, (self.boxes, self.scores, self.labels, self.annotated)
+        columns = (self.names, self.stamps, self.files, self.times, self.ends, self.label)
+        for column in (*columns, self.first, *persons):
             crc = zlib.crc32(column.tobytes(), crc)
-        if not np.isnan(self.ends).all():
-            crc = zlib.crc32(self.ends.tobytes(), crc)
         return crc
 
 

@@ -291,11 +291,13 @@ def test_data_detections(tmp_path):
         "a,0001,0,0,0.49,1,,0.95",
         "a,0001,0.2,0,0.9,1,,0.93",
         "a,0001,0,0,1,1,,0.5",
+        "a,0006,0,0,1,1,,0.8",
+        "a,0006,0,0,1,0.5,,0.99",
         "a,0002,0,0,1,0.9,,0.3",
         "a,0002,0,0,1,0.8,,0.2",
         "a,0003,0,0,1,0.7,,0.99",
         "a,0004,0,0,1,1,,0.99",
-        "a,0005,0,0,1,1,2,0.99",
+        "a,0005,0,0,1,1,2,0.9",
         "other,0001,0,0,1,1,,0.99",
     )
     true = ["a,1,0,0,0.5,1,1,0", "a,1,0.5,0,1,1,2,1", "a,2,0,0,1,1,1,0", "a,3", "a,4,0,0,1,1,2,0"]
@@ -316,7 +318,8 @@ def test_data_detections(tmp_path):
         1: [(0, 0, 0.49, 1, 0.95), (0.2, 0, 0.9, 1, 0.93)],
         2: [(0, 0, 1, 0.9, 0.3)],  # keep-best
         3: [(0, 0, 1, 0.7, 0.99)],
-        5: [(0, 0, 1, 1, 0.99)],
+        5: [(0, 0, 1, 1, 0.9)],
+        6: [(0, 0, 1, 1, 0.8), (0, 0, 1, 0.5, 0.99)],
     }
     assert read("val").keys() == {1, 2}
     assert read("train", train_boxes="det.csv", transfer_iou=0.9) == {
@@ -328,7 +331,7 @@ def test_data_detections(tmp_path):
         dataset = open_written(tmp_path, "box", true, "train", **options | more)
         assert dataset.class_counts() == {1: 2, 2: 2}  # of annotated boxes, with any detections
     found = read("train", train_boxes="det.csv")
-    assert found[3] == [(0, 0, 1, 0.7, 0.99)] and found[5] == [(0, 0, 1, 1, 0.99, 2)]
+    assert found[3] == [(0, 0, 1, 0.7, 0.99)] and found[5] == [(0, 0, 1, 1, 0.9, 2)]
     assert len(found[1]) == 4
 
 
@@ -340,6 +343,8 @@ def test_data_detections(tmp_path):
         ("box", dict(labels=""), "needs `labels`"),
         ("box", dict(mixup=0.1), "mixup is for clip tasks"),
         ("clip", dict(mixup=0.1), ""),
+        ("clip", dict(prior=0.1), "prior is for box tasks"),
+        ("box", dict(prior=0.1), ""),
         ("clip", dict(val_boxes="x"), "detections are for box tasks"),
         ("clip", dict(train_boxes="x"), "detections are for box tasks"),
         ("box", dict(transfer_iou=0.9), "transfer_iou needs `train_boxes`"),
@@ -488,6 +493,55 @@ def test_data_more_crops():
         assert [int(square[0, 0, 0, 0]) for square in squares] == lefts
 
 
+def test_data_overlap_of_boxes():
+    for a, b, expected in (
+        ([0, 0, 4, 2], [2, 1, 6, 5], 2 / (8 + 16 - 2)),
+        ([0, 0, 4, 2], [0, 0, 4, 2], 1),
+        ([0, 0, 1, 1], [2, 0, 3, 1], 0),
+        ([0, 0, 1, 1], [0.5, 1.25, 3, 2], 0),
+        ([1, 1, 2, 5], [1, 2, 2, 4], 2 / 4),
+    ):
+        assert data.iou(a, b) == data.iou(b, a) == pytest.approx(expected)
+
+
+def test_data_times_of_clips(monkeypatch):
+    """Where in a video or a stretch of it the frames of a clip lie: the rule, restated."""
+    asked = []
+
+    def decode(path, times_sec, short_side, multiple=1):
+        asked.append(times_sec(10.0) if callable(times_sec) else times_sec)
+        return np.zeros((len(asked[-1]), 40, 40, 3), np.uint8)
+
+    monkeypatch.setattr(data, "decode_clip", decode)
+    nobody = np.zeros((0, 4)), np.zeros((0, 1), bool), np.zeros(0, np.float32)
+    sizes = dict(frames=4, stride=5, fps=10.0, size=40, short_side=[40, 40], flip=0.0)
+    clips = data.Task("t", "clip", train="x", views=[3, 1], **sizes)  # of 2 sec
+    steps = np.array([0.0, 0.5, 1.0, 1.5])
+    for (begin, end), starts in (
+        ((np.nan, np.nan), [0.0, 4.0, 8.0]),
+        ((2.0, 7.0), [2.0, 3.5, 5.0]),
+        ((2.0, 3.0), [1.5, 1.5, 1.5]),  # too short: in the middle of a clip
+        ((0.2, 1.0), [0.0, 0.0, 0.0]),
+    ):
+        item = data.Item(("a", 0), "a", begin, 0, *nobody, end)
+        data.evaluation_sample(clips, item)
+        assert np.allclose(asked[-1].reshape(3, 4), np.array(starts)[:, None] + steps)
+        data.evaluation_sample(replace(clips, views=[1, 1]), item)
+        assert np.allclose(asked[-1], starts[1] + steps)
+        for seed in range(5):
+            data.training_sample(clips, item, np.random.default_rng(seed))
+            place = np.random.default_rng(seed).random()
+            assert np.allclose(asked[-1], starts[0] + place * (starts[2] - starts[0]) + steps)
+    boxes = data.Task("t", "box", train="x", labels="y", **sizes)
+    item = data.Item(("a", 0), "a", 7.0, -1, *nobody)
+    for _ in (data.evaluation_sample(boxes, item), data.training_sample(boxes, item, rng_of(0))):
+        assert np.allclose(asked.pop(), [6.0, 6.5, 7.0, 7.5])  # frame T/2 is the keyframe
+
+
+def rng_of(seed):
+    return np.random.default_rng(seed)
+
+
 def test_data_flip_swaps_labels(data_folder, tmp_path):
     options = dict(flip_swap=[[1, 2]], size=40, short_side=[60, 60])
     still, turned = (data_stream(data_folder, flip=f, **options).datasets for f in (0.0, 1.0))
@@ -523,6 +577,14 @@ def test_data_colour_and_normalise():
     changed = data.jitter_colour(rng, video, 0.4)
     assert np.array_equal(changed[0, 0], changed[0, 2])
     assert np.abs(changed.astype(int) - video).mean() > 3
+    bright, contrast, saturation = np.random.default_rng(7).uniform(0.6, 1.4, 3)
+    pixels = video.astype(float)
+    luma = pixels @ [0.299, 0.587, 0.114]
+    expected = saturation * pixels + (1 - saturation) * luma[..., None]
+    expected = contrast * expected + (1 - contrast) * luma[:, ::4, ::8, ::8].mean()
+    expected = (bright * expected).clip(0, 255)
+    jittered = data.jitter_colour(np.random.default_rng(7), video, 0.4)
+    assert np.abs(jittered - expected).max() < 0.51
     grey = np.repeat(video[..., :1], 3, -1)
     assert np.ptp(data.jitter_colour(rng, grey, 0.5), axis=-1).max() == 0
     batch = torch.from_numpy(video).repeat(2, 1, 1, 1, 1)
@@ -882,13 +944,13 @@ def test_data_workers_do_not_outlive_their_process(end, data_folder):
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no /dev/shm here")
 def test_data_too_little_shared_memory_is_said_before_the_first_batch(data_folder, monkeypatch):
-    room = os.statvfs("/dev/shm")
     batch = 4 * 4 * 32 * 32 * 3  # bytes; 2 workers hold two each, the loop one
+
+    class Room:
+        f_bavail, f_frsize = 0, 1
+
     for free, fits in ((5 * batch, True), (5 * batch - 1, False)):
-
-        class Room:
-            f_bavail, f_frsize = free, 1
-
+        Room.f_bavail = free
         monkeypatch.setattr(os, "statvfs", lambda path: Room)
         batches = data.training_batches(data_stream(data_folder), 0, 2, workers=2)
         if fits:
@@ -897,7 +959,20 @@ def test_data_too_little_shared_memory_is_said_before_the_first_batch(data_folde
         with pytest.raises(data.WorkerLost, match="/dev/shm has 0 MB free, but 2 .*--shm-size"):
             next(batches)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert room.f_frsize
+        Room.f_bavail = 3 * 5 * batch - 1  # for three processes like this one
+        with pytest.raises(data.WorkerLost, match="/dev/shm has 1 MB free"):
+            next(data.training_batches(data_stream(data_folder), 0, 2, workers=2))
+        monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    for views, needed in (([1, 1], 4), ([3, 3], 9)):  # items of 9 clips each, at least one
+        clips, _ = data_tasks(views=views)
+        dataset = data.open_task(clips, data_folder, "val")
+        for free, fits in ((3 * needed * batch // 4, True), (3 * needed * batch // 4 - 1, False)):
+            Room.f_bavail = free  # a worker holds two, the loop one
+            if fits:
+                next(data.evaluation_batches(dataset, 4, workers=1))
+            else:
+                with pytest.raises(data.WorkerLost, match="/dev/shm"):
+                    next(data.evaluation_batches(dataset, 4, workers=1))
 
 
 def test_data_a_batch_that_finds_no_room_is_one_sentence(data_folder, monkeypatch):
