@@ -318,6 +318,25 @@ def test_decoder_reads_files_that_begin_inside_a_group_of_pictures(name, share, 
         assert frames[0][0] > 0
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9", "libx264"])
+def test_decoder_reads_recordings_that_lost_their_first_key_frame(codec, tmp_path):
+    """WebRTC's, say: VP8 and VP9 raise for every frame until the next one."""
+    path, cut = write_movie(tmp_path / "whole.mkv", 90, codec=codec, g=24), tmp_path / "a.mkv"
+    with av.open(str(path)) as file, av.open(str(cut), "w") as output:
+        stream = file.streams.video[0]
+        copy = output.add_stream_from_template(stream)
+        for number, packet in enumerate(file.demux(stream)):
+            if packet.size and number >= 6:
+                packet.stream = copy
+                output.mux(packet)
+    with av.open(str(cut)) as file:
+        start = file.streams.video[0].start_time / 1000
+    assert 0.1 < start < 0.4
+    clip = numbers(cut, [0, 0.4, 1.0, 2.0])
+    assert clip[0] == clip[1] == 24
+    assert clip[2:] == [int((start + at) * 25 + 0.01) for at in (1.0, 2.0)]
+
+
 def test_decoder_refuses_a_song_with_a_cover(tmp_path):
     path = tmp_path / "song.mp3"
     with av.open(str(path), "w") as file:
