@@ -445,7 +445,9 @@ def _decode(
         try:
             frames = decoder.decode(packet)
         except av.InvalidDataError:
-            return False
+            if newest == -math.inf:
+                return False  # begins inside a group of pictures
+            raise
         for frame in frames:
             if frame.pts is None or frame.pts <= newest:
                 return False  # timestamps that are not in the order of display

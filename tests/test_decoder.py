@@ -241,6 +241,7 @@ def test_decoder_counts_between_the_stamps_of_a_program_stream(tmp_path):
         assert sum(packet.pts is not None for packet in file.demux(video=0)) < 10
     assert numbers(path, np.arange(90) / 25) == [*range(90)]
     assert numbers(path, [2.0, 2.4, 3.2]) == [50, 60, 80]
+    assert duration(path) == pytest.approx(3.6, abs=0.1)
 
 
 def test_decoder_leaves_time_for_avi_packets_without_a_picture(tmp_path):
@@ -318,10 +319,14 @@ def test_decoder_reads_files_that_begin_inside_a_group_of_pictures(name, share, 
         assert frames[0][0] > 0
 
 
-@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9", "libx264"])
-def test_decoder_reads_recordings_that_lost_their_first_key_frame(codec, tmp_path):
+@pytest.mark.parametrize(
+    "codec, suffix",
+    [("libvpx", "mkv"), ("libvpx-vp9", "mkv"), ("libvpx-vp9", "mp4"), ("libx264", "mkv")],
+)
+def test_decoder_reads_recordings_that_lost_their_first_key_frame(codec, suffix, tmp_path):
     """WebRTC's, say: VP8 and VP9 raise for every frame until the next one."""
-    path, cut = write_movie(tmp_path / "whole.mkv", 90, codec=codec, g=24), tmp_path / "a.mkv"
+    path = write_movie(tmp_path / f"whole.{suffix}", 90, codec=codec, g=24)
+    cut = tmp_path / f"a.{suffix}"
     with av.open(str(path)) as file, av.open(str(cut), "w") as output:
         stream = file.streams.video[0]
         copy = output.add_stream_from_template(stream)
@@ -330,7 +335,7 @@ def test_decoder_reads_recordings_that_lost_their_first_key_frame(codec, tmp_pat
                 packet.stream = copy
                 output.mux(packet)
     with av.open(str(cut)) as file:
-        start = file.streams.video[0].start_time / 1000
+        start = float(file.streams.video[0].start_time * file.streams.video[0].time_base)
     assert 0.1 < start < 0.4
     clip = numbers(cut, [0, 0.4, 1.0, 2.0])
     assert clip[0] == clip[1] == 24
@@ -382,6 +387,12 @@ def test_decoder_goes_on_where_recordings_were_joined(suffix, codec, starts, tmp
     assert numbers(path, times[picked]) == [number % 50 for number in picked]
     if suffix != "avi":  # whose header is the first one's
         assert duration(path) == pytest.approx(count / 25, abs=0.05)
+
+
+def test_decoder_joins_pieces_of_half_a_second(tmp_path):
+    piece = write_movie(tmp_path / "a.ts", 12, **H264).read_bytes()
+    (tmp_path / "b.ts").write_bytes(piece * 4)
+    assert numbers(tmp_path / "b.ts", np.arange(48) / 25) == [*range(12)] * 4
 
 
 def test_decoder_keeps_a_pause_of_a_broadcast(tmp_path):
