@@ -223,6 +223,14 @@ def test_videos_prepare_keeps_every_time(tmp_path, run):
     assert first == {path: path.stat().st_mtime_ns for path in there}
 
 
+def test_videos_prepare_makes_frames_that_can_be_skipped(tmp_path, run):
+    write_movie(tmp_path / "videos/a.mp4", 100, **H264)
+    run("prepare", tmp_path / "videos", tmp_path / "out")
+    with av.open(str(tmp_path / "out/a.mp4")) as file:
+        packets = [packet for packet in file.demux(video=0) if packet.size]
+    assert len(packets) == 100 and sum(packet.is_disposable for packet in packets) > 75
+
+
 def test_videos_prepare_gives_joined_recordings_one_clock(tmp_path, run):
     folder = tmp_path / "videos"
     for suffix, codec in (("ts", H264), ("mkv", H264), ("vob", MPEG2)):
