@@ -325,7 +325,9 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fra
     """
     part, stream = Path(f"{path}.part"), None
     try:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        with av.open(
+            f"file:{part}", "w", format="mp4", options={"movflags": "faststart"}
+        ) as container:
             for picture in frames:
                 odd = [(0, side % 2) for side in picture.shape[:2]]
                 picture = np.ascontiguousarray(np.pad(picture, [*odd, (0, 0)], "edge"))

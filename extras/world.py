@@ -630,7 +630,7 @@ def write_video(path: Path, video: np.ndarray) -> None:
     """Encode uint8 (T, H, W, 3) beside `path` and rename: a file that exists is whole."""
     partial = path.with_name(path.name + ".partial")
     options = {"preset": "ultrafast", "crf": "18"}
-    with av.open(str(partial), "w", format="mp4") as container:
+    with av.open(f"file:{partial}", "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
