@@ -33,7 +33,7 @@ from extras import checkpoints, door, formats, methods, report
 from extras import job as jobs
 from extras import recipe as recipes
 from extras.job import Job
-from extras.optimisers import lr_at, make_optimisers, take_step
+from extras.optimisers import make_optimisers, share_of_peak, take_step
 from extras.run import Run, write_text
 from extras.settings import setting
 from model import CoFinetuneModel, box_loss, clip_loss
@@ -70,7 +70,7 @@ class Recipe:
     lr: float = setting(0.1, "peak rate at the stated batch sizes; muon: of the matrices", least=0)
     adam_scale: float = setting(0.075, "muon: rate of all else, as a share of lr", least=0)
     momentum: float = setting(0.9, "sgd, muon", least=0, below=1)
-    betas: list[float] = setting([0.9, 0.999], "adamw", least=0, below=1)
+    betas: list[float] = setting([0.9, 0.999], "of AdamW, also beside muon", least=0, below=1)
     weight_decay: float = setting(0.0, "not on 1-D parameters, class token, positions", least=0)
     layer_decay: float = setting(1.0, "block i learns at lr * this ** (depth - i)", least=0)
     warmup: int = setting(50, "steps of linear warm-up", least=0)
@@ -112,11 +112,10 @@ def train_step(
     """One update: the encoder by every task of the step, each head by its own.
 
     batches: micro-batches of the step's task (with `accumulate`, of every task); all ranks train
-    the same tasks. trunk: the encoder, compiled and in DDP. -> loss by task, gradient norm, rate.
+    the same tasks. trunk: the encoder, compiled and in DDP. -> loss by task, norm of the gradient,
+    learning rate as a share of the peak.
     """
-    seed_everything(
-        recipe.seed, step, job.rank
-    )  # dropout, like the data, so that resuming is exact
+    seed_dropout(recipe.seed, step, job.rank)  # a pure function too, so that resuming is exact
     counts = count_over_ranks(batches, job)
     losses = dict.fromkeys(counts, 0.0)
     for number, batch in enumerate(batches, 1):
@@ -134,7 +133,8 @@ def train_step(
     losses = mean_over_ranks(losses, step, job)  # not finite: stops every rank, no weight touched
     average_heads(model, job)  # the encoder's gradients were averaged by DDP
     norm = clip_gradients(model, recipe.clip_norm, step)
-    share, scale = lr_at(step, recipe), tasks[batches[0].task].lr_scale  # accumulate: all equal
+    share = share_of_peak(step, recipe)  # of the schedule, warm-up and cosine
+    scale = tasks[batches[0].task].lr_scale  # accumulate: all tasks have the same
     take_step(optimisers, share, scale)  # idle heads, whose gradients are None, do not move
     return losses, norm, share * scale
 
@@ -147,8 +147,8 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
     """
     train_sets, val_sets = open_tasks(recipe, job)
     names = recipe.train_tasks or list(train_sets)
-    stream = data.Stream({name: train_sets[name] for name in names}, recipe.schedule, recipe.seed,
-                         recipe.steps)  # fmt: skip
+    trained = {name: train_sets[name] for name in names}
+    stream = data.Stream(trained, recipe.schedule, recipe.seed, recipe.steps)
     run = Run(recipe, job, stream, train_sets, fresh)  # the folder: last.pt, log, signals
     if run.finished:
         return run.metrics()
@@ -170,7 +170,8 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
         )
         run.record(step, losses, rate, norm, sum(len(batch.video) for batch in micro_batches))
         if run.evaluation_due(step):
-            run.evaluated(step + 1, evaluate(model, recipe, job, val_sets, run.counts, run.ema))
+            metrics = evaluate(model, recipe, job, val_sets, run.counts, run.ema)
+            run.record_evaluation(step + 1, metrics)
             model.train()
         run.keep(step)
     metrics = evaluate(model, recipe, job, val_sets, run.counts, run.ema, run.out)
@@ -220,7 +221,7 @@ def task_loss(task: data.Task, logits: torch.Tensor, batch: data.Batch, count: C
 
 
 def count_over_ranks(batches: list[data.Batch], job: Job) -> dict[str, Count]:
-    """By task of this step."""
+    """By task of this step: clips of this rank alone, boxes averaged over the ranks."""
     counts = {}
     for batch in batches:
         count = counts.setdefault(batch.task, Count())
@@ -233,11 +234,10 @@ def count_over_ranks(batches: list[data.Batch], job: Job) -> dict[str, Count]:
     return counts
 
 
-def seed_everything(seed: int, step: int, rank: int) -> None:
-    """Dropout and stochastic depth of a step, the same whenever it is computed."""
-    torch.manual_seed(
-        int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
-    )
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Dropout, stochastic depth, SpotTune's draws of a step: the same whenever it is computed."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0]))
 
 
 def exchange(trunk: nn.Module, last: bool):
@@ -252,7 +252,8 @@ def autocast(recipe: Recipe, job: Job):
 
 
 def name_suspects(step: int, batch: data.Batch, logits: torch.Tensor, loss: float, job: Job):
-    """If a loss is not finite, the clips whose logits are not; all of the batch if none is."""
+    """Print, if a loss is not finite, the clips whose logits are not; the whole batch if all are
+    finite."""
     if math.isfinite(loss):
         return
     bad = ~torch.isfinite(logits).all(1).cpu()
@@ -388,7 +389,7 @@ def stages(recipe: Recipe) -> list[Recipe]:
 
 
 # ------------------------------------------------------------------------------------------------
-# Evaluation: rank r takes items r, r + W, ...; results are gathered by key, every key exactly once
+# Evaluation: rank r of W takes items r, r + W, ...; gathered by key, every key exactly once
 # ------------------------------------------------------------------------------------------------
 
 
@@ -445,8 +446,12 @@ def predictions(model: CoFinetuneModel, recipe: Recipe, job: Job, dataset: data.
 
 
 def gather_by_key(dataset: data.Dataset, job: Job, results: dict) -> dict | None:
-    """All ranks' results on rank 0, None elsewhere. A key twice or missing: a wrong number. So are
-    more than bad_share undecodable videos (value None), of which each rank has seen its own."""
+    """All ranks' results on rank 0 in the order of the dataset, None elsewhere.
+
+    RuntimeError for a key that comes twice or is missing, and ValueError if more than bad_share of
+    the videos could not be decoded (value None): the number would be wrong. Each rank has seen only
+    its own videos, so both are known only here.
+    """
     parts = job.gather(results)
     if not job.first:
         return None
@@ -508,37 +513,43 @@ def rank_of(label: int, shares: torch.Tensor) -> int:
 
 def evaluate_boxes(model, recipe, job, dataset, counts, out) -> dict:
     """AVA mAP; a row per box and class, whose score is class probability times detector score."""
-    task, found = dataset.task, {}
+    task, detections = dataset.task, {}
     for batch, logits in predictions(model, recipe, job, dataset):
         scores = (logits.sigmoid() * batch.scores[:, None]).cpu().numpy()  # (K, C)
-        owner = batch.box_clip.numpy()
+        box_clip = batch.box_clip.numpy()
         for i, key in enumerate(batch.keys):
-            mine = owner == i
-            found[key] = (batch.boxes_source[mine], scores[mine]) if batch.valid[i] else None
-    found = gather_by_key(dataset, job, found)
-    if found is None:
+            mine = box_clip == i
+            detections[key] = None  # not decodable
+            if batch.valid[i]:
+                detections[key] = batch.boxes_source[mine], scores[mine]
+    detections = gather_by_key(dataset, job, detections)
+    if detections is None:
         return {}
-    rows = detection_rows(found, len(dataset.classes))
+    rows = detection_rows(detections, len(dataset.classes))
     chosen = map_settings(recipe, dataset, counts)
     result = ava_eval.evaluate(detections=rows, **chosen)
     result["kind"] = "box"
     result["boxes"] = "detected" if task.val_boxes else "annotated"
     result["missing"] = dataset.missing_items
-    result["undecodable"] = sum(value is None for value in found.values())
+    result["undecodable"] = list(detections.values()).count(None)
     result["chance"] = {}
     if out:
-        random_scores = np.random.default_rng(0).random(len(rows.score))
-        chance = ava_eval.evaluate(
-            detections=dataclasses.replace(rows, score=random_scores), **chosen
-        )
-        result["chance"]["mAP"] = chance["mAP"]
-        for group, measured in chance["groups"].items():
-            result["chance"][group] = measured["mAP"]
+        result["chance"] = chance_of(rows, chosen)
         several = sum(other.kind == "box" for other in recipe.task) > 1
         end = f"-{task.name}" if several else ""
         ava_eval.write_csv(out / f"detections{end}.csv", rows)
         if recipe.preview:
-            report.preview(recipe, dataset, found, out / f"preview{end}")
+            report.preview(recipe, dataset, detections, out / f"preview{end}")
+    return result
+
+
+def chance_of(rows: ava_eval.Rows, chosen: dict) -> dict[str, float]:
+    """mAP, and that of each frequency group, of the same boxes with random scores."""
+    scores = np.random.default_rng(0).random(len(rows.score))
+    measured = ava_eval.evaluate(detections=dataclasses.replace(rows, score=scores), **chosen)
+    result = {"mAP": measured["mAP"]}
+    for group, of_group in measured["groups"].items():
+        result[group] = of_group["mAP"]
     return result
 
 
@@ -557,16 +568,18 @@ def map_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
     return chosen
 
 
-def detection_rows(found: dict, classes: int) -> ava_eval.Rows:
+def detection_rows(detections: dict, classes: int) -> ava_eval.Rows:
     """{(video_id, microseconds): (boxes (k, 4), scores (k, C)) | None}: a row per box and class."""
     videos, times, boxes, scores = [], [], [np.zeros((0, 4))], [np.zeros(0)]
-    for (video, stamp), value in found.items():
+    for (video, stamp), value in detections.items():
         if value is None:
             continue
-        videos += [video] * (len(value[0]) * classes)
-        times += [stamp / 1e6] * (len(value[0]) * classes)
-        boxes.append(value[0])
-        scores.append(value[1].ravel())
+        boxes_here, scores_here = value
+        count = len(boxes_here) * classes
+        videos += [video] * count
+        times += [stamp / 1e6] * count
+        boxes.append(boxes_here)
+        scores.append(scores_here.ravel())
     boxes = np.concatenate(boxes)  # (K, 4)
     return ava_eval.Rows(
         video_id=np.array(videos, str),

@@ -25,10 +25,11 @@ AVA-Kinetics is one task, both csv in one (`cat`), both kinds of video under one
 Clip tasks: a folder per class, or a list of paths and class names or numbers:
     air drumming/x y.mp4 3                             or , ; tab between the two
 with a list of classes: `name,0`, `1 name`, a name per line, or {"name": "0"} (json).
-Kinetics' csv, Moments in Time, Something-Something, UCF101, HMDB51: extras/formats.py reads them.
+UCF101's lists are such; those of Kinetics, Moments in Time, Something-Something and HMDB51, and
+stretches of long videos: extras/formats.py.
 
 **All data is a pure function of (seed, step)**: the task a step trains, its clips, their crops. To
-resume is to start at a step; numbers of workers and of processes change nothing.
+resume is to start at a step; numbers of workers and of ranks change nothing.
 
 Shapes: `B` clips, `T,H,W` frames and pixels, `K` boxes in a batch, `C` classes, `V` views.
 """
@@ -154,7 +155,7 @@ class Task:
     )
     mixup: float = setting(0.0, "a of Beta(a, a), clip tasks; 0: none", least=0)
 
-    batch: int = setting(8, "clips per step, all processes together", least=1, group="training")
+    batch: int = setting(8, "clips per step, all ranks together", least=1, group="training")
     weight: float = setting(1.0, 'share of the steps in the "weighted" schedule', least=0)
     repeat_rare: float = setting(
         0.0, "t: items with a label that only a share s < t of the items have come sqrt(t / s) "
@@ -196,14 +197,19 @@ def task_problems(task: Task) -> list[str]:
         problems.append("person detections are for box tasks")
     if task.transfer_iou and not task.train_boxes:
         problems.append("transfer_iou needs `train_boxes`")
-    sides, views = task.short_side, task.views
+    return problems + _clip_problems(task)
+
+
+def _clip_problems(task: Task) -> list[str]:
+    """Those of how its clips are cut."""
+    problems, sides, views = [], task.short_side, task.views
     if len(sides) != 2 or sides[0] > sides[1]:
         problems.append(f"short_side = {sides} is not two numbers, the smaller first")
     elif sides[0] < task.size:
         problems.append(f"short_side = {sides} is less than the crop, size = {task.size}")
     if len(views) != 2 or views[1] not in (1, 3):
         problems.append(f"views = {views} is not [clips, crops] with 1 or 3 crops")
-    elif views != [1, 1] and box:
+    elif views != [1, 1] and task.kind == "box":
         problems.append(f"views = {views} is for clip tasks")
     elif views[1] == 3 and task.val_fit != "crop":
         problems.append(f'views = {views}: 3 crops are for val_fit = "crop"')
@@ -1509,6 +1515,7 @@ class Batch:
     valid: torch.Tensor  # (B,) bool; False: not decodable, video 0, no boxes
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The batch with every tensor changed."""
         tensors = {key: value for key, value in vars(self).items() if torch.is_tensor(value)}
         return replace(self, **{key: change(value) for key, value in tensors.items()})
 
@@ -1609,19 +1616,23 @@ class Stream:
             times = share.astype(int)
             times[np.argsort(times - share, kind="stable")[: steps - times.sum()]] += 1
             rng = random_numbers(seed, "schedule")
-            self.order = rng.permutation(np.repeat(np.arange(count), times))
+            self.numbers = rng.permutation(np.repeat(np.arange(count), times))
         elif schedule in ("round_robin", "accumulate"):
-            self.order = np.arange(steps) % (1 if schedule == "accumulate" else count)
+            self.numbers = np.arange(steps) % (1 if schedule == "accumulate" else count)
         else:
             raise ValueError(
                 f"schedule = {schedule!r} is not one of round_robin, weighted, accumulate"
             )
-        self.turn = np.zeros(steps, int)  # how often the task of a step came before
+        # self.numbers: of each step's task; self.turn: how often that task came before
+        self.turn = np.zeros(steps, int)
         for number in range(count):
-            self.turn[self.order == number] = np.arange((self.order == number).sum())
+            mine = self.numbers == number
+            self.turn[mine] = np.arange(mine.sum())
 
     def tasks_at(self, step: int) -> list[str]:
-        return self.names if self.schedule == "accumulate" else [self.names[self.order[step]]]
+        if self.schedule == "accumulate":
+            return self.names
+        return [self.names[self.numbers[step]]]
 
     def positions(self, step: int, task: str, rank: int = 0, ranks: int = 1) -> range:
         """Of a rank's clips in the row of epochs of a task that the step trains."""
@@ -1694,10 +1705,10 @@ def repeat_factors(dataset: Dataset) -> np.ndarray | None:
     if not threshold:
         return None
     if dataset.task.kind == "box":
-        shown = np.logical_or.reduceat(items.labels, items.first[:-1])  # (N, C)
+        shown = np.logical_or.reduceat(items.labels, items.first[:-1])  # (items, C)
     else:
         shown = np.eye(len(dataset.classes), dtype=bool)[items.label]
-    share = shown.mean(0).clip(min=1e-9)
+    share = shown.mean(0).clip(min=1e-9)  # (C,)
     factors = np.sqrt(threshold / share).clip(min=1)  # (C,)
     return np.where(shown, factors, 1).max(1)  # by the rarest label
 
@@ -1713,7 +1724,7 @@ class Order:
 
 @dataclass
 class Made:
-    """What it made; `damaged`: file -> what is wrong with it, of those that cannot be decoded."""
+    """What a worker process made of an order; `damaged`: file that cannot be decoded -> why."""
 
     order: Order
     batch: Batch | None

@@ -446,7 +446,7 @@ def check_boxes(boxes: Tensor | None, box_clip: Tensor | None, clips: int) -> No
 
 
 class TaskHead(nn.Module):
-    """A linear classifier that starts at zero, so a new task does not shake the trunk."""
+    """A linear classifier that starts at zero, so a new task does not shake the encoder."""
 
     def __init__(self, head: Head, width: int):
         super().__init__()

@@ -37,7 +37,7 @@ from extras import checkpoints, formats, pretrained, world
 from extras import recipe as recipes
 from extras.checkpoints import recipe_of
 from extras.job import Job
-from extras.optimisers import Muon, lr_at, make_optimisers, orthogonal
+from extras.optimisers import Muon, make_optimisers, orthogonal, share_of_peak
 
 pytest_plugins = ["helpers"]  # their fixtures
 
@@ -603,7 +603,7 @@ def test_damaged_videos_are_replaced_counted_and_bounded(tiny_world, tmp_path):
 
 def test_schedule_of_the_rate():
     recipe = recipes.read(Recipe, "demo", {"steps": "100", "warmup": "10", "final_lr": "0.1"})
-    shares = [lr_at(step, recipe) for step in range(101)]
+    shares = [share_of_peak(step, recipe) for step in range(101)]
     assert shares[9] == shares[10] == 1.0
     assert [shares[i] for i in (0, 55, 100)] == pytest.approx([0.1, 0.55, 0.1])
     assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))

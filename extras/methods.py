@@ -29,7 +29,7 @@ OPTIONS = {
 def make(recipe, model: CoFinetuneModel, plain: Callable) -> Callable:
     """The criterion of recipe.method around the plain one. Before the optimisers are made."""
     if recipe.method == "selfdistil":
-        return SelfDistil(plain, model, **checked("selfdistil", recipe.method_options))
+        return SelfDistil(plain, model, **check_options("selfdistil", recipe.method_options))
     if recipe.method == "spottune":
         wrap_encoder(recipe, model)
         return Routed(plain, model.encoder)
@@ -39,10 +39,10 @@ def make(recipe, model: CoFinetuneModel, plain: Callable) -> Callable:
 def wrap_encoder(recipe, model: CoFinetuneModel) -> None:
     """Give the model the encoder of recipe.method, if that has one of its own."""
     if recipe.method == "spottune":
-        model.encoder = SpotTune(model.encoder, **checked("spottune", recipe.method_options))
+        model.encoder = SpotTune(model.encoder, **check_options("spottune", recipe.method_options))
 
 
-def checked(method: str, options: dict) -> dict:
+def check_options(method: str, options: dict) -> dict:
     """The options, if all are known. ValueError."""
     unknown = sorted(options.keys() - set(OPTIONS[method]))
     if unknown:

@@ -65,8 +65,8 @@ def take_step(optimisers: list[torch.optim.Optimizer], share: float, scale: floa
         optimiser.zero_grad(set_to_none=True)
 
 
-def lr_at(step: int, recipe) -> float:
-    """Share of the peak rate at a step: linear warm-up, then a cosine down to final_lr."""
+def share_of_peak(step: int, recipe) -> float:
+    """The rate of a step as a share of the peak: linear warm-up, then a cosine down to final_lr."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)

@@ -1,9 +1,9 @@
 """A run's folder: what is there already, checkpoints, the log, the stop after a signal.
 
 recipe.toml      what really ran; starts the run again
-log.jsonl        an object per step, and one per evaluation
+log.jsonl        an object per step, and one per evaluation; curves.png: the same drawn
 last.pt best.pt  checkpoints, whole or not at all
-metrics.json     of the end; detections.csv, curves.png, preview.png, preview.mp4
+metrics.json     of the end, with detections.csv, preview.png and preview.mp4
 """
 
 import contextlib
@@ -133,9 +133,10 @@ class Run:
         news = {}
         for task, files in self.stream.damaged.items():
             news[task] = {file: why for file, why in files.items() if file not in self.shared}
-        fresh = sum(map(len, news.values()))
-        stop, found = self.job.sum([self.interrupt.received, fresh])
-        for part in self.job.everywhere(news) if found else ():
+        count = sum(map(len, news.values()))
+        stop, count_of_all = self.job.sum([self.interrupt.received, count])
+        parts = self.job.everywhere(news) if count_of_all else []
+        for part in parts:
             for task, files in part.items():
                 self.shared |= files.keys()
                 self.stream.add_damaged(task, files)
@@ -172,7 +173,7 @@ class Run:
         if done % recipe.save_every == 0 or done == recipe.steps:
             self.checkpoint(done, "last.pt")
 
-    def evaluated(self, done: int, metrics: dict, **more) -> None:
+    def record_evaluation(self, done: int, metrics: dict, **more) -> None:
         """Log an evaluation after `done` steps; the best one is kept."""
         self.log.evaluation(done, metrics, **more)
         if metrics["score"] > self.best:
@@ -181,7 +182,7 @@ class Run:
 
     def finish(self, metrics: dict) -> dict:
         """The end: metrics.json, curves.png, and what lies where."""
-        self.evaluated(self.recipe.steps, metrics, final=True)
+        self.record_evaluation(self.recipe.steps, metrics, final=True)
         if self.job.first:
             write_text(self.out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
             report.draw_log(self.out / "log.jsonl")
