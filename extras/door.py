@@ -32,7 +32,9 @@ def parse(words: list[str], commands: dict, method) -> tuple:
     parser, run = make_parser(command, commands, method)
     options, unknown = parser.parse_known_args(words)
     if unknown:
-        known = [field.name for field in dataclasses.fields(method.Recipe)] + list(vars(options))
+        known = list(vars(options))
+        if command in WITH_RECIPE:
+            known += [field.name for field in dataclasses.fields(method.Recipe)]
         known = [f"--{name.replace('_', '-')}" for name in known]
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f", did you mean {near[0]}?" if near else ""

@@ -6,6 +6,7 @@ workers or peers that will never answer: see `Job.watch`, `leave`, and `errors_o
 """
 
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -153,6 +154,9 @@ def sentence_of(problem: BaseException) -> str:
 
 def run_and_leave(main, words: list[str]) -> None:
     """A program from its command line to its exit status, whatever happens on the way."""
+    for stream in (sys.stdout, sys.stderr):  # file names need not be text of this screen
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code, sentence = main(words), ""
     except SystemExit as end:  # --help; a stop after a signal, with everything saved
