@@ -1454,16 +1454,15 @@ def find_clip(row: ClipRow, videos: Videos, listed: dict | None = None) -> str |
     network would not answer for a million files one by one."""
     listed = {} if listed is None else listed
     parent, base = os.path.split(row.name)
-    stem, suffix = os.path.splitext(base)
-    if suffix and parent not in listed:
+    if parent not in listed:
         try:
             listed[parent] = set(filter(is_video, os.listdir(os.path.join(videos.folder, parent))))
         except OSError:
             listed[parent] = set()
-    if suffix and base in listed[parent]:
+    if base in listed[parent]:
         return row.name
     # Moved, or has another suffix. But run/0003.mp4 is not walk/0003.mp4.
-    stem = stem if is_video(base) else base
+    stem = os.path.splitext(base)[0] if is_video(base) else base
     file, folder = videos.clip(stem, row.label), os.path.basename(parent)
     if file is None and (kinetics := re.fullmatch(r"(.+)_\d{6}_\d{6}", stem)):
         file = videos.clip(kinetics[1], row.label)  # clips under their bare id

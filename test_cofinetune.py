@@ -419,6 +419,23 @@ def test_a_diverged_model_is_never_right(tiny_world, tmp_path):
     assert found["top1"] == found["top5"] == 0
 
 
+def test_missing_and_undecodable_clips_are_wrong(tiny_world, monkeypatch):
+    """As keyframes are missed: a model that is right wherever it sees something, 2 of 24 not."""
+    recipe = recipes.read(Recipe, "demo", {"root": str(tiny_world)})
+    dataset = data.open_task(recipe.task[0], tiny_world, "val")
+    dataset.missing_items, recipe.task[0].bad_share = 6, 1.0
+
+    def right(model, recipe, job, dataset):
+        (batch,) = data.evaluation_batches(dataset, len(dataset), workers=0)
+        batch.valid[:2] = False
+        yield batch, torch.nn.functional.one_hot(batch.labels, len(dataset.classes)).float()
+
+    monkeypatch.setattr(cofinetune, "predictions", right)
+    found = cofinetune.evaluate_clips(None, recipe, Job(), dataset, {}, None)
+    assert found["top1"] == found["top5"] == pytest.approx(22 / 30)
+    assert (found["clips"], found["missing"], found["undecodable"]) == (30, 6, 2)
+
+
 def test_evaluation_is_complete_or_an_error(tiny_world):
     recipe = recipes.read(Recipe, "demo", {"root": str(tiny_world)})
     dataset, one = data.open_task(recipe.task[0], tiny_world, "val"), Job()

@@ -1,5 +1,6 @@
 """Tests of data.py."""
 
+import faulthandler
 import multiprocessing
 import os
 import shutil
@@ -131,8 +132,9 @@ def test_data_box_files_of_spreadsheets(tmp_path):
     path.write_bytes(b"a,1\n\0\0,2\n")
     with pytest.raises(ValueError, match="a.csv:2: no text"):
         data.read_boxes(path, 80, False, {})
-    detected = write_lines(tmp_path / "d.csv", "a,1,0,0,1,1,,0.5", "a,1,0,0,1,1,7,0.75")
-    ((person,),) = data.read_boxes(detected, 80, True, {}).values()
+    detected = write_lines(tmp_path / "d.csv", "a,1,0,0,1,1,,0.5", "a,1,0,0,1,1,7,0.75", "a,2")
+    (person,), nobody = data.read_boxes(detected, 80, True, {}).values()
+    assert nobody == []
     assert person == data.Person((0, 0, 1, 1), {7}, 0.75, annotated=False)
     for row, text in (
         ("a,1,0,0,1,1,3", "7 columns instead of 2 or 8"),
@@ -891,6 +893,7 @@ def data_feed(root, workers):
 def test_data_a_lost_worker_is_one_sentence(kill, data_folder, monkeypatch):
     """At once, whatever it was doing; the other workers leave with it."""
     monkeypatch.setattr(data, "GRACE_SEC", 1)
+    faulthandler.disable()  # pytest's, which the worker would inherit
     batches, workers = data_feed(data_folder, 2)
     os.kill(workers[0].pid, kill)
     began = time.monotonic()
