@@ -1665,8 +1665,8 @@ class Stream:
     def add_damaged(self, task: str, files: dict[str, str]) -> None:
         """Note files that cannot be decoded, file -> why; ValueError past bad_share.
 
-        training_batches does it for its own; with several ranks, what the others met is added by
-        who can ask them, so that the share is that of the whole job.
+        One process alone need not call it. With several ranks, each adds what `damaged` of all of
+        them holds (run.py does): the share is that of the whole job, and all of them stop at once.
         """
         self.damaged[task] |= files
         if files:
@@ -1743,7 +1743,8 @@ def training_batches(
 
     Worker processes make them ahead of time, each a whole micro-batch; 0 workers: made here.
     An undecodable item is replaced by the next of its epoch and noted in `stream.damaged`;
-    ValueError when that befalls more than `bad_share` of a task's videos. WorkerLost.
+    ValueError when that befalls more than `bad_share` of a task's videos (with several ranks: by
+    Stream.add_damaged). WorkerLost.
     """
     most = 0  # bytes of a micro-batch
     for name, dataset in stream.datasets.items():
@@ -1768,7 +1769,9 @@ def training_batches(
     handed = most * (AHEAD * workers + micro * len(stream.tasks_at(start)))
     batches = []
     for made in _work(functools.partial(_make_for_training, stream), orders(), workers, handed):
-        stream.add_damaged(made.order.task, made.damaged)
+        stream.damaged[made.order.task] |= made.damaged
+        if ranks == 1:
+            stream.add_damaged(made.order.task, made.damaged)
         if made.batch is None:
             *_, reason = made.damaged.values()
             raise ValueError(f"task {made.order.task!r}: {IN_A_ROW} videos in a row fail; {reason}")

@@ -618,6 +618,21 @@ def test_damaged_videos_are_replaced_counted_and_bounded(tiny_world, tmp_path):
     assert (tmp_path / "run/recipe.toml").exists()
 
 
+def test_damaged_videos_are_counted_over_all_ranks(tiny_world, tmp_path):
+    """Each rank meets its own: together they are too many, and all ranks stop in one sentence."""
+    root = shutil.copytree(tiny_world, tmp_path / "world")
+    (root / "world.json").unlink()
+    videos = sorted((root / "actions/videos").glob("train*"))
+    for video in videos[:4]:  # of 36: more than a tenth, and no rank alone need meet them all
+        video.write_bytes(b"")
+    options = ("--world", "{}", "--train_tasks", '["actions"]', "--task.actions.bad_share", "0.1")
+    words = run_options(root, tmp_path / "run", *options, steps=9)
+    done = run_ranks(2)("cofinetune.py", *words)
+    assert done.returncode
+    assert "like it 4 of 36 videos cannot be used, more than bad_share = 0.1" in done.stderr
+    assert "another process of the job is gone" not in done.stderr
+
+
 def test_schedule_of_the_rate():
     recipe = recipes.read(Recipe, "demo", {"steps": "100", "warmup": "10", "final_lr": "0.1"})
     shares = [share_of_peak(step, recipe) for step in range(101)]
