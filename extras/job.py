@@ -8,8 +8,9 @@ workers or peers that will never answer: see `Job.watch`, `leave`, and `errors_o
 import contextlib
 import io
 import json
-import multiprocessing
+import multiprocessing.util
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -183,6 +184,7 @@ def leave(code: int, sentence: str = "") -> None:
         last_words(sentence)
     for child in multiprocessing.active_children():
         child.kill()
+    shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # of their sockets
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
