@@ -547,33 +547,30 @@ def decoding_table(films: dict[str, Path], rounds: int) -> Table:
     return "Clips at short side 256: the others' CPU time over decode_clip's", [*rows.values()]
 
 
-def clip_stream(film: Path, batch: int, steps: int) -> data.Stream:
+def clip_stream(film: Path, batch: int, steps: int, colour: float = 0.4) -> data.Stream:
     """Training clips of one film, as a recipe's clip task has them: 32x2, crop 224, colour."""
     film.with_suffix(".txt").write_text(f"{film.name} 0\n" * 64)
-    task = data.Task("bench", "clip", train=f"{film.stem}.txt", batch=batch, colour=0.4)
+    task = data.Task("bench", "clip", train=f"{film.stem}.txt", batch=batch, colour=colour)
     return data.Stream({"bench": data.open_task(task, film.parent)}, steps=steps)
 
 
 def feeding_table(films: dict[str, Path], rounds: int, options: argparse.Namespace) -> Table:
     """What a core makes of the whole way from a file to a training clip, and how many of them a GPU
-    needs. Prepared: `prepare` with its defaults."""
-    sources = {}
-    for name in ("part", "10 s"):
-        small = films[name].with_name(f"{films[name].stem}-prepared.mp4")
-        if not small.is_file():
-            videos.prepare_video(films[name], small)
-        sources |= {name: films[name], f"{name}, prepared": small}
-    clips, calls = 4, {}
-    for name, path in sources.items():
-        stream = clip_stream(path, clips, steps=rounds + 1)
+    needs. Prepared: `prepare` with its defaults; plain: without the jitter of colours."""
+    clips, paths, calls = 4, {}, {}
+    for name, path in {"a film": films["part"], "10 s": films["10 s"]}.items():
+        small = path.with_name(f"{path.stem}-prepared.mp4")
+        videos.prepare_video(path, small)  # each time: what `prepare` does now
+        paths |= {name: path, f"{name}, prepared": small, f"{name}, prepared, plain": small}
+    for name, path in paths.items():
+        stream = clip_stream(path, clips, rounds + 1, colour=0.0 if "plain" in name else 0.4)
         batches = data.training_batches(stream, 0, rounds + 1, workers=0)
         calls[name] = timed(lambda batches=batches: next(batches))
     seconds = in_turns(calls, rounds, warmup=1)
     rows = []
     for name, s in seconds.items():
-        original = seconds[name.removesuffix(", prepared")]
-        row = {"film": name.replace("part", "a film")}
-        row |= {"MB a minute": size_of(sources[name]), "CPU ms a clip": 1e3 * s / clips}
+        original = seconds[name.partition(",")[0]]
+        row = {"film": name, "MB a minute": size_of(paths[name]), "CPU ms a clip": 1e3 * s / clips}
         row |= {"over the original": s / original, "clips/s of a core": clips / s}
         row[f"cores for {options.gpu_rate:g} clips/s"] = options.gpu_rate * s / clips
         rows.append(row)
@@ -668,7 +665,7 @@ START = 3  # first steps of a run, in which workers start and caches fill: not c
 
 def demo_recipe(method, overrides: dict[str, str], out: Path, **changes):
     """The demo without its evaluations, in a smaller world; changes: by key, `task_KEY` of each."""
-    root = bench_files.CACHE / "world"
+    root = out.parent / "world"
     with quiet():
         world.make_world(
             root, actions_train=96, actions_val=12, templates_train=64, templates_val=8,
