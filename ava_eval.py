@@ -560,7 +560,10 @@ def load(source, name: str, keys: dict, is_truth=False, widths=(2, 7, 8)) -> lis
             part = f"{name} {number}" if len(sources) > 1 else name
             tables.append(read_rows(one, part, keys, is_truth))
         else:
-            tables.append(read_csv(one, keys, is_truth, widths))
+            try:
+                tables.append(read_csv(one, keys, is_truth, widths))
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise ValueError(f"{one}: {error}") from error
     return tables
 
 
@@ -601,8 +604,8 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
                     if not "".join(fields).strip():
                         continue  # an empty row, as spreadsheets leave them
                     if len(fields) not in widths:
-                        expected = " or ".join(map(str, widths))
-                        raise ValueError(f"{len(fields)} columns, expected {expected}")
+                        expected = "2" if widths == (2,) else "2, 7 or 8"
+                        raise ValueError(f"columns: {len(fields)}, expected {expected}")
                     key = keyframe_number(keys, fields[0].strip(), float(fields[1]))
                     corners.extend(read_corners(fields[2:6], is_truth))
                     box_key.append(key)
@@ -622,6 +625,8 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
                 score.append(value)
             except (ValueError, csv.Error) as error:
                 errors.append(bad_row(path, number, line, error) if len(errors) < 5 else "")
+                if number == 1:  # then it is usually a file of another kind
+                    break
     if errors:
         more = f"\n... and {len(errors) - 5} more such rows" if len(errors) > 5 else ""
         raise ValueError("\n".join(errors[:5]) + more)
@@ -650,8 +655,8 @@ def bad_row(path, number: int, line: str, error: Exception) -> str:
     """One line for people: where, what, the usual cause if it is that, and the text."""
     text, cause = line.rstrip("\n"), ""
     if max(text.count(";"), text.count("\t")) > text.count(","):
-        cause = " (separated by commas, with decimal points)"
-    elif number == 1 and not re.search(r",\s*[-+.]?\d", text):
+        cause = " (columns are separated by commas, numbers have points)"
+    elif number == 1 and re.fullmatch(r'[^,]+(,\s*"?[A-Za-z_][^,]*)+', text):
         cause = " (a header row? these files have none)"
     what = str(error).replace("\\n", "")
     return f"{path}:{number}: {what}{cause}: {text[:120]!r}"
@@ -820,7 +825,7 @@ def first_keyframe(table: Table) -> str:
 
 
 def shortened(items: list) -> str:
-    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")
+    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "") or "none"
 
 
 def redraw(scored: Scored, keys: dict, replicates: int = 1000, seed: int = 0) -> np.ndarray:
@@ -962,7 +967,7 @@ def main(argv: list[str] | None = None) -> int:
     as_json = args.pop("json")
     try:
         result = evaluate(**args)
-    except (ValueError, OSError, EOFError, zlib.error) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(result, indent=1) if as_json else report(result))

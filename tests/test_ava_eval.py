@@ -175,6 +175,7 @@ def test_ava_by_hand(tmp_path):
     ]  # found, precision 1/2 at recall 1
     result = ava_map(tmp_path, truth, found)
     assert [one["ap"] for one in result["per_class"]] == [0.75, 0.0, None]
+    assert [one["recall"] for one in result["per_class"]] == [1.0, 0.0, 0.0]
     assert result["mAP"] == 0.375 and result["classes"] == 2
     truth = ["v,902,0,0,1,1,1", "v,902,0,0,1,0.9,1"]  # no second choice, though it covers the other
     found = ["v,902,0,0,1,1,1,0.9", "v,902,0,0,1,0.96,1,0.8"]
@@ -350,7 +351,10 @@ def test_ava_leaves_other_classes_out_and_counts_them(tmp_path):
     result = ava_eval.evaluate(
         ava_file(tmp_path / "g.csv", truth), ava_file(tmp_path / "d.csv", found), {1: "bend"}
     )
-    assert result["mAP"] == 0.5 and [one["id"] for one in result["per_class"]] == [1]
+    assert result["mAP"] == 0.5
+    assert result["per_class"] == [
+        {"id": 1, "name": "bend", "ap": 0.5, "num_gt": 1, "num_det": 2, "recall": 1.0}
+    ]
     assert result["ground_truth_rows"] == {
         "read": 4,
         "without_box": 1,
@@ -431,9 +435,9 @@ AVA_GOOD = "v,902,0.1,0.2,0.3,0.4,1,0.5"
     "what, row, message",
     [
         ("d", "v,902,0.1,0.2,0.3,0.4,1,nan", "score nan"),
-        ("d", f"{AVA_GOOD},7", "9 columns"),
+        ("d", f"{AVA_GOOD},7", "columns: 9"),
         ("d", "v,902,0.1,0.2,0.3,0.4,1,inf", "score inf"),
-        ("d", "v,902,0.1,0.2", "4 columns, expected 2 or 7 or 8"),
+        ("d", "v,902,0.1,0.2", "columns: 4, expected 2, 7 or 8"),
         ("d", "v;902;0,1;0,2;0,3;0,4;1;0,5", "separated by commas"),
         ("d", "v\t902\t0.1\t0.2\t0.3\t0.4\t1\t0.5", "separated by commas"),
         ("d", "v,902,0.1,x,0.3,0.4,1,0.5", "'x'"),
@@ -443,11 +447,16 @@ AVA_GOOD = "v,902,0.1,0.2,0.3,0.4,1,0.5"
         ("d", "v,902,0.1,0.2,0.3,0.4,1.5,0.5", "label 1.5"),
         ("d", "v,902,0.1,0.2,0.3,0.4,-1,0.5", "label -1"),
         ("d", "v,902,0.1,0.2,0.3,0.4,nan,0.5", "label nan"),
+        ("d", "v,902,0.1,0.2,0.3,0.4,2147483648,0.5", "label 2147483648"),
+        ("d", "v,1e9,0.1,0.2,0.3,0.4,1,0.5", "time 1000000000.0"),
         ("d", "v,nan,0,0,1,1,1,0.5", "time nan"),
         ("g", "v,902,0.4,0.2,0.3,0.4,1,0", "x1 <= x2"),
         ("g", "v,902,0,0,1,1,80,3_", "'3_'"),
         ("first", "video_id,time,x1,y1,x2,y2,label,score", "header row"),
         ("first", "v,nan,0.1,0.2,0.3,0.4,1,0.5", "time nan"),
+        ("first", '"Video_ID","Time","X1","Y1","X2","Y2","Label","Score"', "header row"),
+        ("first", 'item { name: "sit" id: 11 }', "columns: 1"),
+        ("first", "v;902;0,1;0,2;0,3;0,4;1;0,5", "separated by commas"),
     ],
 )
 def test_ava_names_bad_rows(tmp_path, capsys, what, row, message):
@@ -463,7 +472,38 @@ def test_ava_names_bad_rows(tmp_path, capsys, what, row, message):
     error = capsys.readouterr().err
     assert error.startswith(f"error: {where}") and message in error and repr(row) in error
     assert what == "first" or "and 2 more such rows" in error and error.count("\n") == 6
-    assert ("header" in error) == ("video_id" in row)  # the hint only where it is one
+    if what != "first":
+        ava_file(tmp_path / f"{what}.csv", rows[:8])  # five of them
+        assert ava_eval.main(["-g", files["g"], "-d", files["d"]]) == 2
+        assert "more such" not in capsys.readouterr().err
+    assert what != "first" or error.count("\n") == 1  # one sentence
+    assert ("header" in error) == ("video_id" in row.lower())  # the hint only where it is one
+
+
+def test_ava_names_bad_arrays():
+    good = ava_eval.Rows(np.array(["v"]), [902], [[0, 0, 1, 1.0]], np.array([1]), np.array([0.5]))
+    assert ava_eval.evaluate(good, good)["mAP"] == 1
+    for name, value in {
+        "time_sec": [np.inf],
+        "boxes": [[0, 0, np.nan, 1]],
+        "label": np.array([1.5]),
+        "score": np.array([np.inf]),
+    }.items():
+        bad = ava_eval.Rows(**vars(good) | {name: value})
+        with pytest.raises(ValueError, match="detections: 1 bad rows.* row 0: v,"):
+            ava_eval.evaluate(good, bad)
+    for label in (-1, 2**31):
+        bad = ava_eval.Rows(**vars(good) | {"label": np.array([label])})
+        with pytest.raises(ValueError, match="detections: 1 bad rows"):
+            ava_eval.evaluate(good, bad)
+    for box in ([0.9, 0, 0.1, 1], [0, 0.9, 1, 0.1]):  # of a detector, that is only dropped
+        bad = ava_eval.Rows(**vars(good) | {"boxes": [box]})
+        assert ava_eval.evaluate(good, bad)["mAP"] == 0
+        with pytest.raises(ValueError, match="ground truth: 1 bad rows.* x1 <= x2"):
+            ava_eval.evaluate(bad, good)
+    short = ava_eval.Rows(**vars(good) | {"label": np.array([1, 1])})
+    with pytest.raises(ValueError, match="differ in length"):
+        ava_eval.evaluate(good, short)
 
 
 def test_ava_counts_lines_over_blocks(tmp_path):
@@ -487,7 +527,10 @@ def test_ava_files_in_other_clothes(tmp_path):
     (tmp_path / "d.csv.gz").write_bytes(packed := gzip.compress("\n".join(found).encode()))
     assert ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv.gz", AVA_LABELS) == plain
     (tmp_path / "cut.csv.gz").write_bytes(packed[:-20])
-    assert ava_eval.main(["-g", str(tmp_path / "g.csv"), "-d", str(tmp_path / "cut.csv.gz")]) == 2
+    (tmp_path / "plain.csv.gz").write_text("\n".join(found))
+    for name in ("cut.csv.gz", "plain.csv.gz"):
+        with pytest.raises(ValueError, match=f"{name}: "):
+            ava_eval.evaluate(tmp_path / "g.csv", tmp_path / name, AVA_LABELS)
     for text in (
         'item {\n  name: "a"\n  id: 1\n}\nitem {\n  name: "b {"\n  id: 2\n}',
         'label { name: "a" label_id: 1 type: X } label { label_id: 2 name: "b {" }',
