@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from helpers import (
     HERE,
+    MODEL_VARIANTS,
     SGD,
+    data_batches,
+    data_same,
+    data_stream,
+    data_tasks,
+    model_oracle,
     run_apart,
     run_command,
     run_log,
@@ -25,6 +31,7 @@ from helpers import (
     run_start,
     run_start_weights,
     run_train,
+    tiny_inputs,
     tiny_model,
     toml_table,
     write_lines,
@@ -32,6 +39,7 @@ from helpers import (
 
 import cofinetune
 import data
+import model as M
 from cofinetune import Recipe
 from extras import checkpoints, formats, pretrained, world
 from extras import recipe as recipes
@@ -704,3 +712,218 @@ def test_the_loop_of_the_readme_trains(tiny_world, tmp_path):
     assert done.returncode == 0, done.stderr
     loss, shape = done.stdout.split(" ", 1)
     assert 0 < float(loss) < 20 and shape == "(2, 64, 64, 3)\n"
+
+
+# ------------------------------------------------------------------------------------------------
+# Oracles: the network
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", MODEL_VARIANTS)
+def test_model_encoder_is_the_textbook_formula(variant):
+    enc, (video, _, _) = tiny_model(**MODEL_VARIANTS[variant]).encoder, tiny_inputs()
+    for ours, oracle in zip(enc(video), model_oracle(enc, video), strict=True):
+        torch.testing.assert_close(ours, oracle, atol=5e-6, rtol=1e-5)
+
+
+def model_roi_oracle(features, box, bins):
+    """torchvision's C++ kernel with aligned=True and sampling_ratio=0, sample by sample: features
+    (h, w), box (4,) in cells, one dtype -> (bins, bins)."""
+    h, w = features.shape
+    x1, y1, x2, y2 = (c - 0.5 for c in box)
+    bin_h, bin_w = (y2 - y1) / bins, (x2 - x1) / bins
+    ny, nx = math.ceil(bin_h), math.ceil(bin_w)
+
+    def bilinear(y, x):
+        y, x = max(y, 0.0), max(x, 0.0)
+        top, left = min(int(y), h - 1), min(int(x), w - 1)
+        dy, dx = (y - top if top < h - 1 else 0.0), (x - left if left < w - 1 else 0.0)
+        low, right = min(top + 1, h - 1), min(left + 1, w - 1)
+        upper = features[top, left] * (1 - dx) + features[top, right] * dx
+        return upper * (1 - dy) + (features[low, left] * (1 - dx) + features[low, right] * dx) * dy
+
+    out = np.zeros((bins, bins), features.dtype)
+    for p in range(bins):
+        for q in range(bins):
+            for i in range(ny):
+                for j in range(nx):
+                    y = y1 + p * bin_h + (i + 0.5) * bin_h / ny
+                    x = x1 + q * bin_w + (j + 0.5) * bin_w / nx
+                    out[p, q] += bilinear(y, x) / (ny * nx)
+    return out
+
+
+MODEL_BOXES = [  # x1, y1, x2, y2 in cells of a map of 9 rows and 13 columns
+    (1.3, 2.1, 6.7, 7.9),
+    (0, 0, 13, 9),
+    (4.2, 3.3, 4.9, 3.8),  # inside, whole, below one cell
+    (0, 0, 5.1, 4.4),
+    (8.2, 5.3, 13, 9),  # at the border
+    (0, 1, 0, 4),
+    (3, 9, 8, 9),
+    (0, 0, 0.4, 0.3),  # on the border, in a corner
+    (5, 5, 5, 5),
+    (2.5, 1.5, 2.5, 6),
+    (13, 9, 13, 9),  # empty, line
+    (0, 3, 13, 3.001),
+]
+
+
+@pytest.mark.parametrize("bins", [1, 3, 7, 8])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1e-6)])
+def test_model_roi_align_is_torchvisions_kernel(dtype, tolerance, bins):
+    maps = np.random.default_rng(0).uniform(-1, 1, (2, 9, 13)).astype(dtype)
+    box_clip = torch.arange(len(MODEL_BOXES)) * 7 % 2
+    boxes = np.array(MODEL_BOXES, dtype)
+    x1, y1, x2, y2 = torch.from_numpy(boxes).unbind(1)
+    down, across = M.align_weights(y1, y2, 9, bins), M.align_weights(x1, x2, 13, bins)
+    ours = down @ torch.from_numpy(maps)[box_clip] @ across.mT  # (K, bins, bins)
+    features = torch.from_numpy(maps)[..., None]  # (2, 9, 13, 1)
+    best = M.pool_boxes(features, down, across, box_clip)[:, 0]
+    for k, box in enumerate(boxes):
+        oracle = model_roi_oracle(maps[box_clip[k]], box, bins)
+        np.testing.assert_allclose(ours[k].numpy(), oracle, 0, tolerance, err_msg=str(box))
+        assert abs(best[k].item() - oracle.max()) < tolerance, box
+
+
+def test_model_box_head_is_time_mean_then_roi_align_then_max():
+    heads = {"boxes": M.Head("box", 7, roi_size=3)}
+    net, (_, boxes, box_clip) = tiny_model(heads).double(), tiny_inputs()
+    boxes[0] += torch.tensor([-0.5, 0.0, 0.0, 0.7])  # beyond the frame: clipped
+    pooled, tokens = torch.randn(3, 24).double(), torch.randn(3, 4, 6, 4, 24).double()
+    cells = (boxes.clamp(0, 1) * torch.tensor([4, 6, 4, 6])).numpy()
+    net.heads["boxes"].float()  # the head computes in float32
+    ours = net.classify((pooled, tokens), "boxes", boxes, box_clip)
+    for k, b in enumerate(box_clip.tolist()):
+        maps = tokens[b].mean(0).numpy()
+        bins = [model_roi_oracle(maps[..., d], cells[k], 3).max() for d in range(24)]
+        x = torch.from_numpy(np.array(bins, np.float32))
+        torch.testing.assert_close(ours[k], net.heads["boxes"].fc(x))
+
+
+def test_model_losses_are_their_formulas():
+    logits, target = torch.randn(4, 7), (torch.rand(4, 7) < 0.3).float()
+    p = logits.sigmoid()
+    bce = -(target * p.log() + (1 - target) * (1 - p).log())
+    torch.testing.assert_close(M.box_loss(logits, target), bce.sum() / 4)
+    torch.testing.assert_close(M.box_loss(logits, target, 8), bce.sum() / 8)
+    labels = torch.tensor([3, 0, 6, 3])
+    shares = F.one_hot(labels, 7).float()
+    ce = -(shares * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(M.clip_loss(logits, labels), ce)
+    torch.testing.assert_close(M.clip_loss(logits, shares), ce)
+    smooth = -((0.9 * shares + 0.1 / 7) * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(M.clip_loss(logits, labels, 0.1), smooth)
+
+
+# ------------------------------------------------------------------------------------------------
+# Oracles: the stream
+# ------------------------------------------------------------------------------------------------
+
+
+def test_data_batches_are_a_function_of_the_step(data_folder):
+    """Resumed at a step, with other numbers of workers: the same tensors. Epochs are complete."""
+    options = dict(colour=0.3, mixup=0.4, steps=8)
+    whole = data_batches(data_stream(data_folder, **options), 0, 8)
+    assert [b.task for b in whole] == ["clips", "persons"] * 4
+    assert [b.step for b in whole] == list(range(8))
+    for workers in (1, 2):
+        again = data_batches(data_stream(data_folder, **options), 3, 8, workers=workers)
+        assert data_same(again, whole[3:])
+    (other,) = data_batches(data_stream(data_folder, seed=1, **options), 0, 1)
+    assert not torch.equal(other.video, whole[0].video)
+    assert whole[0].labels.shape == (4, 3)
+    assert torch.allclose(whole[0].labels.sum(1), torch.ones(4))
+    assert whole[1].labels.shape == (len(whole[1].boxes), 4) and whole[1].box_clip.max() <= 3
+    assert len({key for b in whole[0::2][:3] for key in b.keys}) == 12  # 3 batches of 4
+
+
+def test_data_ranks_share_the_global_batch(data_folder):
+    """Rank r of W holds clips r, r + W, ... of the one global batch, mixed with the same partners,
+    boxes included."""
+
+    def stream():
+        return data_stream(data_folder, mixup=0.4, batch=8)
+
+    for step, name in ((0, "clips"), (1, "persons")):
+        (whole,) = data_batches(stream(), step, step + 1)
+        for world, micro in ((2, 1), (4, 1), (2, 2)):
+            parts = [
+                (rank + part * world, batch)
+                for rank in range(world)
+                for part, batch in enumerate(
+                    data_batches(stream(), step, step + 1, rank, world, 0, micro)
+                )
+            ]
+            assert len(parts) == world * micro
+            for first, batch in parts:
+                mine = range(first, 8, world * micro)
+                assert batch.task == name and batch.keys == [whole.keys[i] for i in mine]
+                assert torch.equal(batch.video, whole.video[list(mine)])
+                chosen = list(mine)
+                if name == "persons":
+                    chosen = [int(b) in mine for b in whole.box_clip]
+                    assert torch.equal(batch.boxes, whole.boxes[chosen])
+                    assert [mine[b] for b in batch.box_clip] == whole.box_clip[chosen].tolist()
+                assert torch.equal(batch.labels, whole.labels[chosen])
+    with pytest.raises(ValueError, match="batch = 8 is no multiple of 16"):
+        data_batches(stream(), 0, 1, 0, 8)
+
+
+@pytest.mark.parametrize(
+    "schedule, low, high", [("round_robin", 21, 21), ("weighted", 10, 10), ("accumulate", 41, 41)]
+)
+def test_data_schedules_and_epochs(schedule, low, high, data_folder):
+    clips, persons = data_tasks(batch=5)
+    clips.weight, persons.weight = 1.0, 3.0
+    datasets = {task.name: data.open_task(task, data_folder) for task in (clips, persons)}
+    stream = data.Stream(datasets, schedule, 7, 41)
+    tasks = [stream.tasks_at(step) for step in range(41)]
+    assert low <= sum("clips" in names for names in tasks) <= high
+    assert (tasks[0] == ["clips", "persons"]) == (schedule == "accumulate")
+    for name, size in (("clips", 12), ("persons", len(datasets["persons"]))):
+        steps = [step for step in range(41) if name in stream.tasks_at(step)]
+        places = [place for step in steps for place in stream.positions(step, name)]
+        assert places == list(range(len(places)))  # consecutive, whatever the schedule
+        found = [stream.locate(name, place) for place in places]
+        for epoch in range(len(found) // size):
+            part = found[epoch * size : (epoch + 1) * size]
+            assert sorted(part) == [(epoch, i) for i in range(size)]
+        orders = [[i for _, i in found[k * size : (k + 1) * size]] for k in range(2)]
+        assert len(found) < 2 * size or orders[0] != orders[1]
+        parts = [place for rank in range(3) for place in stream.positions(steps[9], name, rank, 3)]
+        assert sorted(parts) == places[45:50]  # every rank's of the tenth batch
+    same, longer = (data.Stream(datasets, schedule, 7, steps) for steps in (41, 99))
+    assert [same.tasks_at(s) for s in range(41)] == tasks and same.state() == stream.state()
+    assert schedule == "weighted" or [longer.tasks_at(s) for s in range(41)] == tasks
+    assert data.Stream(datasets, seed=8).state() != data.Stream(datasets, seed=7).state()
+    relabelled = data.open_task(clips, data_folder)
+    relabelled.items.label[3] = 0 if relabelled.items.label[3] else 1
+    states = [data.Stream({"clips": d}).state() for d in (relabelled, datasets["clips"])]
+    assert states[0] != states[1]
+
+
+def test_data_evaluation_is_complete(data_folder):
+    """Every item once on any number of ranks; V views of an item in a row, each as it is alone."""
+    tasks = data_tasks(views=[3, 3], batch=18)
+    clips, persons = (data.open_task(task, data_folder, "val") for task in tasks)
+    for dataset, views in ((clips, 9), (persons, 1)):
+        keys = [
+            key
+            for rank in range(2)
+            for b in data.evaluation_batches(dataset, 18, rank, 2, workers=rank)
+            for key in b.keys
+        ]
+        assert sorted(keys) == sorted([item.key for item in dataset.items] * views)
+        assert all(len(set(keys[i : i + views])) == 1 for i in range(0, len(keys), views))
+    batch = next(data.evaluation_batches(clips, 18, workers=0))
+    assert batch.video.shape == (18, 4, 32, 32, 3) and batch.valid.all()
+    assert batch.labels.tolist() == [0] * 9 + [1] * 9
+    starts = np.linspace(0, 2.0 - 4 * 0.16, 3)  # v0 lasts 2 s
+    for view in range(9):
+        times, left = starts[view // 3] + np.arange(4) * 0.16, [0, 14, 28][view % 3]
+        full = data.decode_clip(data_folder / "videos/v0.mp4", times, 40)
+        assert np.array_equal(batch.video[view], full[:, 4:36, left : left + 32])
+    batch = next(data.evaluation_batches(persons, 4, workers=0))
+    assert batch.video.shape == (1, 4, 48, 64, 3)
+    assert torch.allclose(batch.boxes, torch.from_numpy(batch.boxes_source).float())

@@ -305,3 +305,59 @@ def tiny_run(tiny_world, tmp_path_factory):
     """The whole demo at tiny size, through the command line: its folder, what it printed."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     return out, run_command(*run_options(tiny_world, out, "--preview", 2), run=run_python).stdout
+
+
+MODEL_VARIANTS = {
+    "vivit": dict(cls=True, pool="cls"),
+    "vivit-mean": dict(),
+    "demo": dict(pos="learned-axes", qk_init="mimetic"),
+    "videomae": dict(pool="mean-norm", gelu="none", pos="sincos", eps=0.05, final_eps=0.2),
+}
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """videos/v0.mp4 .. v11.mp4 of 2 to 3 seconds with annotations for a clip and a box task."""
+    root = tmp_path_factory.mktemp("data")
+    for i in range(12):
+        write_movie(root / f"videos/v{i}.mp4", frames=50 + 2 * i, g=24, bf=3)
+    write_lines(root / "list.txt", *(f"v{i}.mp4 {i % 3}" for i in range(12)))
+    write_lines(
+        root / "boxes.csv",
+        *(
+            f"v{i},{t:04d},0.1,0.2,0.5,0.9,{1 + (i + t) % 4},0\nv{i},{t}.000000,0.4,0.2,0.9,0.9,2"
+            for i in range(12)
+            for t in (0, 1, 2)
+            if i % 5 or t
+        ),
+    )
+    write_lines(root / "actions.pbtxt", *(f'item {{ name: "a{i}" id: {i} }}' for i in range(1, 5)))
+    return root
+
+
+def data_tasks(**changes):
+    common = dict(videos="videos", size=32, short_side=[40, 48], frames=4, stride=4, batch=4)
+    common |= changes
+    boxes = common | dict(labels="actions.pbtxt", mixup=0.0, views=[1, 1])
+    return (
+        data.Task("clips", "clip", train="list.txt", val="list.txt", **common),
+        data.Task("persons", "box", train="boxes.csv", val="boxes.csv", **boxes),
+    )
+
+
+def data_stream(root, seed=0, steps=20, **changes):
+    datasets = {task.name: data.open_task(task, root) for task in data_tasks(**changes)}
+    return data.Stream(datasets, "round_robin", seed, steps)
+
+
+def data_batches(stream, start, stop, rank=0, world=1, workers=0, micro=1):
+    steps = data.training_batches(stream, start, stop, rank, world, workers, micro)
+    return [batch for step in steps for batch in step]
+
+
+def data_same(a, b):
+    fields = zip(
+        *([value for batch in batches for value in vars(batch).values()] for batches in (a, b)),
+        strict=True,
+    )
+    return all(np.array_equal(x, y) for x, y in fields)

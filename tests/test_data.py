@@ -14,40 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ENVIRONMENT, HERE, open_written, write_lines, write_movie
+from helpers import (
+    ENVIRONMENT,
+    HERE,
+    data_batches,
+    data_same,
+    data_stream,
+    data_tasks,
+    open_written,
+    write_lines,
+    write_movie,
+)
 
 import data
 from extras import recipe
-
-
-@pytest.fixture(scope="session")
-def data_folder(tmp_path_factory):
-    """videos/v0.mp4 .. v11.mp4 of 2 to 3 seconds with annotations for a clip and a box task."""
-    root = tmp_path_factory.mktemp("data")
-    for i in range(12):
-        write_movie(root / f"videos/v{i}.mp4", frames=50 + 2 * i, g=24, bf=3)
-    write_lines(root / "list.txt", *(f"v{i}.mp4 {i % 3}" for i in range(12)))
-    write_lines(
-        root / "boxes.csv",
-        *(
-            f"v{i},{t:04d},0.1,0.2,0.5,0.9,{1 + (i + t) % 4},0\nv{i},{t}.000000,0.4,0.2,0.9,0.9,2"
-            for i in range(12)
-            for t in (0, 1, 2)
-            if i % 5 or t
-        ),
-    )
-    write_lines(root / "actions.pbtxt", *(f'item {{ name: "a{i}" id: {i} }}' for i in range(1, 5)))
-    return root
-
-
-def data_tasks(**changes):
-    common = dict(videos="videos", size=32, short_side=[40, 48], frames=4, stride=4, batch=4)
-    common |= changes
-    boxes = common | dict(labels="actions.pbtxt", mixup=0.0, views=[1, 1])
-    return (
-        data.Task("clips", "clip", train="list.txt", val="list.txt", **common),
-        data.Task("persons", "box", train="boxes.csv", val="boxes.csv", **boxes),
-    )
 
 
 def data_sample(dataset, index, seed=None):
@@ -56,16 +36,6 @@ def data_sample(dataset, index, seed=None):
         return data.evaluation_sample(dataset.task, dataset.items[index])
     rng = np.random.default_rng([seed])
     return data.training_sample(dataset.task, dataset.items[index], rng)
-
-
-def data_stream(root, seed=0, steps=20, **changes):
-    datasets = {task.name: data.open_task(task, root) for task in data_tasks(**changes)}
-    return data.Stream(datasets, "round_robin", seed, steps)
-
-
-def data_batches(stream, start, stop, rank=0, world=1, workers=0, micro=1):
-    steps = data.training_batches(stream, start, stop, rank, world, workers, micro)
-    return [batch for step in steps for batch in step]
 
 
 # annotations ----------------------------------------------------------------------------------
@@ -600,96 +570,6 @@ def test_data_colour_and_normalise():
 # the stream -----------------------------------------------------------------------------------
 
 
-def data_same(a, b):
-    fields = zip(
-        *([value for batch in batches for value in vars(batch).values()] for batches in (a, b)),
-        strict=True,
-    )
-    return all(np.array_equal(x, y) for x, y in fields)
-
-
-def test_data_batches_are_a_function_of_the_step(data_folder):
-    """Resumed at a step, with other numbers of workers: the same tensors. Epochs are complete."""
-    options = dict(colour=0.3, mixup=0.4, steps=8)
-    whole = data_batches(data_stream(data_folder, **options), 0, 8)
-    assert [b.task for b in whole] == ["clips", "persons"] * 4
-    assert [b.step for b in whole] == list(range(8))
-    for workers in (1, 2):
-        again = data_batches(data_stream(data_folder, **options), 3, 8, workers=workers)
-        assert data_same(again, whole[3:])
-    (other,) = data_batches(data_stream(data_folder, seed=1, **options), 0, 1)
-    assert not torch.equal(other.video, whole[0].video)
-    assert whole[0].labels.shape == (4, 3)
-    assert torch.allclose(whole[0].labels.sum(1), torch.ones(4))
-    assert whole[1].labels.shape == (len(whole[1].boxes), 4) and whole[1].box_clip.max() <= 3
-    assert len({key for b in whole[0::2][:3] for key in b.keys}) == 12  # 3 batches of 4
-
-
-def test_data_ranks_share_the_global_batch(data_folder):
-    """Rank r of W holds clips r, r + W, ... of the one global batch, mixed with the same partners,
-    boxes included."""
-
-    def stream():
-        return data_stream(data_folder, mixup=0.4, batch=8)
-
-    for step, name in ((0, "clips"), (1, "persons")):
-        (whole,) = data_batches(stream(), step, step + 1)
-        for world, micro in ((2, 1), (4, 1), (2, 2)):
-            parts = [
-                (rank + part * world, batch)
-                for rank in range(world)
-                for part, batch in enumerate(
-                    data_batches(stream(), step, step + 1, rank, world, 0, micro)
-                )
-            ]
-            assert len(parts) == world * micro
-            for first, batch in parts:
-                mine = range(first, 8, world * micro)
-                assert batch.task == name and batch.keys == [whole.keys[i] for i in mine]
-                assert torch.equal(batch.video, whole.video[list(mine)])
-                chosen = list(mine)
-                if name == "persons":
-                    chosen = [int(b) in mine for b in whole.box_clip]
-                    assert torch.equal(batch.boxes, whole.boxes[chosen])
-                    assert [mine[b] for b in batch.box_clip] == whole.box_clip[chosen].tolist()
-                assert torch.equal(batch.labels, whole.labels[chosen])
-    with pytest.raises(ValueError, match="batch = 8 is no multiple of 16"):
-        data_batches(stream(), 0, 1, 0, 8)
-
-
-@pytest.mark.parametrize(
-    "schedule, low, high", [("round_robin", 21, 21), ("weighted", 10, 10), ("accumulate", 41, 41)]
-)
-def test_data_schedules_and_epochs(schedule, low, high, data_folder):
-    clips, persons = data_tasks(batch=5)
-    clips.weight, persons.weight = 1.0, 3.0
-    datasets = {task.name: data.open_task(task, data_folder) for task in (clips, persons)}
-    stream = data.Stream(datasets, schedule, 7, 41)
-    tasks = [stream.tasks_at(step) for step in range(41)]
-    assert low <= sum("clips" in names for names in tasks) <= high
-    assert (tasks[0] == ["clips", "persons"]) == (schedule == "accumulate")
-    for name, size in (("clips", 12), ("persons", len(datasets["persons"]))):
-        steps = [step for step in range(41) if name in stream.tasks_at(step)]
-        places = [place for step in steps for place in stream.positions(step, name)]
-        assert places == list(range(len(places)))  # consecutive, whatever the schedule
-        found = [stream.locate(name, place) for place in places]
-        for epoch in range(len(found) // size):
-            part = found[epoch * size : (epoch + 1) * size]
-            assert sorted(part) == [(epoch, i) for i in range(size)]
-        orders = [[i for _, i in found[k * size : (k + 1) * size]] for k in range(2)]
-        assert len(found) < 2 * size or orders[0] != orders[1]
-        parts = [place for rank in range(3) for place in stream.positions(steps[9], name, rank, 3)]
-        assert sorted(parts) == places[45:50]  # every rank's of the tenth batch
-    same, longer = (data.Stream(datasets, schedule, 7, steps) for steps in (41, 99))
-    assert [same.tasks_at(s) for s in range(41)] == tasks and same.state() == stream.state()
-    assert schedule == "weighted" or [longer.tasks_at(s) for s in range(41)] == tasks
-    assert data.Stream(datasets, seed=8).state() != data.Stream(datasets, seed=7).state()
-    relabelled = data.open_task(clips, data_folder)
-    relabelled.items.label[3] = 0 if relabelled.items.label[3] else 1
-    states = [data.Stream({"clips": d}).state() for d in (relabelled, datasets["clips"])]
-    assert states[0] != states[1]
-
-
 def test_data_draws_follow_from_the_name_of_a_task(data_folder):
     """Beside whatever other tasks, in whatever order, a task's clips and crops are the same."""
     clips, persons = data_tasks(colour=0.3)
@@ -797,32 +677,6 @@ def test_data_mixup_is_the_mixture(data_folder):
             share = float(b.labels[i][a.labels[i]])
             pixels = share * a.video[i].float() + (1 - share) * a.video[other].float()
             assert (pixels - b.video[i].float()).abs().max() <= 0.51
-
-
-def test_data_evaluation_is_complete(data_folder):
-    """Every item once on any number of ranks; V views of an item in a row, each as it is alone."""
-    tasks = data_tasks(views=[3, 3], batch=18)
-    clips, persons = (data.open_task(task, data_folder, "val") for task in tasks)
-    for dataset, views in ((clips, 9), (persons, 1)):
-        keys = [
-            key
-            for rank in range(2)
-            for b in data.evaluation_batches(dataset, 18, rank, 2, workers=rank)
-            for key in b.keys
-        ]
-        assert sorted(keys) == sorted([item.key for item in dataset.items] * views)
-        assert all(len(set(keys[i : i + views])) == 1 for i in range(0, len(keys), views))
-    batch = next(data.evaluation_batches(clips, 18, workers=0))
-    assert batch.video.shape == (18, 4, 32, 32, 3) and batch.valid.all()
-    assert batch.labels.tolist() == [0] * 9 + [1] * 9
-    starts = np.linspace(0, 2.0 - 4 * 0.16, 3)  # v0 lasts 2 s
-    for view in range(9):
-        times, left = starts[view // 3] + np.arange(4) * 0.16, [0, 14, 28][view % 3]
-        full = data.decode_clip(data_folder / "videos/v0.mp4", times, 40)
-        assert np.array_equal(batch.video[view], full[:, 4:36, left : left + 32])
-    batch = next(data.evaluation_batches(persons, 4, workers=0))
-    assert batch.video.shape == (1, 4, 48, 64, 3)
-    assert torch.allclose(batch.boxes, torch.from_numpy(batch.boxes_source).float())
 
 
 def test_data_damaged_videos_in_training_and_evaluation(data_folder, tmp_path):

@@ -7,27 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import model_oracle, tiny_inputs, tiny_model
+from helpers import MODEL_VARIANTS, tiny_inputs, tiny_model
 
 import model as M
-
-MODEL_VARIANTS = {
-    "vivit": dict(cls=True, pool="cls"),
-    "vivit-mean": dict(),
-    "demo": dict(pos="learned-axes", qk_init="mimetic"),
-    "videomae": dict(pool="mean-norm", gelu="none", pos="sincos", eps=0.05, final_eps=0.2),
-}
 
 
 def model_grads(net):
     return {name: p.grad for name, p in net.named_parameters()}
-
-
-@pytest.mark.parametrize("variant", MODEL_VARIANTS)
-def test_model_encoder_is_the_textbook_formula(variant):
-    enc, (video, _, _) = tiny_model(**MODEL_VARIANTS[variant]).encoder, tiny_inputs()
-    for ours, oracle in zip(enc(video), model_oracle(enc, video), strict=True):
-        torch.testing.assert_close(ours, oracle, atol=5e-6, rtol=1e-5)
 
 
 def test_model_sizes_have_the_known_parameter_counts():
@@ -154,81 +140,6 @@ def test_model_starts_as_told():
         assert [part.std(other).max() > 1e-6 for other in range(3)] == [i == axis for i in range(3)]
 
 
-def model_roi_oracle(features, box, bins):
-    """torchvision's C++ kernel with aligned=True and sampling_ratio=0, sample by sample: features
-    (h, w), box (4,) in cells, one dtype -> (bins, bins)."""
-    h, w = features.shape
-    x1, y1, x2, y2 = (c - 0.5 for c in box)
-    bin_h, bin_w = (y2 - y1) / bins, (x2 - x1) / bins
-    ny, nx = math.ceil(bin_h), math.ceil(bin_w)
-
-    def bilinear(y, x):
-        y, x = max(y, 0.0), max(x, 0.0)
-        top, left = min(int(y), h - 1), min(int(x), w - 1)
-        dy, dx = (y - top if top < h - 1 else 0.0), (x - left if left < w - 1 else 0.0)
-        low, right = min(top + 1, h - 1), min(left + 1, w - 1)
-        upper = features[top, left] * (1 - dx) + features[top, right] * dx
-        return upper * (1 - dy) + (features[low, left] * (1 - dx) + features[low, right] * dx) * dy
-
-    out = np.zeros((bins, bins), features.dtype)
-    for p in range(bins):
-        for q in range(bins):
-            for i in range(ny):
-                for j in range(nx):
-                    y = y1 + p * bin_h + (i + 0.5) * bin_h / ny
-                    x = x1 + q * bin_w + (j + 0.5) * bin_w / nx
-                    out[p, q] += bilinear(y, x) / (ny * nx)
-    return out
-
-
-MODEL_BOXES = [  # x1, y1, x2, y2 in cells of a map of 9 rows and 13 columns
-    (1.3, 2.1, 6.7, 7.9),
-    (0, 0, 13, 9),
-    (4.2, 3.3, 4.9, 3.8),  # inside, whole, below one cell
-    (0, 0, 5.1, 4.4),
-    (8.2, 5.3, 13, 9),  # at the border
-    (0, 1, 0, 4),
-    (3, 9, 8, 9),
-    (0, 0, 0.4, 0.3),  # on the border, in a corner
-    (5, 5, 5, 5),
-    (2.5, 1.5, 2.5, 6),
-    (13, 9, 13, 9),  # empty, line
-    (0, 3, 13, 3.001),
-]
-
-
-@pytest.mark.parametrize("bins", [1, 3, 7, 8])
-@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 1e-6)])
-def test_model_roi_align_is_torchvisions_kernel(dtype, tolerance, bins):
-    maps = np.random.default_rng(0).uniform(-1, 1, (2, 9, 13)).astype(dtype)
-    box_clip = torch.arange(len(MODEL_BOXES)) * 7 % 2
-    boxes = np.array(MODEL_BOXES, dtype)
-    x1, y1, x2, y2 = torch.from_numpy(boxes).unbind(1)
-    down, across = M.align_weights(y1, y2, 9, bins), M.align_weights(x1, x2, 13, bins)
-    ours = down @ torch.from_numpy(maps)[box_clip] @ across.mT  # (K, bins, bins)
-    features = torch.from_numpy(maps)[..., None]  # (2, 9, 13, 1)
-    best = M.pool_boxes(features, down, across, box_clip)[:, 0]
-    for k, box in enumerate(boxes):
-        oracle = model_roi_oracle(maps[box_clip[k]], box, bins)
-        np.testing.assert_allclose(ours[k].numpy(), oracle, 0, tolerance, err_msg=str(box))
-        assert abs(best[k].item() - oracle.max()) < tolerance, box
-
-
-def test_model_box_head_is_time_mean_then_roi_align_then_max():
-    heads = {"boxes": M.Head("box", 7, roi_size=3)}
-    net, (_, boxes, box_clip) = tiny_model(heads).double(), tiny_inputs()
-    boxes[0] += torch.tensor([-0.5, 0.0, 0.0, 0.7])  # beyond the frame: clipped
-    pooled, tokens = torch.randn(3, 24).double(), torch.randn(3, 4, 6, 4, 24).double()
-    cells = (boxes.clamp(0, 1) * torch.tensor([4, 6, 4, 6])).numpy()
-    net.heads["boxes"].float()  # the head computes in float32
-    ours = net.classify((pooled, tokens), "boxes", boxes, box_clip)
-    for k, b in enumerate(box_clip.tolist()):
-        maps = tokens[b].mean(0).numpy()
-        bins = [model_roi_oracle(maps[..., d], cells[k], 3).max() for d in range(24)]
-        x = torch.from_numpy(np.array(bins, np.float32))
-        torch.testing.assert_close(ours[k], net.heads["boxes"].fc(x))
-
-
 @pytest.mark.parametrize("counts", [(0, 0, 0), (1, 0, 0), (0, 5, 2), (3, 3, 3), (9, 0, 1)])
 def test_model_boxes_in_any_order_and_number_each_meet_their_own_clip(counts):
     """And no clip's gradient depends on the boxes of another."""
@@ -310,21 +221,6 @@ def test_model_no_boxes_is_an_exact_zero_with_zero_gradients():
         for name, grad in model_grads(net).items():
             used = not name.startswith("heads.clips")
             assert (grad is not None and not grad.any()) if used else grad is None, name
-
-
-def test_model_losses_are_their_formulas():
-    logits, target = torch.randn(4, 7), (torch.rand(4, 7) < 0.3).float()
-    p = logits.sigmoid()
-    bce = -(target * p.log() + (1 - target) * (1 - p).log())
-    torch.testing.assert_close(M.box_loss(logits, target), bce.sum() / 4)
-    torch.testing.assert_close(M.box_loss(logits, target, 8), bce.sum() / 8)
-    labels = torch.tensor([3, 0, 6, 3])
-    shares = F.one_hot(labels, 7).float()
-    ce = -(shares * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(M.clip_loss(logits, labels), ce)
-    torch.testing.assert_close(M.clip_loss(logits, shares), ce)
-    smooth = -((0.9 * shares + 0.1 / 7) * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(M.clip_loss(logits, labels, 0.1), smooth)
 
 
 MODEL_BOX = [[0.2, 0.3, 0.5, 0.9]]
