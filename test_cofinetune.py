@@ -1,5 +1,6 @@
 """The promises of the method, as executable examples."""
 
+import heapq
 import json
 import math
 import os
@@ -7,15 +8,19 @@ import resource
 import shutil
 import signal
 import time
+from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import (
+    AVA_LABELS,
     HERE,
     MODEL_VARIANTS,
     SGD,
+    ava_map,
+    ava_random,
     data_batches,
     data_same,
     data_stream,
@@ -37,6 +42,7 @@ from helpers import (
     write_lines,
 )
 
+import ava_eval
 import cofinetune
 import data
 import model as M
@@ -847,17 +853,17 @@ def test_data_ranks_share_the_global_batch(data_folder):
 
     for step, name in ((0, "clips"), (1, "persons")):
         (whole,) = data_batches(stream(), step, step + 1)
-        for world, micro in ((2, 1), (4, 1), (2, 2)):
+        for ranks, micro in ((2, 1), (4, 1), (2, 2)):
             parts = [
-                (rank + part * world, batch)
-                for rank in range(world)
+                (rank + part * ranks, batch)
+                for rank in range(ranks)
                 for part, batch in enumerate(
-                    data_batches(stream(), step, step + 1, rank, world, 0, micro)
+                    data_batches(stream(), step, step + 1, rank, ranks, 0, micro)
                 )
             ]
-            assert len(parts) == world * micro
+            assert len(parts) == ranks * micro
             for first, batch in parts:
-                mine = range(first, 8, world * micro)
+                mine = range(first, 8, ranks * micro)
                 assert batch.task == name and batch.keys == [whole.keys[i] for i in mine]
                 assert torch.equal(batch.video, whole.video[list(mine)])
                 chosen = list(mine)
@@ -927,3 +933,114 @@ def test_data_evaluation_is_complete(data_folder):
     batch = next(data.evaluation_batches(persons, 4, workers=0))
     assert batch.video.shape == (1, 4, 48, 64, 3)
     assert torch.allclose(batch.boxes, torch.from_numpy(batch.boxes_source).float())
+
+
+# ------------------------------------------------------------------------------------------------
+# Oracles: the metric
+# ------------------------------------------------------------------------------------------------
+
+
+def ava_oracle(truth_lines, found_lines, excluded, protocol) -> dict:
+    """{class: AP} by the rules, one keyframe, one class, one box at a time."""
+    official, mmaction2 = protocol in ("official-2019", "official-2020"), protocol == "mmaction2"
+
+    def parse(lines, cap) -> dict:
+        frames = defaultdict(list)
+        for line in lines:
+            video, time, x1, y1, x2, y2, label, *score = line.split(",")
+            rows = frames[video, int(time)]
+            row = (float(score[0]) if score else 1.0, int(label), *map(float, (y1, x1, y2, x2)))
+            if int(label) not in AVA_LABELS:
+                continue
+            elif not official:
+                rows.append(row)
+            elif not cap or len(rows) < cap:
+                heapq.heappush(rows, row)
+            elif row[0] > rows[0][0]:
+                heapq.heapreplace(rows, row)
+        return {
+            key: sorted(rows, key=lambda row: -row[0]) if official or mmaction2 else rows
+            for key, rows in frames.items()
+        }
+
+    truth, found = parse(truth_lines, 0), parse(found_lines, 50)
+    seen = (line.split(",") for line in (truth_lines if mmaction2 else found_lines))
+    order = dict.fromkeys((row[0], int(row[1])) for row in seen if int(row[6]) in AVA_LABELS)
+    known = {key for key, rows in truth.items() if rows} if mmaction2 else truth
+    if protocol in ("official-2020", "mmaction2"):
+        order = [key for key in order if key in known]
+    real, result = np.float32 if mmaction2 else float, {}
+    for c in AVA_LABELS:
+        scores, hits = [], []
+        positives = sum(
+            row[1] == c
+            for key, rows in truth.items()
+            for row in rows
+            if mmaction2 or key not in excluded
+        )
+        for key in order:
+            if key in excluded or key not in found:
+                continue
+            boxes = [row[2:] for row in truth.get(key, ()) if row[1] == c]
+            boxes = np.array(boxes, real).reshape(-1, 4)
+            rows = [r for r in found[key] if r[1] == c and r[2] < r[4] and r[3] < r[5]]
+            if protocol == "official-2018":
+                rows = [rows[i] for i in np.argsort([row[0] for row in rows])[::-1]]
+            taken = set()
+            for row in rows:
+                box = np.array(row[2:], real)
+                inner = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+                inner = np.maximum(inner.astype(float), 0).prod(1)
+                area = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+                overlap = inner / (area - inner)
+                best = int(np.argmax(overlap)) if len(boxes) else -1
+                scores.append(row[0])
+                hits.append(best >= 0 and overlap[best] >= 0.5 and best not in taken)
+                taken |= {best} if hits[-1] else set()
+        if positives and (scores or not mmaction2):
+            hits = np.array(hits, bool)[np.argsort(np.array(scores, real))[::-1]]
+            precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+            result[c] = sum(precision[i:].max() for i in np.flatnonzero(hits)) / positives
+    return result
+
+
+@pytest.mark.parametrize("protocol", ava_eval.PROTOCOLS)
+def test_ava_agrees_with_a_plain_evaluator(tmp_path, protocol):
+    for seed in range(30):
+        truth, found, lines = ava_random(seed, digits=seed % 3)
+        lines = None if protocol == "official-2020" else lines
+        expected = ava_oracle(truth, found, {("v0", 902), ("v1", 903)} if lines else (), protocol)
+        result = ava_map(tmp_path, truth, found, protocol, lines)
+        for one in result["per_class"]:
+            want = expected.get(one["id"])
+            assert one["ap"] == (want if want is None else pytest.approx(want, abs=1e-9)), seed
+        assert result["mAP"] == pytest.approx(np.mean(list(expected.values())), abs=1e-9)
+        assert result["protocol"] == protocol
+
+
+def test_ava_by_hand(tmp_path):
+    truth = ["v,902,0,0,1,1,1", "v,903,0,0,1,1,1", "v,902,0,0,1,1,2"]
+    found = [
+        "v,902,0,0,1,0.5,1,0.9",  # IoU exactly 0.5: found, precision 1 at recall 1/2
+        "v,902,0,0,1,1,1,0.8",  # better placed, but the box is taken
+        "v,903,0,0,1,0.49,1,0.7",  # IoU 0.49
+        "v,903,0,0,1,1,1,0.6",
+    ]  # found, precision 1/2 at recall 1
+    result = ava_map(tmp_path, truth, found)
+    assert [one["ap"] for one in result["per_class"]] == [0.75, 0.0, None]
+    assert [one["recall"] for one in result["per_class"]] == [1.0, 0.0, 0.0]
+    assert result["mAP"] == 0.375 and result["classes"] == 2
+    truth = ["v,902,0,0,1,1,1", "v,902,0,0,1,0.9,1"]  # no second choice, though it covers the other
+    found = ["v,902,0,0,1,1,1,0.9", "v,902,0,0,1,0.96,1,0.8"]
+    assert ava_map(tmp_path, truth, found)["mAP"] == 0.5
+    found = ["v,902,.125,0,.875,1,1,.9", "v,902,0,0,.75,1,1,.8"]  # the first is as near to both:
+    for ids, official, slowfast in (
+        ((1, 2), 1, 0.5),
+        ((2, 1), 0.5, 0.5),
+    ):  # the higher person id first
+        truth = [f"v,902,0,0,.75,1,1,{ids[0]}", f"v,902,.25,0,1,1,1,{ids[1]}"]
+        assert ava_map(tmp_path, truth, found)["mAP"] == official
+        assert ava_map(tmp_path, truth, found, "slowfast")["mAP"] == slowfast
+        first = ["u,902,0,0,.1,.1,1"]  # on another keyframe: one more box, nowhere near
+        result = ava_map(tmp_path, first + truth, found, "mmaction2")
+        assert result["mAP"] == pytest.approx(official * 2 / 3)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import random
 import runpy
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import ava_eval
 import cofinetune
 import data
 import model as M
@@ -361,3 +363,51 @@ def data_same(a, b):
         strict=True,
     )
     return all(np.array_equal(x, y) for x, y in fields)
+
+
+AVA_LABELS = {1: "a", 2: "b", 4: "c"}  # 3 is foreign
+
+
+def ava_file(path, rows) -> str:
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return str(path)
+
+
+def ava_map(folder, truth, found, protocol=None, exclusions=None, **options) -> dict:
+    files = [ava_file(folder / name, rows) for name, rows in (("g.csv", truth), ("d.csv", found))]
+    if exclusions is not None:
+        exclusions = ava_file(folder / "e.csv", exclusions)
+    return ava_eval.evaluate(*files, AVA_LABELS, exclusions, protocol, **options)
+
+
+def ava_random(seed: int, digits: int = 0) -> tuple[list, list, list]:
+    """Truth, detections, exclusions: crowded keyframes, duplicates, keyframes without truth,
+    foreign labels, inverted boxes, shuffled. Few digits make equal scores, 0 makes none."""
+    rng = random.Random(seed)
+
+    def box():
+        (x1, x2), (y1, y2) = (sorted(rng.sample(range(11), 2)) for _ in "xy")
+        return ",".join(f"{v / 10:.2f}" for v in (x1, y1, x2, y2))
+
+    truth, found = [], []
+    for frame in [f"v{i % 3},{902 + i // 3:04d}" for i in range(9)]:
+        boxes = [box() for _ in range(rng.randint(1, 4))]
+        for one in boxes if rng.random() < 0.8 else ():
+            truth += [
+                f"{frame},{one},{c}" + rng.choice(["", f",{rng.randrange(3)}"])
+                for c in (1, 2, 3, 4)
+                if rng.random() < 0.5
+            ]
+        for _ in range(rng.choice([0, 2, 9, 30])):
+            one = rng.choice(boxes) if rng.random() < 0.6 else box()
+            if rng.random() < 0.1:
+                one = ",".join(one.split(",")[::-1])
+            found += [
+                f"{frame},{one},{c},"
+                + (f"{rng.random():.{digits}f}" if digits else repr(rng.random()))
+                for c in (1, 2, 3, 4)
+            ]
+    if seed % 2:
+        rng.shuffle(truth)
+        rng.shuffle(found)
+    return truth, found, ["v0,0902", "v1,0903"]
