@@ -1072,10 +1072,17 @@ def jitter_colour(rng: np.random.Generator, video: np.ndarray, strength: float) 
     bright, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     luma = np.array([0.299, 0.587, 0.114])
     turn = bright * contrast * (saturation * np.eye(3) + (1 - saturation) * luma)  # (out, in)
+    turn = turn.T.astype(np.float32)
     grey = bright * (1 - contrast) * (video[..., ::4, ::8, ::8, :] @ luma).mean()
-    pixels = video.reshape(-1, 3).astype(np.float32)
-    pixels = pixels @ turn.T.astype(np.float32) + np.float32(grey)
-    return np.rint(pixels.clip(0, 255)).astype(np.uint8).reshape(video.shape)
+    result = np.empty_like(video)
+    height, width = video.shape[-3:-1]
+    old, new = video.reshape(-1, height * width, 3), result.reshape(-1, height * width, 3)
+    for frame, changed in zip(old, new, strict=True):  # one by one they stay in the cache
+        pixels = frame.astype(np.float32) @ turn
+        pixels += np.float32(grey)
+        np.clip(pixels, 0, 255, out=pixels)
+        changed[:] = np.rint(pixels, out=pixels)
+    return result
 
 
 def normalise(video: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
