@@ -29,6 +29,8 @@ from helpers import (
 import data
 from extras import recipe
 
+pytest_plugins = ["helpers"]  # its fixtures
+
 
 def data_sample(dataset, index, seed=None):
     """An item as it is trained, or (None) evaluated."""
