@@ -9,6 +9,14 @@ import signal
 import sys
 
 
+def sentence_of_killed(rank: int, number: int) -> str:
+    why = " (the system kills when memory runs out)" if number == signal.SIGKILL else ""
+    return (
+        f"rank {rank} was killed by {signal.Signals(number).name}{why}; "
+        "the same command goes on from the last checkpoint"
+    )
+
+
 def main(arguments: list[str]) -> int:
     logging.disable(logging.ERROR)  # the launcher's own report of what the sentence says better
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -23,11 +31,7 @@ def main(arguments: list[str]) -> int:
         if isinstance(message, dict):
             message = message.get("message", "")
         if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            message = (
-                f"rank {rank} was killed by {name} (the system kills when memory runs out); the "
-                "same command goes on from the last checkpoint"
-            )
+            message = sentence_of_killed(rank, -failure.exitcode)
         if message:
             print(message, file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode

@@ -268,6 +268,7 @@ class Log:
         self.waited_sec, self.named = 0.0, set()
         self.since, self.steps, self.clips, self.waits, self.losses = time.time(), 0, 0, 0.0, {}
         self.patience_sec = 10  # of the first line, which has the first estimate
+        self.stepped = self.since  # when the last step ended
         if not job.first:
             return
         write_text(self.path, "".join(self.lines_before(start)))
@@ -315,7 +316,7 @@ class Log:
         for path in sorted(damaged.keys() - self.named):
             self.named.add(path)
             self.show(f"another clip of its task is trained instead: {damaged[path]}")
-        now = time.time()
+        now = self.stepped = time.time()
         clock = dict(unix=round(now, 3), waited_sec=round(self.waited_sec, 4))
         record = dict(step=step, loss=losses, lr=lr, grad_norm=norm, **extra, time=clock)
         self.file.write(json.dumps(record) + "\n")
@@ -363,7 +364,7 @@ class Log:
         self.file.write(json.dumps(dict(step=step, metrics=metrics, **more)) + "\n")
         self.file.flush()
         self.show(report.summary(metrics))
-        self.since = time.time()
+        self.since += time.time() - self.stepped  # the steps before it still count
         if self.board:
             for name, measured in metrics["task"].items():
                 value = measured["mAP"] if measured["kind"] == "box" else measured["top1"]

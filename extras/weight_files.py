@@ -98,7 +98,9 @@ def read_torch(path: str | Path) -> dict:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
-        if not name:
+        with open(path, "rb") as file:  # a text may begin with a letter that is an opcode
+            packed = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04")
+        if not name or not packed:
             raise ValueError(f"{path}: not a torch.save file of tensors") from None
         raise ValueError(
             f"{path}: refused: it holds {name[1]}, which could run code. Where you trust the file,"

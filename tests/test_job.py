@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from helpers import ENVIRONMENT, HERE, run_options, run_python, run_ranks
 
-from extras import checkpoints
+from cofinetune import Recipe
+from extras import checkpoints, launch, run
+from extras.job import Job
 
 pytest_plugins = ["helpers"]
 LIMIT_SEC = 45
@@ -144,3 +146,23 @@ def test_the_sentence_is_the_last_thing_on_the_screen():
     assert done.stderr == "error: train: unknown option --stpes, did you mean --steps?\n"
     done = run_ranks(2)("cofinetune.py", "--stpes", "3")  # torch's own launcher: within its report
     assert "did you mean --steps" in done.stderr.strip().splitlines()[-2]
+
+
+def test_memory_is_named_only_where_it_may_be_the_cause():
+    assert "killed by SIGKILL (the system kills when" in launch.sentence_of_killed(1, 9)
+    assert "killed by SIGINT; the same" in launch.sentence_of_killed(1, 2)
+
+
+def test_steps_before_an_evaluation_count_in_the_progress_line(tmp_path, monkeypatch, capsys):
+    """Two steps of 1 s, half of it waiting, an evaluation of 100 s between them."""
+    clock = [1000.0]
+    monkeypatch.setattr(run.time, "time", lambda: clock[0])
+    log = run.Log(tmp_path, Job(), Recipe(steps=2, log_every=1000), 0)
+    for step in range(2):
+        clock[0] += 1.0
+        log.waited_sec = 0.5
+        log.step(step, {"own": 1.0}, 0.1, 1.0, 2, {}, {})
+        if step == 0:
+            clock[0] += 100.0
+            log.evaluation(1, {"task": {}})
+    assert "2 clips/s  data wait 50%" in capsys.readouterr().out

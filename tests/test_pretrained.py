@@ -1324,3 +1324,11 @@ def test_pretrained_equals_hugging_face_through_interpolated_positions(kind, tmp
     oracle.save_pretrained(tmp_path)
     video = torch.randn(2, 1, 3, 96, 48).repeat(1, 2, 1, 1, 1)
     pt_parity(oracle, tmp_path, video, interpolate_pos_encoding=True)
+
+
+def test_pretrained_says_of_a_text_only_that_it_is_no_checkpoint(tmp_path):
+    """A text may begin with "c", the pickle opcode that names what would be run."""
+    text = tmp_path / "train.csv"
+    text.write_text("cam1,0.5,0.3,0.5,0.6,0.9,1\ncam1,1.5,0.3,0.5,0.6,0.9,1\n")
+    with pytest.raises(ValueError, match="not a torch.save file of tensors$"):
+        weight_files.read_torch(text)
