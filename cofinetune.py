@@ -633,6 +633,8 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     """The metrics of a checkpoint, with the recipe it was trained by or another one."""
+    if any(key.startswith("model.") for key in overrides):
+        raise ValueError("evaluate: the network is the checkpoint's, --model.KEY cannot change it")
     state = checkpoints.load(options.checkpoint)
     out = Path(overrides.pop("out", Path(state["path"]).parent / "evaluation"))
     if (out / "last.pt").exists():

@@ -107,6 +107,8 @@ def test_evaluate_gives_what_the_run_gave(tiny_world, tiny_run, tmp_path):
     assert run_metrics(tmp_path / "folder") == run_metrics(tiny_run[0])
     with pytest.raises(ValueError, match="is the folder of a run"):
         cofinetune.main(["evaluate", str(last), "--out", str(last.parent)])
+    with pytest.raises(ValueError, match="the network is the checkpoint's"):
+        cofinetune.main(["evaluate", str(last), "--model.arch", "B"])
     with pytest.raises(ValueError, match="one word too many: my.toml"):  # a forgotten --recipe
         cofinetune.main(["train", "my.toml"])
 

@@ -222,11 +222,9 @@ class Run:
 
 def lock(folder: Path):
     """Hold a run's folder for this process, until it ends in whatever way. ValueError if it is
-    held. Where the system has no such locks (Windows) two runs are not told apart."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
+    held."""
+    import fcntl
+
     file = open(folder / ".lock", "w")
     try:
         # Not flock, which the loader's forked workers would inherit and keep.
@@ -248,10 +246,8 @@ def memory_gib(device: torch.device) -> float:
     """The most that this process has held: of a GPU its memory, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, others KiB
 
