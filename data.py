@@ -888,20 +888,12 @@ def read_boxes(
             report["rows"] += 1
             if len(row) == 2:
                 continue
-            x1, y1, x2, y2 = box = tuple(map(to_number, row[2:6]))
-            if min(box) < -0.1 or max(box) > 1.1:
-                raise ValueError("box outside [0, 1]")
-            label = to_number(row[6].strip() or "-1")
-            if label != -1 and (label != int(label) or not 1 <= label <= classes):
-                raise ValueError(f"action {row[6]} is not in 1..{classes}")
-            score = to_number(row[7]) if scored else 1.0
-            if not 0 <= score <= 1:
-                raise ValueError(f"score {row[7]} is not in [0, 1]")
+            box, label, score = _box_of_row(row, classes, scored)
         except ValueError as error:
             header = not re.search(r"\d", ",".join(row[1:2])) and where.endswith(":1")
             hint = " (a header? These files have none)" if header else ""
             raise ValueError(f"{where}: {error}{hint}: {line[:120]}") from None
-        if x1 >= x2 or y1 >= y2:
+        if box[0] >= box[2] or box[1] >= box[3]:
             report["empty boxes dropped"] += 1
             continue
         # One person has the same numbers and the same id: rounded boxes would merge neighbours.
@@ -911,6 +903,20 @@ def read_boxes(
             person.labels.add(int(label))
         person.score = max(person.score, score)
     return {key: list(persons.values()) for key, persons in keyframes.items()}
+
+
+def _box_of_row(row: list[str], classes: int, scored: bool) -> tuple[tuple, float, float]:
+    """The box, the action (-1: none) and the score of a row. ValueError."""
+    box = tuple(map(to_number, row[2:6]))
+    if min(box) < -0.1 or max(box) > 1.1:
+        raise ValueError("box outside [0, 1]")
+    label = to_number(row[6].strip() or "-1")
+    if label != -1 and (label != int(label) or not 1 <= label <= classes):
+        raise ValueError(f"action {row[6]} is not in 1..{classes}")
+    score = to_number(row[7]) if scored else 1.0
+    if not 0 <= score <= 1:
+        raise ValueError(f"score {row[7]} is not in [0, 1]")
+    return box, label, score
 
 
 def _wrong_columns(row: list[str], scored: bool) -> str:

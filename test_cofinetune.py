@@ -551,6 +551,7 @@ def test_stages_see_every_dataset_as_often_as_cofinetuning():
     [
         ("--recipe nothing", "nothing"),
         ("--stpes 3", "did you mean --steps"),
+        ("--epochs 3", "a run's length is --steps"),
         ("--steps", "--steps"),
         ("--task.ava.btach 3", "btach"),
         ("--task.avx.batch 3", "avx"),

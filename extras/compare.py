@@ -47,6 +47,13 @@ FOLDER = HERE / "docs" / "protocols"
 # ------------------------------------------------------------------------------------------------
 
 
+def core_count() -> int:
+    """Cores that this process may use; where the system does not say (macOS), all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass
 class Method:
     """A row of the tables."""
@@ -184,7 +191,7 @@ class Comparison:
         self.jobs = jobs
         if not jobs:
             gpu = self.recipe.device != "cpu" and torch.cuda.is_available()
-            self.jobs = 1 if gpu else len(os.sched_getaffinity(0))
+            self.jobs = 1 if gpu else core_count()
         self.commit = current_commit()
         self.held_out = None
         self.worlds = set()  # that are there

@@ -38,6 +38,8 @@ def parse(words: list[str], commands: dict, method) -> tuple:
         known = [f"--{name.replace('_', '-')}" for name in known]
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f", did you mean {near[0]}?" if near else ""
+        if unknown[0].startswith("--epoch"):
+            hint = ": a run's length is --steps, updates over all tasks together"
         what = "unknown option" if unknown[0].startswith("-") else "one word too many:"
         raise ValueError(f"{command}: {what} {unknown[0]}{hint}")
     return run, options, overrides
