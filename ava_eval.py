@@ -86,7 +86,7 @@ class Table(NamedTuple):
     box_key: np.ndarray  # (B,) int32 keyframe of each box; "nothing there" is a box without rows
     corners: np.ndarray  # (B, 4) float64
     box: np.ndarray  # (n,) int32 box of each row
-    label: np.ndarray  # (n,) int32; after of_classes: int16, its place among the classes, 0 .. C-1
+    label: np.ndarray  # (n,) int32; when numbered: int16 0 .. C-1, or -1 for other classes
     score: np.ndarray  # (n,) float64; of ground truth: the person id, or 1
 
     def take(self, rows) -> "Table":
@@ -172,18 +172,18 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
     if rules.whole_seconds:
         refuse_fractions(truth)
         refuse_fractions(det)
-    listed_truth, listed_det = of_classes(truth, labels), of_classes(det, labels)  # 1.
+    truth, det = numbered(truth, labels), numbered(det, labels)  # 1.
     in_truth, in_det, out = mark(truth.box_key), mark(det.box_key), mark(excluded)
     # to mmaction2 a keyframe with other classes alone is unknown
-    known = mark(listed_truth.key()) if rules.mmaction2 else in_truth
+    known = mark(truth.key()[truth.label >= 0]) if rules.mmaction2 else in_truth
     ignored = ~known & rules.ignore_unknown  # 2.
-    answer = by_keyframe(listed_truth, ~out | rules.mmaction2, listed_truth)
-    boxes = by_keyframe(listed_det, ~out & ~ignored, answer if rules.mmaction2 else listed_det)
+    answer = by_keyframe(truth, ~out | rules.mmaction2, truth)
+    boxes = by_keyframe(det, ~out & ~ignored, truth if rules.mmaction2 else det)
     ranked, capped = rank(boxes, answer, rules)  # 3. to 5.
     hits = match(ranked, answer, rules)  # 6. to 8.
     classes = score_classes(ranked, hits, answer, len(labels), rules)  # 9. to 11.
 
-    rows = count_rows(det, listed_det, boxes)
+    rows = count_rows(det, boxes)
     rows["dropped_by_cap"] = capped
     rows["dropped_invalid_box"] = len(boxes.box) - capped - len(hits)
     keyframes = {
@@ -197,8 +197,7 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
         "person": score_persons(boxes, answer),
         "keyframes": {what: int(marked.sum()) for what, marked in keyframes.items()},
         "rows": rows | {"evaluated": len(hits)},
-        "ground_truth_rows": count_rows(truth, listed_truth, answer)
-        | {"evaluated": len(answer.box)},
+        "ground_truth_rows": count_rows(truth, answer) | {"evaluated": len(answer.box)},
     }
     return Scored(classes, counts)
 
@@ -219,35 +218,34 @@ def refuse_fractions(table: Table) -> None:
         )
 
 
-def count_rows(table: Table, listed: Table, evaluated: Table) -> dict:
+def count_rows(table: Table, evaluated: Table) -> dict:
     without_box = len(table.box_key) - int(changes(table.box).sum())
+    others = int((table.label < 0).sum())
     return {
         "read": len(table.box) + without_box,
         "without_box": without_box,
-        "dropped_by_whitelist": len(table.box) - len(listed.box),
-        "on_ignored_or_excluded_keyframes": len(listed.box) - len(evaluated.box),
+        "dropped_by_whitelist": others,
+        "on_ignored_or_excluded_keyframes": len(table.box) - others - len(evaluated.box),
     }
 
 
-def of_classes(table: Table, labels: list) -> Table:
-    """The rows with one of the labels. `label` becomes its place among them, in 16 bits, which
-    numpy sorts in linear time."""
+def numbered(table: Table, labels: list) -> Table:
+    """`label` becomes its place among the labels, in 16 bits, which numpy sorts in linear time."""
     others = labels[-1] + 1
     place = np.full(others + 1, -1, np.int16)
     place[labels] = np.arange(len(labels))
-    table = table._replace(label=place[np.minimum(table.label, others)])
-    return table.take(np.flatnonzero(table.label >= 0))
+    return table._replace(label=place[np.minimum(table.label, others)])
 
 
 def by_keyframe(table: Table, evaluated: np.ndarray, lead: Table) -> Table:
-    """The rows on evaluated keyframes, keyframe by keyframe, each in the order of the file. The
-    keyframes come as they first appear in `lead`: thus the original scripts rank equal scores."""
-    box = lead.box[changes(lead.box)]
-    keys, first = np.unique(lead.box_key[box], return_index=True)
+    """The rows that count, keyframe by keyframe, each in the order of the file. The keyframes come
+    as they first appear in `lead`: thus the original scripts rank equal scores."""
+    box = lead.box[lead.label >= 0]
+    keys, first = np.unique(lead.box_key[box[changes(box)]], return_index=True)
     turn = np.zeros(len(table.keys), np.int32)
     turn[keys] = first
     key = table.key()
-    rows = np.flatnonzero(evaluated[key])
+    rows = np.flatnonzero(evaluated[key] & (table.label >= 0))
     return table.take(rows[np.argsort(turn[key[rows]], kind="stable")])
 
 
@@ -588,51 +586,48 @@ def keyframe_number(keys: dict, video: str, time: float) -> int:
 
 def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
     """ValueError: file:line and text of the first five bad rows, and how many more there are."""
-    box_key, corners = array("i"), array("d")
-    box, label, score = array("i"), array("i"), array("d")
-    labels, errors = {}, []
+    box_key, corners, first = array("i"), array("d"), array("q")  # keyframe, first row of each box
+    label, score = array("i"), array("d")
+    labels, errors = Labels(), []
     shared = None  # video_id to y2, the text that the rows of one box share
     opened = gzip.open if str(path).endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8-sig", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             try:
-                usual = line.count(",") == 7
-                if usual:
-                    head, text, value = line.rsplit(",", 2)
-                if not usual or head != shared:  # a new box
-                    fields = next(csv.reader([line]))
-                    if not "".join(fields).strip():
-                        continue  # an empty row, as spreadsheets leave them
+                row = line.rsplit(",", 2)
+                if row[0] != shared:  # a new box, or an unusual row
+                    quoted = '"' in line
+                    fields = next(csv.reader([line])) if quoted else line.split(",")
                     if len(fields) not in widths:
                         expected = "2" if widths == (2,) else "2, 7 or 8"
                         raise ValueError(f"columns: {len(fields)}, expected {expected}")
                     key = keyframe_number(keys, fields[0].strip(), float(fields[1]))
                     corners.extend(read_corners(fields[2:6], is_truth))
                     box_key.append(key)
-                    last, shared = len(box_key) - 1, None
+                    first.append(len(score))
+                    shared = row[0] if len(fields) == 8 and not quoted else None
                     if len(fields) == 2:
                         continue
-                    text, value = (*fields[6:], "1")[:2]
-                    if usual and '"' not in line:
-                        shared = head
-                if text not in labels:
-                    labels[text] = read_label(text)
-                value = float(value)
+                    row = [None, *fields[6:], "1"]
+                value = float(row[2])
                 if not isfinite(value):
                     raise ValueError(f"score {value}, expected a finite number")
-                box.append(last)
-                label.append(labels[text])
+                label.append(labels[row[1]])
                 score.append(value)
             except (ValueError, csv.Error) as error:
+                if not line.strip(' ,;"\t\n'):
+                    continue  # an empty row, as spreadsheets leave them
                 errors.append(bad_row(path, number, line, error) if len(errors) < 5 else "")
                 if number == 1:  # then it is usually a file of another kind
                     break
     if errors:
         more = f"\n... and {len(errors) - 5} more such rows" if len(errors) > 5 else ""
         raise ValueError("\n".join(errors[:5]) + more)
+    rows_of_box = np.diff(first, append=len(score))
+    box = np.repeat(np.arange(len(first), dtype=np.int32), rows_of_box)
     corners = np.asarray(corners).reshape(-1, 4)
-    columns = [np.asarray(column) for column in (box, label, score)]
-    return Table(str(path), keys, np.asarray(box_key), corners, *columns)
+    columns = [np.asarray(column) for column in (label, score)]
+    return Table(str(path), keys, np.asarray(box_key), corners, box, *columns)
 
 
 def read_corners(fields: list[str], is_truth: bool) -> tuple:
@@ -644,11 +639,15 @@ def read_corners(fields: list[str], is_truth: bool) -> tuple:
     return x1, y1, x2, y2
 
 
-def read_label(text: str) -> int:
-    label = float(text)
-    if not 1 <= label < 2**31 or label != int(label):
-        raise ValueError(f"label {text.strip()}, expected a whole number from 1")
-    return int(label)
+class Labels(dict):
+    """{text: label}: each text is read once."""
+
+    def __missing__(self, text: str) -> int:
+        label = float(text)
+        if not 1 <= label < 2**31 or label != int(label):
+            raise ValueError(f"label {text.strip()}, expected a whole number from 1")
+        self[text] = int(label)
+        return self[text]
 
 
 def bad_row(path, number: int, line: str, error: Exception) -> str:
