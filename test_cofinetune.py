@@ -331,11 +331,11 @@ def test_train_is_a_plain_loop(tiny_world, tmp_path, case):
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_equal_one(tiny_world, tmp_path, ranks):
-    """Parameters after 20 steps to 1e-6, with uneven boxes, micro batches on the one process."""
+    """Parameters after 10 steps to 1e-6, with uneven boxes, micro batches on the one process."""
     one, several = tmp_path / "one", tmp_path / "several"
-    run_train(tiny_world, one, *SGD, "--micro-batches", 2, steps=20)
+    run_train(tiny_world, one, *SGD, "--micro-batches", 2, steps=10)
     run_command(
-        *run_options(tiny_world, several, *SGD, "--workers", 1, steps=20), run=run_ranks(ranks)
+        *run_options(tiny_world, several, *SGD, "--workers", 1, steps=10), run=run_ranks(ranks)
     )
     state = checkpoints.load(one / "last.pt")
     start = run_start_weights(state)
@@ -635,6 +635,7 @@ def test_damaged_videos_are_replaced_counted_and_bounded(tiny_world, tmp_path):
     assert (tmp_path / "run/recipe.toml").exists()
 
 
+@pytest.mark.slow
 def test_damaged_videos_are_counted_over_all_ranks(tiny_world, tmp_path):
     """Each rank meets its own: together they are too many, and all ranks stop in one sentence."""
     root = shutil.copytree(tiny_world, tmp_path / "world")

@@ -786,7 +786,13 @@ print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
 
 
 @pytest.mark.parametrize(
-    "end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise KeyError", "os._exit(3)", ""]
+    "end",
+    [
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        "",
+        pytest.param("raise KeyError", marks=pytest.mark.slow),
+        pytest.param("os._exit(3)", marks=pytest.mark.slow),
+    ],
 )
 def test_data_workers_do_not_outlive_their_process(end, data_folder):
     script = ORPHANS.format(here=str(HERE), root=str(data_folder), end=end)
