@@ -750,7 +750,9 @@ def test_data_a_lost_worker_is_one_sentence(kill, data_folder, monkeypatch):
     """At once, whatever it was doing; the other workers leave with it."""
     monkeypatch.setattr(data, "GRACE_SEC", 1)
     faulthandler.disable()  # pytest's, which the worker would inherit
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     batches, workers = data_feed(data_folder, 2)
+    signal.signal(signal.SIGHUP, before)
     os.kill(workers[0].pid, kill)
     began = time.monotonic()
     message = {signal.SIGKILL: "memory ran out", signal.SIGBUS: "/dev/shm"}.get(kill, kill.name)
