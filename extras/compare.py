@@ -11,7 +11,7 @@ worlds, which of their settings are tuned. It goes through three phases:
 
 The unit of all statistics is a world. Differences are paired by world; an interval is of one
 protocol; another comparison of the same methods stands beside it, never in one sample with it.
-In `out`: compare.md, compare.csv (every run), compare.png, and the runs; finished runs are kept,
+In `out`: compare.md, compare.csv (every run), compare.svg, and the runs; finished runs are kept,
 stopped ones resume. With a recipe of real data a "world" is a seed, that is an initialisation and
 an order of the data, and the tuning is done on a fifth of the training videos that is held out.
 """

@@ -125,7 +125,7 @@ def found_four_times_in_five(deviation: float, worlds: int) -> float:
 
 
 def write_report(protocol, rows: list[dict], out: Path) -> None:
-    """compare.md, which is printed too, compare.csv and compare.png."""
+    """compare.md, which is printed too, compare.csv and compare.svg."""
     write_rows(out / "compare.csv", rows)
     text = [f"# {protocol.name}\n\n{protocol.question}\n"]
     commits = sorted({str(row["commit"]) for row in rows})
@@ -142,8 +142,8 @@ def write_report(protocol, rows: list[dict], out: Path) -> None:
             text += kind_tables(protocol, finals, case)
     written = "compare.md, compare.csv"
     if finals:
-        FIGURES[protocol.figure](protocol, finals, out / "compare.png")
-        written += ", compare.png"
+        FIGURES[protocol.figure](protocol, finals, out / "compare.svg")
+        written += ", compare.svg"
     text = "\n".join(part for part in text if part)
     (out / "compare.md").write_text(text)
     print(text + f"\nin {out}: {written}")
@@ -319,7 +319,7 @@ def draw_rows(protocol, rows: list[dict], path: Path) -> None:
                 label = f"{case.name} {method.name}".strip()
                 lines.append((label, values, paired(values)))
     title = f"{score_column(rows)} less {protocol.reference}"
-    charts.write(path, charts.draw_rows(lines, title))
+    charts.draw_rows(lines, title).write(path)
 
 
 def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
@@ -334,7 +334,7 @@ def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
                 label = f"{case.name} {method.name}: {kind}".strip()
                 lines.append((label, values, paired(values)))
     title = f"AP by kind of class less {protocol.reference}"
-    charts.write(path, charts.draw_rows(lines, title))
+    charts.draw_rows(lines, title).write(path)
 
 
 def draw_lines(protocol, rows: list[dict], path: Path) -> None:
@@ -349,7 +349,7 @@ def draw_lines(protocol, rows: list[dict], path: Path) -> None:
             points.append(charts.Point(case.x, *paired(values)))
         lines[method.name] = points
     title = f"{score_column(rows)} less {protocol.reference}"
-    charts.write(path, charts.draw_points(lines, title, protocol.axis, joined=True))
+    charts.draw_points(lines, title, protocol.axis, joined=True).write(path)
 
 
 def draw_kept(protocol, rows: list[dict], path: Path) -> None:
@@ -365,7 +365,7 @@ def draw_kept(protocol, rows: list[dict], path: Path) -> None:
                 label = f"{case.name} {method.name}".strip()
                 points[label] = [charts.Point(kept.mean(), *paired(scores), *paired(kept)[1:])]
     title = score_column(rows)
-    charts.write(path, charts.draw_points(points, title, "mean upstream top-1", joined=False))
+    charts.draw_points(points, title, "mean upstream top-1", joined=False).write(path)
 
 
 FIGURES = {"rows": draw_rows, "kinds": draw_kinds, "lines": draw_lines, "kept": draw_kept}

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ def test_tuning_then_noise_then_the_table(comparison, tmp_path, capsys):
     ):
         assert words in text, words
     assert "by kind of class" not in text  # which only a generated world tells
-    assert (tmp_path / "out/compare.png").stat().st_size > 1000
+    assert (tmp_path / "out/compare.svg").stat().st_size > 1000
     comparison().all_phases()
     starts = [path.read_text().split() for path in (tmp_path / "out").rglob("starts")]
     assert len(starts) == len(rows) and all(len(words) == 1 for words in starts)
@@ -318,8 +319,8 @@ def test_a_generated_world_for_every_seed_and_results_by_kind(comparison, tmp_pa
     for figure in tables.FIGURES:
         this.protocol.figure = figure
         tables.write_report(this.protocol, rows, this.out)
-        assert (this.out / "compare.png").stat().st_size > 1000
-        (this.out / "compare.png").unlink()
+        assert (this.out / "compare.svg").stat().st_size > 1000
+        (this.out / "compare.svg").unlink()
     text = (this.out / "compare.md").read_text()
     assert "| motions | +0.1000 [+0.1000, +0.1000] |  | +0.1500" in text and "## 16" in text
 
@@ -406,24 +407,62 @@ def test_compare_for_real(tmp_path):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_points_lie_where_their_numbers_say():
-    points = {"a": [charts.Point(32.0, 0.1, 0.0, 0.2), charts.Point(512.0, -0.1, -0.2, 0.0)]}
-    plane = charts.Plane(points, "title", "x", joined=True)
-    (left, top), (right, bottom) = plane.place(32, 0.2), plane.place(512, -0.2)
-    assert plane.place(128, 0) == pytest.approx(((left + right) / 2, (top + bottom) / 2))  # log2
-    picture = charts.draw_points(points, "title", "x", joined=True)
-    for point in points["a"]:
-        x, y = (round(value) for value in plane.place(point.x, point.y))
-        assert tuple(picture[y, x]) == charts.colour_of(0)
-        above = round(plane.place(point.x, point.high)[1])
-        assert tuple(picture[above + 1, x]) == charts.colour_of(0)
-        assert tuple(picture[above - 2, x]) != charts.colour_of(0)
+def elements_of(drawing, path):
+    """(name of the element, its attributes, its text) of an SVG file, as an XML reader finds it."""
+    drawing.write(path)
+    root = ElementTree.parse(path).getroot()
+    return [(one.tag.rpartition("}")[2], one.attrib, one.text) for one in root]
+
+
+def test_points_lie_where_their_numbers_say(tmp_path):
+    points = {"a <&> b": [charts.Point(32.0, 0.1, 0.0, 0.2), charts.Point(512.0, -0.1, -0.2, 0.0)]}
+    plane = charts.Plane(points, "x", joined=True)
+    left, right = plane.x.px(32), plane.x.px(512)
+    assert plane.x.px(128) == pytest.approx((left + right) / 2)  # log2
+    assert plane.y.px(0) == pytest.approx((plane.y.px(0.2) + plane.y.px(-0.2)) / 2)
+    drawing = charts.draw_points(points, "title", "x", joined=True)
+    elements = elements_of(drawing, tmp_path / "a.svg")
+    dots = [(float(at["cx"]), float(at["cy"])) for name, at, _ in elements if name == "circle"]
+    bars = []
+    for name, at, _ in elements:
+        if name == "line" and at["stroke"] == charts.COLOURS[0] and at["x1"] == at["x2"]:
+            bars.append([float(at[key]) for key in ("x1", "y1", "y2")])
+    for point in points["a <&> b"]:
+        x, y = plane.x.px(point.x), plane.y.px(point.y)
+        assert any(dot == pytest.approx((x, y), abs=0.06) for dot in dots)
+        ends = [x, plane.y.px(point.low), plane.y.px(point.high)]
+        assert any(bar == pytest.approx(ends, abs=0.06) for bar in bars)
+    texts = {text: float(at["x"]) for name, at, text in elements if name == "text"}
+    assert {"title", "x", "1 a <&> b", "+0.2", "0"} <= texts.keys()
+    assert texts["512"] == pytest.approx(right, abs=0.06)
+
+
+def test_rows_lie_where_their_numbers_say(tmp_path):
+    """A dot for each world and for the mean, a bar from end to end, numbers under their lines."""
+    lines = [("one", [0.5, -0.25], (0.125, -1.0, 1.25)), ("other", [0.0], (0.0, math.nan, 0.0))]
+    elements = elements_of(charts.draw_rows(lines, "title"), tmp_path / "a.svg")
+    numbers = {}
+    for name, at, text in elements:
+        if name == "text" and at["text-anchor"] == "middle":
+            numbers[float(text)] = float(at["x"])
+    unit = (numbers[1.0] - numbers[0.0]) / 1.0
+
+    def value(x):
+        return pytest.approx((float(x) - numbers[0.0]) / unit, abs=0.001)
+
+    dots = [at for name, at, _ in elements if name == "circle"]
+    assert [0.5, -0.25, 0.125, 0.0, 0.0] == [value(at["cx"]) for at in dots]
+    assert len({at["cy"] for at in dots}) == 4  # those of the worlds above the bar
+    (bar,) = [at for name, at, _ in elements if name == "line" and at["y1"] == at["y2"]]
+    assert -1.0 == value(bar["x1"]) and 1.25 == value(bar["x2"])
 
 
 def test_ticks_are_round_and_inside():
     for low, high in ((-0.07, 0.07), (0.61, 0.69), (0, 1), (-3, 40)):
-        ticks = charts.tick_values(low, high)
-        assert 2 <= len(ticks) <= 7 and low <= min(ticks) and max(ticks) <= high
+        scale = charts.Scale([low, high], 0, 100)
+        ticks = scale.ticks()
+        assert 2 <= len(ticks) <= 7 and scale.first <= min(ticks) and max(ticks) <= scale.last
+        assert all(f"{tick:.3g}" == f"{tick:.2g}" for tick in ticks)
 
 
 def test_the_page_says_what_the_runs_say():
