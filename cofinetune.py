@@ -320,15 +320,26 @@ def open_tasks(recipe: Recipe, job: Job) -> tuple[dict, dict]:
 
         make_world(recipe.root, **recipe.world)
     job.barrier()
-    train_sets, val_sets = {}, {}
+    return job.read_once(lambda: read_tasks(recipe, job))
+
+
+def read_tasks(recipe: Recipe, job: Job) -> tuple[dict, dict]:
+    train_sets = {}
     for task in recipe.task:
         dataset = data.open_task(task, recipe.root, "train", formats.read_clips)
         train_sets[task.name] = dataset
-        if task.val:
-            val_sets[task.name] = data.open_task(task, recipe.root, "val", formats.read_clips)
         counted = [f"{count} {what}" for what, count in dataset.report.items() if count]
         job.say(f"{task.name}: {len(dataset.classes)} classes, {', '.join(counted)}")
-    return train_sets, val_sets
+    return train_sets, read_val_sets(recipe)
+
+
+def read_val_sets(recipe: Recipe) -> dict:
+    """By task, of the tasks that have validation data."""
+    val_sets = {}
+    for task in recipe.task:
+        if task.val:
+            val_sets[task.name] = data.open_task(task, recipe.root, "val", formats.read_clips)
+    return val_sets
 
 
 def check_evaluation(recipe: Recipe, val_sets: dict, counts: dict) -> None:
@@ -649,10 +660,7 @@ def run_evaluate(options: argparse.Namespace, overrides: dict[str, str], method)
     recipe = recipes.read(Recipe, options.recipe or str(out / "recipe.toml"), overrides)
     job = jobs.join(recipe)
     model = checkpoints.model_of(state, Recipe).to(job.device)
-    datasets = {}
-    for task in recipe.task:
-        if task.val:
-            datasets[task.name] = data.open_task(task, recipe.root, "val", formats.read_clips)
+    datasets = job.read_once(lambda: read_val_sets(recipe))
     for name, dataset in datasets.items():
         if dataset.classes != state["classes"].get(name):
             heads = {name: len(names) for name, names in state["classes"].items()}

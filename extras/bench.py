@@ -20,6 +20,7 @@ import io
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -123,7 +124,7 @@ def train_tables(options, overrides, method) -> Iterator[Table]:
 
 
 def open_tables(options, overrides, method) -> Iterator[Table]:
-    yield opening_table(100 if options.quick else 1, options.rounds or 3)
+    yield opening_table(100 if options.quick else 1, options.rounds or (1 if options.quick else 3))
 
 
 SECTIONS = {
@@ -171,18 +172,33 @@ def in_turns(calls: dict[str, Callable], rounds: int, warmup: int = 0) -> dict[s
     return {name: np.array(values[warmup:]) for name, values in results.items()}
 
 
-def apart(code: str, *arguments) -> list:
-    """What a program prints last, as JSON: in a process of its own, with memory of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=HERE,
-        env=os.environ | {"PYTHONPATH": str(HERE)},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["killed"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+def apart(code: str, *arguments, ranks: int = 1) -> list:
+    """What a program prints last, as JSON, in processes of its own: by rank, of so many that can
+    join a job."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    job = dict(PYTHONPATH=str(HERE), MASTER_ADDR="localhost", MASTER_PORT=port)
+    job["WORLD_SIZE"] = str(ranks)
+    started = []
+    for rank in range(ranks):
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, *map(str, arguments)],
+                cwd=HERE,
+                env=os.environ | job | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    printed = []
+    for process in started:
+        out, error = process.communicate()
+        if process.returncode:
+            raise RuntimeError((error.strip().splitlines() or ["killed"])[-1])
+        printed.append(json.loads(out.splitlines()[-1]))
+    return printed
 
 
 # Prints wall seconds, CPU seconds and peak memory in MB (ru_maxrss would begin at the parent's).
@@ -413,7 +429,7 @@ def memory_table(clip: tuple, device: str) -> Table:
         if name == HF and importlib.util.find_spec("transformers") is None:
             rows.append({"network": f"{HF}: transformers is not installed"})
             continue
-        mib = apart(code, name, device, *clip)
+        (mib,) = apart(code, name, device, *clip)
         ours = ours or mib
         rows.append({"network": name, "MiB": mib, "over ours": mib / ours})
     title = (
@@ -640,7 +656,7 @@ def evaluation_table(size: int, rounds: int, official: str | None) -> Table:
     calls = {}
     for name, (prepare, measure) in EVALUATIONS.items():
         code = COSTS.format(prepare=prepare, measure=measure)
-        calls[name] = lambda code=code: apart(code, truth, detections, *filter(None, [official]))
+        calls[name] = lambda code=code: apart(code, truth, detections, official or "")[0]
     last = calls.pop(OFFICIAL)
     costs = in_turns(calls, rounds)
     if official:  # once: minutes, and far from any drift of the machine
@@ -848,9 +864,20 @@ def processes_table(folder: Path, quick: bool, overrides: dict, method) -> Table
 # open: reading the lists of a full-size layout and finding its videos
 # ------------------------------------------------------------------------------------------------
 
+RANK = """
+from types import SimpleNamespace
+from extras import bench, job
+here = job.join(SimpleNamespace(threads=1, device="cpu"))
+here.barrier()
+"""
+OPENING = {  # who reads: ranks, what is measured
+    "one process": (1, "bench.open_layout(sys.argv[1])"),
+    "two ranks, each for itself": (2, "bench.open_layout(sys.argv[1])"),
+    "two ranks, one for both": (2, "here.read_once(lambda: bench.open_layout(sys.argv[1]))"),
+}
 
-def open_layout(root: str) -> int:
-    """Opens the four tasks; -> items."""
+
+def open_layout(root: str) -> dict[str, data.Dataset]:
     clips = dict(kind="clip", flip=0.0)
     tasks = [
         data.Task("kinetics", train="kinetics.csv", videos="kinetics", **clips),
@@ -858,21 +885,19 @@ def open_layout(root: str) -> int:
         data.Task("ssv2", train="ssv2.json", videos="ssv2", labels="ssv2-labels.json", **clips),
         data.Task("ava", "box", train="ava.csv", videos="ava", labels="ava.pbtxt", flip=0.0),
     ]
-    count = 0
-    for task in tasks:
-        count += len(data.open_task(task, root, "train", formats.read_clips))
-    return count
+    return {task.name: data.open_task(task, root, "train", formats.read_clips) for task in tasks}
 
 
 def opening_table(share: int, rounds: int) -> Table:
+    """Wall seconds of the slower rank; CPU seconds and memory of all ranks together."""
     root, count = bench_files.make_layout(share)
-    prepare = "from extras import bench"
-    code = COSTS.format(prepare=prepare, measure="bench.open_layout(sys.argv[1])")
-    nothing = COSTS.format(prepare=prepare, measure="")
-    calls = {"opening": lambda: apart(code, root), "nothing": lambda: apart(nothing, root)}
-    costs = in_turns(calls, rounds)
-    seconds, cpu, memory = costs["opening"].T
-    row = {"wall s": seconds, "CPU s": cpu, "MB it adds": memory - costs["nothing"][:, 2]}
-    return f"Opening the lists of {count:,} videos, Kinetics, Moments, SSv2, AVA: one process", [
-        row
-    ]
+    calls = {}
+    for name, (ranks, measure) in (OPENING | {"nothing": (1, "")}).items():
+        code = COSTS.format(prepare=RANK, measure=measure)
+        calls[name] = lambda code=code, ranks=ranks: apart(code, root, ranks=ranks)
+    costs, rows = in_turns(calls, rounds), []
+    empty = costs.pop("nothing")[:, :, 2]  # (rounds, 1)
+    for name, cost in costs.items():
+        seconds, cpu, memory = cost.max(1)[:, 0], cost.sum(1)[:, 1], cost[:, :, 2] - empty
+        rows.append({"who": name, "wall s": seconds, "CPU s": cpu, "MB it adds": memory.sum(1)})
+    return f"Opening the lists of {count:,} videos, Kinetics, Moments, SSv2, AVA", rows

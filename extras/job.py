@@ -84,6 +84,36 @@ class Job:
             dist.all_gather_object(parts, part)
         return parts
 
+    def read_once(self, read):
+        """What `read()` returns or raises (ValueError, OSError), on every rank: the first rank of
+        each machine reads and sends it to the others there, which open no file.
+
+        Of each machine, not of the job: machines may have disks of their own, and what is missing
+        on one is to stop the job now. Unpickled is nothing but what this job's code has made.
+        """
+        if self.size == 1:
+            return read()
+        machines = []  # torchrun numbers the ranks of a machine one after the other
+        for rank, local in enumerate(self.everywhere(os.environ.get("LOCAL_RANK", "0"))):
+            if local == "0":
+                machines.append([])
+            machines[-1].append(rank)
+        with errors_of_peers():  # connected before the reading, so that a lost reader is noticed
+            here, _ = dist.new_subgroups_by_enumeration(machines, backend="gloo")
+        outcome = None, None
+        if here.rank() == 0:
+            try:
+                outcome = read(), None
+            except (ValueError, OSError) as error:
+                outcome = None, error
+        sent = [outcome]
+        with errors_of_peers():
+            dist.broadcast_object_list(sent, group_src=0, group=here)
+        result, error = sent[0]
+        if error is not None:
+            raise error
+        return result
+
 
 @contextlib.contextmanager
 def errors_of_peers():

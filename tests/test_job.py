@@ -1,7 +1,10 @@
 """A job always ends by itself: whatever kills one of its processes, with whatever signal."""
 
+import multiprocessing
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,8 +13,11 @@ from pathlib import Path
 import pytest
 from helpers import ENVIRONMENT, HERE, run_options, run_python, run_ranks
 
+import cofinetune
+import data
 from cofinetune import Recipe
-from extras import checkpoints, launch, run
+from extras import checkpoints, job, launch, run
+from extras import recipe as recipes
 from extras.job import Job
 
 pytest_plugins = ["helpers"]
@@ -139,11 +145,16 @@ def test_a_second_run_in_a_folder_says_that_the_first_is_at_work(tiny_world, tmp
     assert done.returncode == 2 and "is at work" in done.stderr, done.stderr
 
 
-def test_the_sentence_is_the_last_thing_on_the_screen():
-    launch = ["-m", "extras.launch", "--standalone", "--nproc-per-node=2"]
-    done = run_python(*launch, "cofinetune.py", "--stpes", "3")
+def test_the_sentence_is_the_last_thing_on_the_screen(tiny_world, tmp_path):
+    """Once, though every rank fails by it."""
+    (tmp_path / "bad.csv").write_text("video,902,0.1,0.1,0.2,0.2,1\nvideo,902,0.1\n")
+    launch = ["-m", "extras.launch", "--standalone", "--nproc-per-node=2", "cofinetune.py"]
+    words = run_options(tiny_world, tmp_path / "run", "--task.ava.train", tmp_path / "bad.csv")
+    done = run_python(*launch, *words)
     assert done.returncode == 2
-    assert done.stderr == "error: train: unknown option --stpes, did you mean --steps?\n"
+    assert re.fullmatch(rf"error: {tmp_path}/bad.csv:2: 3 columns instead of .*\n", done.stderr), (
+        done.stderr
+    )
     done = run_ranks(2)("cofinetune.py", "--stpes", "3")  # torch's own launcher: within its report
     assert "did you mean --steps" in done.stderr.strip().splitlines()[-2]
 
@@ -166,3 +177,46 @@ def test_steps_before_an_evaluation_count_in_the_progress_line(tmp_path, monkeyp
             clock[0] += 100.0
             log.evaluation(1, {"task": {}})
     assert "2 clips/s  data wait 50%" in capsys.readouterr().out
+
+
+def open_in_rank(recipe, rank, local, port, results):
+    """What open_tasks opened and returned in one of two processes, or the error."""
+    os.environ |= dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(local))
+    os.environ |= dict(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    opened, open_task = [], data.open_task
+    data.open_task = lambda task, *rest: opened.append(task.name) or open_task(task, *rest)
+    try:
+        sets = cofinetune.open_tasks(recipe, job.join(recipe))
+        found = []
+        for name, dataset in [pair for part in sets for pair in part.items()]:
+            items = dataset.items.fingerprint(), dataset.items[0].path
+            found.append((name, dataset.split, dataset.classes, dataset.report, items))
+    except ValueError as error:
+        found = str(error)
+    results.put((rank, opened, found))
+
+
+@pytest.mark.parametrize("locals_, broken", [((0, 1), False), ((0, 1), True), ((0, 0), False)])
+def test_one_rank_of_a_machine_reads_the_lists(tiny_world, tmp_path, locals_, broken):
+    """Two machines of a rank each: each reads, since a machine may have a disk of its own."""
+    words = dict(root=str(tiny_world), world="{}", device="cpu", threads="1")
+    if broken:
+        (tmp_path / "bad.csv").write_text("video,902,0.1\n")
+        words["task.ava.train"] = str(tmp_path / "bad.csv")
+    recipe = recipes.read(Recipe, "demo", words)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")  # nothing is imported anew
+    results = fork.Queue()
+    for rank, local in enumerate(locals_):
+        fork.Process(target=open_in_rank, args=(recipe, rank, local, port, results)).start()
+    (_, opened, found), (_, others, same) = sorted(results.get(timeout=60) for _ in locals_)
+    assert found == same
+    if broken:
+        assert (
+            found.startswith(f"{tmp_path}/bad.csv:1: 3 columns instead of") and opened[-1] == "ava"
+        )
+    else:
+        assert sorted(opened) == sorted(2 * ["actions", "templates", "ava"]) and len(found) == 6
+    assert others == ([] if locals_[1] else opened)
