@@ -29,7 +29,7 @@ from torch import nn
 
 import ava_eval
 import data
-from extras import checkpoints, door, formats, methods, report
+from extras import checkpoints, door, formats, methods, report, workers
 from extras import job as jobs
 from extras import recipe as recipes
 from extras.job import Job
@@ -159,8 +159,9 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
     run.resume(model, criterion, optimisers)
     trunk = wrap(model.encoder, recipe, job)
     tasks = {task.name: task for task in recipe.task}
+    work = workers.ahead(recipe.workers)  # in processes that decode
     batches = data.training_batches(
-        stream, run.step, recipe.steps, job.rank, job.size, recipe.workers, recipe.micro_batches
+        stream, run.step, recipe.steps, job.rank, job.size, recipe.micro_batches, work
     )
     model.train()
     for step in run.steps():  # ends early, on all ranks at once, after a signal
@@ -443,7 +444,8 @@ def predictions(model: CoFinetuneModel, recipe: Recipe, job: Job, dataset: data.
     """(batch, logits (B, C) or (K, C)) of this rank's share of a dataset."""
     task = dataset.task
     size = max(1, task.batch // job.size)
-    batches = data.evaluation_batches(dataset, size, job.rank, job.size, recipe.workers)
+    work = workers.ahead(recipe.workers)
+    batches = data.evaluation_batches(dataset, size, job.rank, job.size, work)
     progress = report.Progress(job, f"evaluating {task.name}", len(dataset))
     for batch in batches:
         progress.add(len(set(batch.keys)) * job.size)

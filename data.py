@@ -4,9 +4,11 @@ Copied alone it needs torch, numpy and av (>= 18).
 
     task = Task("sport", "clip", train="list.txt", videos="videos", frames=16, batch=8)
     stream = Stream({"sport": open_task(task)}, steps=1000)
-    for batches in training_batches(stream, 0, 1000, workers=2):
+    for batches in training_batches(stream, 0, 1000):
         for batch in batches:                                    # several with `accumulate`
             video = normalise(batch.video, [0.5] * 3, [0.5] * 3)   # (B, 3, T, H, W), batch.labels
+
+Processes that make batches ahead are a second file's: work=ahead(2), of extras/workers.py.
 
 **The clock.** Frame k of a clip is what is on screen at `centre + (k - T/2) * stride / fps` sec:
 frame T/2 is the keyframe, and clips of 12 fps, 29.97 fps and variable-rate videos last as long.
@@ -34,27 +36,17 @@ resume is to start at a step; numbers of workers and of ranks change nothing.
 Shapes: `B` clips, `T,H,W` frames and pixels, `K` boxes in a batch, `C` classes, `V` views.
 """
 
-import atexit
-import contextlib
 import csv
 import functools
 import heapq
 import json
 import math
-import multiprocessing.util
 import os
 import re
-import signal
-import sys
-import threading
-import time
-import traceback
 import unicodedata
 import zlib
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -79,9 +71,6 @@ NUMBER = r"-?\d*\.?\d+"
 HEADER_WORDS = set("id ids index number label labels class classes name names category".split())
 HEADER_WORDS |= {f"{a}_{b}" for a in ("class", "label") for b in ("id", "index", "name")}
 IN_A_ROW = 20  # undecodable items in a row before training stops
-AHEAD = 2  # batches that each worker makes ahead of their use
-GRACE_SEC = 20  # that a worker still serves after SIGINT or SIGTERM
-SHM_ADVICE = "give more (docker run --shm-size=8g), take fewer `workers`, or none (workers = 0)"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1274,6 +1263,13 @@ def evaluation_sample(task: Task, item: Item) -> Sample:
     return Sample(item, video, boxes, np.arange(len(boxes)), item.labels, item.label)
 
 
+def no_sample(item: Item) -> Sample:
+    """Of an item that cannot be decoded."""
+    nothing = np.zeros(0, int)
+    boxes, labels = item.boxes[nothing].astype(np.float32), item.labels[nothing]
+    return Sample(item, None, boxes, nothing, labels, item.label)
+
+
 def _steps(task: Task) -> np.ndarray:
     """Seconds of the frames of a clip from its first one."""
     return np.arange(task.frames) * task.step_sec
@@ -1525,6 +1521,7 @@ class Batch:
     scores: torch.Tensor | None  # (K,) float32 of the person detector, 1 for annotated boxes
     boxes_source: np.ndarray | None  # (K, 4) float64 as annotated: what a detections csv takes
     valid: torch.Tensor  # (B,) bool; False: not decodable, video 0, no boxes
+    damaged: dict[str, str]  # file that could not be decoded -> why
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         """The batch with every tensor changed."""
@@ -1541,7 +1538,9 @@ class Batch:
         return self.each(torch.Tensor.pin_memory)
 
 
-def make_batch(step: int, dataset: Dataset, samples: list[Sample], mixup: bool = False) -> Batch:
+def make_batch(
+    step: int, dataset: Dataset, samples: list[Sample], damaged: dict[str, str], mixup: bool = False
+) -> Batch:
     """Stack samples; those without video become zeros, those without boxes are welcome."""
     task = dataset.task
     shape = (math.prod(task.views), task.frames, task.size, task.size, 3)
@@ -1562,6 +1561,7 @@ def make_batch(step: int, dataset: Dataset, samples: list[Sample], mixup: bool =
         scores=None,
         boxes_source=None,
         valid=torch.tensor([s.video is not None for s in samples]).repeat_interleave(views),
+        damaged=damaged,
     )
     if task.kind == "box":
         labels = np.concatenate([sample.labels for sample in samples]).astype(np.float32)
@@ -1725,22 +1725,13 @@ def repeat_factors(dataset: Dataset) -> np.ndarray | None:
     return np.where(shown, factors, 1).max(1)  # by the rarest label
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a worker process is to make: a batch of these positions (evaluation: of these items)."""
+def one_by_one(make: Callable, requests: Iterable, largest: int = 0, kept: int = 1) -> Iterator:
+    """make(request) of each request, in this process, when it is asked for.
 
-    step: int
-    task: str
-    positions: Sequence[int]
-
-
-@dataclass
-class Made:
-    """What a worker process made of an order; `damaged`: file that cannot be decoded -> why."""
-
-    order: Order
-    batch: Batch | None
-    damaged: dict[str, str]
+    `ahead(2)` of extras/workers.py does the same ahead of time by two processes, and checks that
+    they have room for answers of `largest` bytes, of which the loop keeps `kept` at once.
+    """
+    return map(make, requests)
 
 
 def training_batches(
@@ -1749,17 +1740,16 @@ def training_batches(
     stop: int,
     rank: int = 0,
     ranks: int = 1,
-    workers: int = 1,
     micro: int = 1,
+    work: Callable = one_by_one,
 ) -> Iterator[list[Batch]]:
     """For each step from start to stop - 1 the list of its micro-batches, of all its tasks.
 
-    Worker processes make them ahead of time, each a whole micro-batch; 0 workers: made here.
     An undecodable item is replaced by the next of its epoch and noted in `stream.damaged`;
     ValueError when that befalls more than `bad_share` of a task's videos (with several ranks: by
-    Stream.add_damaged). WorkerLost.
+    Stream.add_damaged).
     """
-    most = 0  # bytes of a micro-batch
+    largest = 0  # bytes of a micro-batch
     for name, dataset in stream.datasets.items():
         task = dataset.task
         unit = ranks * micro * (2 if task.mixup else 1)
@@ -1770,84 +1760,83 @@ def training_batches(
             raise ValueError(
                 f"task {name!r}: batch = {task.batch} is no multiple of {unit} = {parts}"
             )
-        most = max(most, task.batch // ranks // micro * task.frames * task.size**2 * 3)
+        largest = max(largest, task.batch // ranks // micro * task.frames * task.size**2 * 3)
 
-    def orders() -> Iterator[Order]:
+    def requests() -> Iterator[tuple[int, str, range]]:
         for step in range(start, stop):
             for task in stream.tasks_at(step):
                 mine = stream.positions(step, task, rank, ranks)
                 for part in range(micro):
-                    yield Order(step, task, mine[part::micro])
+                    yield step, task, mine[part::micro]
 
-    handed = most * (AHEAD * workers + micro * len(stream.tasks_at(start)))
+    make = functools.partial(_training_batch, stream)
+    kept = micro * len(stream.tasks_at(start))
     batches = []
-    for made in _work(functools.partial(_make_for_training, stream), orders(), workers, handed):
-        stream.damaged[made.order.task] |= made.damaged
+    for batch in work(make, requests(), largest, kept):
+        stream.damaged[batch.task] |= batch.damaged
         if ranks == 1:
-            stream.add_damaged(made.order.task, made.damaged)
-        if made.batch is None:
-            *_, reason = made.damaged.values()
-            raise ValueError(f"task {made.order.task!r}: {IN_A_ROW} videos in a row fail; {reason}")
-        batches.append(made.batch)
-        if len(batches) == micro * len(stream.tasks_at(made.order.step)):
+            stream.add_damaged(batch.task, batch.damaged)
+        if not batch.valid.all():
+            *_, reason = batch.damaged.values()
+            raise ValueError(f"task {batch.task!r}: {IN_A_ROW} videos in a row fail; {reason}")
+        batches.append(batch)
+        if len(batches) == kept:
             yield batches
             batches = []
 
 
-def _make_for_training(stream: Stream, order: Order) -> Made:
-    dataset = stream.datasets[order.task]
+def _training_batch(stream: Stream, request: tuple[int, str, range]) -> Batch:
+    """The batch of a step and task of these positions; not valid where IN_A_ROW items fail."""
+    step, task, positions = request
+    dataset = stream.datasets[task]
     samples, damaged = [], {}
-    for position in order.positions:
+    for position in positions:
         for further in range(IN_A_ROW):
-            _, index = stream.locate(order.task, position, further)
+            _, index = stream.locate(task, position, further)
             item = dataset.items[index]
             # By the place, not the item: one that stands in for another is not shown twice alike.
-            rng = random_numbers(stream.seed, "augmentation", order.task, position)
+            rng = random_numbers(stream.seed, "augmentation", task, position)
             try:
                 samples.append(training_sample(dataset.task, item, rng))
                 break
             except DecodeError as error:
                 damaged[item.path] = str(error)
         else:
-            return Made(order, None, damaged)
-    batch = make_batch(order.step, dataset, samples, mixup=dataset.task.mixup > 0)
-    return Made(order, batch, damaged)
+            samples.append(no_sample(item))
+    return make_batch(step, dataset, samples, damaged, mixup=dataset.task.mixup > 0)
 
 
 def evaluation_batches(
-    dataset: Dataset, batch: int, rank: int = 0, ranks: int = 1, workers: int = 1
+    dataset: Dataset, batch: int, rank: int = 0, ranks: int = 1, work: Callable = one_by_one
 ) -> Iterator[Batch]:
     """Items rank, rank + ranks, ... with all their views, each once: nothing is padded or replaced.
 
     `batch` counts clips, an item is V of them; "full" clips differ in size and come alone. What
     cannot be decoded is masked in `valid` and noted in `dataset.damaged`; past `bad_share` it is a
-    ValueError. WorkerLost.
+    ValueError.
     """
     task, mine = dataset.task, range(rank, len(dataset), ranks)
     views = math.prod(task.views)
     items = 1 if task.val_fit == "full" else max(1, batch // views)
     side = task.short_side[0] * 2 if task.val_fit == "full" else task.size  # most frames are less
-    handed = items * views * task.frames * side**2 * 3 * (AHEAD * workers + 1)
-    orders = (
-        Order(-1, task.name, mine[first : first + items]) for first in range(0, len(mine), items)
-    )
-    for made in _work(functools.partial(_make_for_evaluation, dataset), orders, workers, handed):
+    largest = items * views * task.frames * side**2 * 3  # bytes
+    requests = (mine[first : first + items] for first in range(0, len(mine), items))
+    for made in work(functools.partial(_evaluation_batch, dataset), requests, largest):
         dataset.damaged |= made.damaged
         _check_share(dataset, dataset.damaged)
-        yield made.batch
+        yield made
 
 
-def _make_for_evaluation(dataset: Dataset, order: Order) -> Made:
+def _evaluation_batch(dataset: Dataset, indices: range) -> Batch:
     samples, damaged = [], {}
-    for index in order.positions:
+    for index in indices:
         item = dataset.items[index]
         try:
             samples.append(evaluation_sample(dataset.task, item))
         except DecodeError as error:
             damaged[item.path] = str(error)
-            no_boxes, none = np.zeros((0, 4), np.float32), np.zeros(0, int)
-            samples.append(Sample(item, None, no_boxes, none, item.labels[none], item.label))
-    return Made(order, make_batch(order.step, dataset, samples), damaged)
+            samples.append(no_sample(item))
+    return make_batch(-1, dataset, samples, damaged)
 
 
 def _check_share(dataset: Dataset, damaged: dict[str, str]) -> None:
@@ -1857,165 +1846,4 @@ def _check_share(dataset: Dataset, damaged: dict[str, str]) -> None:
         raise ValueError(
             f"task {task.name!r} ({dataset.split}): {reason}; like it {len(damaged)} of "
             f"{dataset.videos} videos cannot be used, more than bad_share = {task.bad_share}"
-        )
-
-
-# ------------------------------------------------------------------------------------------------
-# Worker processes
-# ------------------------------------------------------------------------------------------------
-
-
-class WorkerLost(OSError):
-    """A decoding process ended or found no room for its batch; one sentence says what to do."""
-
-
-def _work(
-    make: Callable[[Order], Made], orders: Iterable[Order], workers: int, most: int
-) -> Iterator[Made]:
-    """make(order) of each order, in order, by a pool of processes; 0: in this one.
-
-    most: bytes that are handed over at most before one is used. Towards a GPU each batch is pinned
-    by a thread, one ahead of its use.
-    """
-    pool = None
-    if workers:
-        _check_shared_memory(workers, most)
-        pool = Pool(make, workers)
-    results = pool.results(orders) if pool else map(make, orders)
-    try:
-        yield from _pin_ahead(results, pool) if torch.cuda.is_initialized() else results
-    finally:
-        if pool:
-            pool.end()
-
-
-def _pin_ahead(results: Iterator[Made], pool: "Pool | None") -> Iterator[Made]:
-    def next_pinned() -> Made | None:
-        made = next(results, None)
-        if made and made.batch:
-            made.batch = made.batch.pin_memory()
-        return made
-
-    device = torch.cuda.current_device()  # a thread begins at 0, and would fill that GPU
-    with ThreadPoolExecutor(1, "pin", torch.cuda.set_device, (device,)) as thread:
-        try:
-            coming = thread.submit(next_pinned)
-            while made := coming.result():
-                coming = thread.submit(next_pinned)
-                yield made
-        finally:
-            if pool:
-                pool.end()  # the thread may be waiting for a worker
-
-
-class Pool:
-    """Worker processes, each behind a pipe of its own.
-
-    Worker k makes orders k, k + W, ..., so results are in order however long one takes. Why no
-    torch DataLoader: its workers share one pipe and send from a thread; one that is killed, or has
-    no room in /dev/shm, leaves it waiting for ever (pytorch#5040). Here a pipe ends with its
-    worker, and a worker with the process that started it.
-    """
-
-    def __init__(self, make: Callable[[Order], Made], workers: int):
-        self.pipes, self.processes = [], []
-        # Before multiprocessing's own exit, which would wait for workers that have work to do.
-        atexit.register(self.end)
-        # Where tensors' file descriptors are asked for: one folder, removed by this process.
-        multiprocessing.util.get_temp_dir()
-        for _ in range(workers):
-            ours, theirs = multiprocessing.Pipe()
-            process = multiprocessing.Process(target=_serve, args=(make, theirs), daemon=True)
-            process.start()
-            theirs.close()  # only the worker holds this end
-            self.pipes.append(ours)
-            self.processes.append(process)
-
-    def results(self, orders: Iterable[Order]) -> Iterator[Made]:
-        at_work = deque()
-        for number, order in enumerate(orders):
-            if len(at_work) == AHEAD * len(self.pipes):
-                yield self.receive(at_work.popleft())
-            worker = number % len(self.pipes)
-            with contextlib.suppress(OSError):  # a worker that is gone is noticed in `receive`
-                self.pipes[worker].send(order)
-            at_work.append(worker)
-        while at_work:
-            yield self.receive(at_work.popleft())
-
-    def receive(self, worker: int) -> Made:
-        try:
-            made = self.pipes[worker].recv()
-        except (EOFError, OSError):
-            raise WorkerLost(self._what_ended(self.processes[worker])) from None
-        if isinstance(made, Made):
-            return made
-        if "No space left on device" in made:
-            raise WorkerLost(
-                f"/dev/shm is full: the decoding processes hand over batches there; {SHM_ADVICE}"
-            )
-        raise RuntimeError(f"in a decoding process:\n{made}")
-
-    def _what_ended(self, process: multiprocessing.Process) -> str:
-        process.join(5)
-        code = process.exitcode
-        how = f"ended with exit code {code}"
-        if code is not None and code < 0:
-            # GRACE_SEC after a signal that was for it alone a worker ends itself by an alarm.
-            number = signal.SIGTERM if code == -signal.SIGALRM else -code
-            how = f"was ended by {signal.Signals(number).name}"
-        if code == -signal.SIGKILL:
-            how += ", by the system if memory ran out: take fewer `workers`"
-        elif code == -signal.SIGBUS:
-            how += f", as when /dev/shm is full: {SHM_ADVICE}"
-        return f"a decoding process {how} ({len(self.processes)} workers)"
-
-    def end(self) -> None:
-        atexit.unregister(self.end)
-        for process in self.processes:
-            process.kill()  # they hold nothing that must be saved, and may be decoding
-        for process, pipe in zip(self.processes, self.pipes, strict=True):
-            process.join()
-            pipe.close()
-
-
-def _serve(make: Callable[[Order], Made], pipe) -> None:
-    """The life of a worker."""
-    torch.set_num_threads(1)
-    sys.excepthook = lambda *_: None  # errors go through the pipe; threads' last words are noise
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    # Ctrl-C and a batch system's SIGTERM reach all processes. What follows is the training
-    # process's affair, which may need some more batches to its next stop.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: signal.alarm(GRACE_SEC))
-    while True:
-        try:
-            made = make(pipe.recv())
-            if made.batch:
-                made.batch.each(torch.Tensor.share_memory_)  # here an error can still be told
-            pipe.send(made)
-        except EOFError:
-            return
-        except Exception:
-            pipe.send(traceback.format_exc())
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, whatever it waits for."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _check_shared_memory(workers: int, most: int) -> None:
-    if not os.path.isdir("/dev/shm"):
-        return
-    room = os.statvfs("/dev/shm")
-    free = room.f_bavail * room.f_frsize
-    needed = most * int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's: ranks of this machine
-    if needed > free:
-        raise WorkerLost(
-            f"/dev/shm has {free / 2**20:.0f} MB free, but {workers} decoding processes hand over "
-            f"up to {needed / 2**20:.0f} MB there: {SHM_ADVICE}"
         )

@@ -52,6 +52,7 @@ from extras import recipe as recipes
 from extras.checkpoints import recipe_of
 from extras.job import Job
 from extras.optimisers import Muon, make_optimisers, orthogonal, share_of_peak
+from extras.workers import ahead
 
 pytest_plugins = ["helpers"]  # their fixtures
 
@@ -289,7 +290,7 @@ def test_train_is_a_plain_loop(tiny_world, tmp_path, case):
     memory = {name: {} for name, _ in model.named_parameters()}
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     depth = len(model.encoder.blocks)
-    for step, batches in enumerate(data.training_batches(stream, 0, recipe.steps, workers=0)):
+    for step, batches in enumerate(data.training_batches(stream, 0, recipe.steps)):
         model.zero_grad(set_to_none=True)
         losses = {batch.task: plain_losses(model, batch, tasks) for batch in batches}
         (sum(losses.values()) / len(losses)).backward()
@@ -442,7 +443,7 @@ def test_missing_and_undecodable_clips_are_wrong(tiny_world, monkeypatch):
     dataset.missing_items, recipe.task[0].bad_share = 6, 1.0
 
     def right(model, recipe, job, dataset):
-        (batch,) = data.evaluation_batches(dataset, len(dataset), workers=0)
+        (batch,) = data.evaluation_batches(dataset, len(dataset))
         batch.valid[:2] = False
         yield batch, torch.nn.functional.one_hot(batch.labels, len(dataset.classes)).float()
 
@@ -921,12 +922,12 @@ def test_data_evaluation_is_complete(data_folder):
         keys = [
             key
             for rank in range(2)
-            for b in data.evaluation_batches(dataset, 18, rank, 2, workers=rank)
+            for b in data.evaluation_batches(dataset, 18, rank, 2, ahead(rank))
             for key in b.keys
         ]
         assert sorted(keys) == sorted([item.key for item in dataset.items] * views)
         assert all(len(set(keys[i : i + views])) == 1 for i in range(0, len(keys), views))
-    batch = next(data.evaluation_batches(clips, 18, workers=0))
+    batch = next(data.evaluation_batches(clips, 18))
     assert batch.video.shape == (18, 4, 32, 32, 3) and batch.valid.all()
     assert batch.labels.tolist() == [0] * 9 + [1] * 9
     starts = np.linspace(0, 2.0 - 4 * 0.16, 3)  # v0 lasts 2 s
@@ -934,7 +935,7 @@ def test_data_evaluation_is_complete(data_folder):
         times, left = starts[view // 3] + np.arange(4) * 0.16, [0, 14, 28][view % 3]
         full = data.decode_clip(data_folder / "videos/v0.mp4", times, 40)
         assert np.array_equal(batch.video[view], full[:, 4:36, left : left + 32])
-    batch = next(data.evaluation_batches(persons, 4, workers=0))
+    batch = next(data.evaluation_batches(persons, 4))
     assert batch.video.shape == (1, 4, 48, 64, 3)
     assert torch.allclose(batch.boxes, torch.from_numpy(batch.boxes_source).float())
 

@@ -37,6 +37,7 @@ from extras import bench_files, formats, videos, world
 from extras import hugging_face as folders
 from extras import job as jobs
 from extras import recipe as recipes
+from extras.workers import ahead
 from model import SIZES, CoFinetuneModel, Head, ModelConfig, box_loss, clip_loss
 
 HERE = Path(__file__).resolve().parent.parent
@@ -580,7 +581,7 @@ def feeding_table(films: dict[str, Path], rounds: int, options: argparse.Namespa
         paths |= {name: path, f"{name}, prepared": small, f"{name}, prepared, plain": small}
     for name, path in paths.items():
         stream = clip_stream(path, clips, rounds + 1, colour=0.0 if "plain" in name else 0.4)
-        batches = data.training_batches(stream, 0, rounds + 1, workers=0)
+        batches = data.training_batches(stream, 0, rounds + 1)
         calls[name] = timed(lambda batches=batches: next(batches))
     seconds = in_turns(calls, rounds, warmup=1)
     rows = []
@@ -607,7 +608,7 @@ def workers_table(clip: Path, rounds: int, steps: int) -> Table:
     def measure(workers: int) -> tuple[float, float]:
         cpu, began = children_cpu(), wall()
         clips = 0
-        for batch in data.training_batches(stream, 0, steps, workers=workers):
+        for batch in data.training_batches(stream, 0, steps, work=ahead(workers)):
             clips += sum(len(part.video) for part in batch)
         return clips / (wall() - began), (children_cpu() - cpu) * 1e3 / clips
 
@@ -783,7 +784,7 @@ def stages_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
     optimisers = method.make_optimisers(model, recipe)
     trunk = method.wrap(model.encoder, recipe, job)
     tasks = {task.name: task for task in recipe.task}
-    batches = data.training_batches(stream, 0, steps, workers=1)
+    batches = data.training_batches(stream, 0, steps, work=ahead(1))
     waits, seconds = [], []
     profiler = torch.profiler.profile()
     for step in range(steps):

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from data import DecodeError, WorkerLost
+from data import DecodeError
+from extras.workers import WorkerLost
 
 GRACE_SEC = 20  # for the step in progress after SIGTERM; torchrun kills 30 s after it
 

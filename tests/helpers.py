@@ -29,6 +29,7 @@ from extras import checkpoints, door, formats, job, world
 from extras import recipe as recipes
 from extras.checkpoints import recipe_of
 from extras.job import Job
+from extras.workers import ahead
 
 # ------------------------------------------------------------------------------------------------
 # For every section
@@ -353,7 +354,7 @@ def data_stream(root, seed=0, steps=20, **changes):
 
 
 def data_batches(stream, start, stop, rank=0, world=1, workers=0, micro=1):
-    steps = data.training_batches(stream, start, stop, rank, world, workers, micro)
+    steps = data.training_batches(stream, start, stop, rank, world, micro, ahead(workers))
     return [batch for step in steps for batch in step]
 
 

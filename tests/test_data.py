@@ -1,13 +1,6 @@
 """Tests of data.py."""
 
-import faulthandler
-import multiprocessing
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    ENVIRONMENT,
-    HERE,
     data_batches,
     data_same,
     data_stream,
@@ -28,6 +19,7 @@ from helpers import (
 
 import data
 from extras import recipe
+from extras.workers import ahead
 
 pytest_plugins = ["helpers"]  # its fixtures
 
@@ -709,9 +701,14 @@ def test_data_damaged_videos_in_training_and_evaluation(data_folder, tmp_path):
     message = "task 'clips' .*v4.*like it 1 of 12 videos cannot be used, more than bad_share = 0.05"
     with pytest.raises(ValueError, match=message):
         data_batches(data_stream(tmp_path), 0, 12, workers=1)
+    lines = [f"{number}.mp4 0" for number in range(30)]  # empty files
+    touch = "; ".join(f"{number}.mp4" for number in range(30))
+    torn = open_written(tmp_path / "torn", "clip", lines, touch=touch, bad_share=1.0, batch=2)
+    with pytest.raises(ValueError, match="task 't': 20 videos in a row fail; .*mp4: Invalid data"):
+        next(data.training_batches(data.Stream({"t": torn}), 0, 1))
     for task in data_tasks(bad_share=0.1):
         dataset = data.open_task(task, tmp_path, "val")
-        batches = list(data.evaluation_batches(dataset, 4, workers=1))
+        batches = list(data.evaluation_batches(dataset, 4, work=ahead(1)))
         masked = [
             key for b in batches for key, valid in zip(b.keys, b.valid, strict=True) if not valid
         ]
@@ -734,128 +731,6 @@ def test_data_missing_items_are_counted(tmp_path):
     assert (len(dataset), len(dataset.missing), dataset.missing_items) == (1, 2, 3)
 
 
-# worker processes ------------------------------------------------------------------------------
-
-
-def data_feed(root, workers):
-    """Endless batches, the first of which is here; their processes."""
-    stream = data_stream(root, steps=100_000)
-    batches = data.training_batches(stream, 0, 100_000, workers=workers)
-    next(batches)
-    return batches, multiprocessing.active_children()
-
-
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGBUS, signal.SIGHUP, signal.SIGTERM])
-def test_data_a_lost_worker_is_one_sentence(kill, data_folder, monkeypatch):
-    """At once, whatever it was doing; the other workers leave with it."""
-    monkeypatch.setattr(data, "GRACE_SEC", 1)
-    faulthandler.disable()  # pytest's, which the worker would inherit
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
-    batches, workers = data_feed(data_folder, 2)
-    signal.signal(signal.SIGHUP, before)
-    os.kill(workers[0].pid, kill)
-    began = time.monotonic()
-    message = {signal.SIGKILL: "memory ran out", signal.SIGBUS: "/dev/shm"}.get(kill, kill.name)
-    with pytest.raises(data.WorkerLost, match=f"{kill.name}.*{message}|{message}"):
-        for _ in batches:
-            assert time.monotonic() - began < 20
-    assert not any(worker.is_alive() for worker in workers)
-
-
-def test_data_workers_outlast_ctrl_c_and_end_with_the_batches(data_folder):
-    batches, workers = data_feed(data_folder, 2)
-    for worker in workers:  # a batch system's SIGTERM, a terminal's SIGINT reach all processes
-        os.kill(worker.pid, signal.SIGTERM)
-        os.kill(worker.pid, signal.SIGINT)
-    for _ in range(8):
-        next(batches)
-    batches.close()
-    assert not any(worker.is_alive() for worker in workers)
-
-
-ORPHANS = """
-import multiprocessing, os, signal, sys
-sys.path.insert(0, {here!r})
-import data
-task = data.Task("t", "clip", train="list.txt", videos="videos", flip=0.0, frames=4, stride=1,
-                 size=32, short_side=[40, 48], batch=4)
-stream = data.Stream({{"t": data.open_task(task, {root!r})}}, steps=100000)
-batches = data.training_batches(stream, 0, 100000, workers=2)
-next(batches)
-print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
-{end}
-"""
-
-
-@pytest.mark.parametrize(
-    "end",
-    [
-        "os.kill(os.getpid(), signal.SIGKILL)",
-        "",
-        pytest.param("raise KeyError", marks=pytest.mark.slow),
-        pytest.param("os._exit(3)", marks=pytest.mark.slow),
-    ],
-)
-def test_data_workers_do_not_outlive_their_process(end, data_folder):
-    script = ORPHANS.format(here=str(HERE), root=str(data_folder), end=end)
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, timeout=60
-    )
-    pids = list(map(int, done.stdout.split()))
-    assert len(pids) == 2
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
-        time.sleep(0.1)
-        assert time.monotonic() - began < 60
-
-
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no /dev/shm here")
-def test_data_too_little_shared_memory_is_said_before_the_first_batch(data_folder, monkeypatch):
-    batch = 4 * 4 * 32 * 32 * 3  # bytes; 2 workers hold two each, the loop one
-
-    class Room:
-        f_bavail, f_frsize = 0, 1
-
-    for free, fits in ((5 * batch, True), (5 * batch - 1, False)):
-        Room.f_bavail = free
-        monkeypatch.setattr(os, "statvfs", lambda path: Room)
-        batches = data.training_batches(data_stream(data_folder), 0, 2, workers=2)
-        if fits:
-            assert len(list(batches)) == 2
-            continue
-        with pytest.raises(data.WorkerLost, match="/dev/shm has 0 MB free, but 2 .*--shm-size"):
-            next(batches)
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-        Room.f_bavail = 3 * 5 * batch - 1  # for three processes like this one
-        with pytest.raises(data.WorkerLost, match="/dev/shm has 1 MB free"):
-            next(data.training_batches(data_stream(data_folder), 0, 2, workers=2))
-        monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    for views, needed in (([1, 1], 4), ([3, 3], 9)):  # items of 9 clips each, at least one
-        clips, _ = data_tasks(views=views)
-        dataset = data.open_task(clips, data_folder, "val")
-        for free, fits in ((3 * needed * batch // 4, True), (3 * needed * batch // 4 - 1, False)):
-            Room.f_bavail = free  # a worker holds two, the loop one
-            if fits:
-                next(data.evaluation_batches(dataset, 4, workers=1))
-            else:
-                with pytest.raises(data.WorkerLost, match="/dev/shm"):
-                    next(data.evaluation_batches(dataset, 4, workers=1))
-
-
-def test_data_a_batch_that_finds_no_room_is_one_sentence(data_folder, monkeypatch):
-    """Later than the check: the worker can still say it, nothing waits."""
-
-    def no_room(tensor):
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
-    monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)  # inherited by the workers
-    with pytest.raises(data.WorkerLost, match="/dev/shm is full.*--shm-size"):
-        data_batches(data_stream(data_folder), 0, 2, workers=2)
-    monkeypatch.setattr(torch.Tensor, "share_memory_", lambda tensor: 1 / 0)
-    with pytest.raises(RuntimeError, match="in a decoding process(?s:.*)ZeroDivisionError"):
-        data_batches(data_stream(data_folder), 0, 2, workers=1)
-
-
 def test_data_in_ones_own_loop(data_folder):
     """Two datasets, one encoder, a plain loop: nothing of cofinetune.py."""
     common = dict(videos="videos", size=32, short_side=[40, 48], frames=4, stride=4, batch=4)
@@ -868,7 +743,7 @@ def test_data_in_ones_own_loop(data_folder):
     heads = torch.nn.ModuleDict({"clips": torch.nn.Linear(8, 3), "persons": torch.nn.Linear(8, 4)})
     optimiser = torch.optim.SGD([*encoder.parameters(), *heads.parameters()], 0.1)
     losses = []
-    for batches in data.training_batches(stream, 0, 6, workers=1):
+    for batches in data.training_batches(stream, 0, 6):
         for batch in batches:
             video = data.normalise(batch.video, [0.5] * 3, [0.5] * 3)  # (B, 3, T, H, W)
             features = encoder(video).mean((2, 3, 4))  # (B, D)
