@@ -11,13 +11,20 @@ datasets; the shared encoder is updated by all of them, each head by its own. Re
 `train`, then model.py. What surrounds the method stands in extras/, and is not needed to follow it.
 """
 
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # before torch, whose import takes seconds
+    if os.name == "nt":
+        sys.exit("error: Windows is not supported; its Linux (WSL 2) is")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: silence, not a traceback
+
 import argparse
 import contextlib
 import dataclasses
 import json
 import math
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -678,8 +685,6 @@ def run_evaluate(options: argparse.Namespace, overrides: dict[str, str], method)
 
 def main(words: list[str]) -> int:
     """A command line -> its exit status. Errors of the user: ValueError, OSError, DecodeError."""
-    if os.name == "nt":
-        raise OSError("Windows is not supported; its Linux (WSL 2) is")
     if words and words[0] in ("-h", "--help"):
         print(door.overview(COMMANDS))
         return 0

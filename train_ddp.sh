@@ -9,10 +9,7 @@
 #   NODES=2 NODE=0 MASTER=host0:29500 ./train_ddp.sh vivit-b
 #   NODES=2 NODE=1 MASTER=host0:29500 ./train_ddp.sh vivit-b
 set -euo pipefail
-cd "$(dirname "$0")"
-python=${PYTHON:-python}
-gpus=${GPUS:-$($python -c 'import torch; print(torch.cuda.device_count())')}
-processes=${PROCESSES:-$((gpus > 0 ? gpus : 2))}
+here=$(dirname "$0")
 recipe=()
 if [[ $# -gt 0 && $1 != -* ]]; then recipe=(--recipe "$1"); shift; fi
 if [[ -n ${NODES:-} ]]; then
@@ -24,5 +21,5 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Without this a restarted process dials the port of its dead predecessor (RESTARTS; torch 2.13).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec $python -m extras.launch "${where[@]}" --nproc-per-node="$processes" --max-restarts="${RESTARTS:-0}" \
-    cofinetune.py ${recipe[@]+"${recipe[@]}"} "$@"
+exec ${PYTHON:-python} -P "$here/extras/launch.py" "${where[@]}" --nproc-per-node="${PROCESSES:-${GPUS:-auto}}" \
+    --max-restarts="${RESTARTS:-0}" "$here/cofinetune.py" ${recipe[@]+"${recipe[@]}"} "$@"

@@ -22,11 +22,12 @@ import torch
 import torch.distributed as dist
 
 from data import DecodeError
+from extras.launch import LAUNCHER
 from extras.workers import WorkerLost
 
 GRACE_SEC = 20  # for the step in progress after SIGTERM; torchrun kills 30 s after it
 
-
+STOPPED = "stopped; the same command goes on or starts again"
 PEER_LOST = (
     "another process of the job is gone (killed, by the system if memory ran out, or stopped by an "
     "error of its own); the same command goes on from the last checkpoint"
@@ -172,7 +173,7 @@ def launched() -> bool:
 def sentence_of(problem: BaseException) -> str:
     """What the screen says of an error that ends the process; "" for one nobody foresaw."""
     if isinstance(problem, KeyboardInterrupt):
-        return "stopped; the same command goes on or starts again"
+        return STOPPED
     if isinstance(problem, torch.OutOfMemoryError):
         reason = str(problem).splitlines()[0]
         return f"error: {reason} Smaller batches, --micro-batches, --model.checkpointing true help"
@@ -189,6 +190,7 @@ def run_and_leave(main, words: list[str]) -> None:
     for stream in (sys.stdout, sys.stderr):  # file names need not be text of this screen
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGINT, stop)
     try:
         code, sentence = main(words), ""
     except SystemExit as end:  # --help; a stop after a signal, with everything saved
@@ -205,12 +207,25 @@ def run_and_leave(main, words: list[str]) -> None:
     leave(code, sentence)
 
 
+def stop(number: int, frame) -> None:
+    """Ctrl-C: end as by an error, so that what is unfinished is removed, but within seconds,
+    whatever that waits for (a video being encoded). A second one ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.unraisablehook = lambda *_: None  # raised within a destructor, it would be printed
+    timer = threading.Timer(3, leave, (128 + number, STOPPED))
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
 def leave(code: int, sentence: str = "") -> None:
     """End this process now, with its loader workers, after one sentence on the screen.
 
     Not by returning: the interpreter would join workers that ignore signals, and peers that are
     gone. Under torchrun the sentence goes where the launcher shows it last, once for the job.
     """
+    with contextlib.suppress(ValueError):  # in a thread nothing interrupts
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sentence:
         last_words(sentence)
     for child in multiprocessing.active_children():
@@ -235,10 +250,10 @@ def last_words(sentence: str) -> None:
 
 def watch_launcher() -> None:
     """Leave when the launcher is gone: nobody would ever end the ranks that it leaves behind."""
-    parent = os.getppid()
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))  # it may be gone already
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == launcher:
             time.sleep(1)
         os.environ.pop("TORCHELASTIC_ERROR_FILE", None)  # nobody reads it any more
         leave(1, "the launcher of the job is gone (killed?): this process leaves too")

@@ -4,9 +4,18 @@
 that says what was wrong. Here that sentence is the last thing on the screen.
 """
 
-import logging
 import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is imported: silence
+
+import logging
+import os
+import shutil
 import sys
+import tempfile
+
+LAUNCHER = "COFINETUNE_LAUNCHER"  # in the environment of the ranks: the pid of this process
 
 
 def sentence_of_killed(rank: int, number: int) -> str:
@@ -18,13 +27,21 @@ def sentence_of_killed(rank: int, number: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    """torchrun's command line -> exit status; --nproc-per-node=auto: a GPU each, else two."""
     logging.disable(logging.ERROR)  # the launcher's own report of what the sentence says better
+    import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    options = parse_args(arguments)
+    if options.nproc_per_node in ("auto", "0"):
+        options.nproc_per_node = str(torch.cuda.device_count() or 2)
+    os.environ[LAUNCHER] = str(os.getpid())
+    notes = tempfile.mkdtemp(prefix="cofinetune_")  # why a rank failed is written there
+    options.log_dir = options.log_dir or notes
     try:
-        run(parse_args(arguments))
+        run(options)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message = failure.message
@@ -37,8 +54,12 @@ def main(arguments: list[str]) -> int:
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval
+    finally:
+        shutil.rmtree(notes, ignore_errors=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # torchrun's handlers raise, also while the interpreter ends

@@ -28,6 +28,7 @@ import torch
 
 AHEAD = 2  # answers that each worker makes ahead of their use
 GRACE_SEC = 20  # that a worker still serves after SIGINT or SIGTERM
+FOR_ALL = (signal.SIGINT, signal.SIGTERM)  # signals that reach all processes of a job
 SHM_ADVICE = "give more (docker run --shm-size=8g), take fewer `workers`, or none (workers = 0)"
 
 
@@ -97,6 +98,8 @@ class Pool:
         atexit.register(self.end)
         # Where tensors' file descriptors are asked for: one folder, removed by this process.
         multiprocessing.util.get_temp_dir()
+        # A worker inherits that these wait: where it is no fork it imports for seconds first.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_ALL)
         for _ in range(workers):
             ours, theirs = multiprocessing.Pipe()
             process = multiprocessing.Process(target=_serve, args=(make, theirs), daemon=True)
@@ -104,6 +107,7 @@ class Pool:
             theirs.close()  # only the worker holds this end
             self.pipes.append(ours)
             self.processes.append(process)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def answers(self, requests: Iterable) -> Iterator:
         at_work = deque()
@@ -161,8 +165,9 @@ def _serve(make: Callable, pipe) -> None:
     # Ctrl-C and a batch system's SIGTERM reach all processes. What follows is the training
     # process's affair, which may need some more answers to its next stop.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in FOR_ALL:
         signal.signal(number, lambda *_: signal.alarm(GRACE_SEC))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_ALL)
     while True:
         try:
             # `send` moves tensors to shared memory before its first byte leaves: where there is no

@@ -20,14 +20,13 @@ anew in every world, so that a class is each once in three worlds in a row.
 
 `ava` counts time as AVA does: a file begins 901.5 s into its "movie", second 902 is 0.5 s into the
 file. All is a function of (seed, dataset, split, index), whatever the number of processes.
-Copy me alone: I need numpy and av.
+Copy me alone: I need numpy and av, and to use several processes extras/workers.py.
 """
 
 import argparse
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import sys
 import time
@@ -598,9 +597,10 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
             missing.append((folder / name, world, clips))
     if workers < 2 or len(missing) < 50:
         show_progress(map(make_video, missing), len(missing))
-    else:  # spawn: a forked copy of a process with threads (torch) can hang
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            show_progress(pool.imap_unordered(make_video, missing, chunksize=10), len(missing))
+    else:
+        from extras.workers import ahead
+
+        show_progress(ahead(workers)(try_video, missing), len(missing))
     done = "reused"
     if missing:
         done = f"{len(missing)} made in {time.monotonic() - began:.1f} s"
@@ -619,6 +619,15 @@ def refuse_other_contents(folder: Path, parameters: dict) -> None:
             raise ValueError(f"{manifest}: another world ({'; '.join(other)}); use a new folder")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: files but no world.json; expected a new folder or a world")
+
+
+def try_video(work: tuple[Path, World, list[tuple]]) -> str:
+    """make_video in a worker process; -> what the system refused, which one sentence says."""
+    try:
+        make_video(work)
+        return ""
+    except OSError as error:
+        return str(error)
 
 
 def make_video(work: tuple[Path, World, list[tuple]]) -> None:
@@ -643,7 +652,9 @@ def write_video(path: Path, video: np.ndarray) -> None:
 
 
 def show_progress(results: Iterable, total: int) -> None:
-    for done, _ in enumerate(results, 1):
+    for done, problem in enumerate(results, 1):
+        if problem:
+            raise OSError(problem)
         if sys.stderr.isatty() and (done % 20 == 0 or done == total):
             end = "\n" if done == total else ""
             print(f"\rmaking videos: {done}/{total}", end=end, file=sys.stderr, flush=True)
