@@ -26,6 +26,7 @@ from extras.launch import LAUNCHER
 from extras.workers import WorkerLost
 
 GRACE_SEC = 20  # for the step in progress after SIGTERM; torchrun kills 30 s after it
+UNWIND_SEC = 3  # from Ctrl-C within a command to its end, whatever it waits for
 
 STOPPED = "stopped; the same command goes on or starts again"
 PEER_LOST = (
@@ -212,7 +213,7 @@ def stop(number: int, frame) -> None:
     whatever that waits for (a video being encoded). A second one ends the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.unraisablehook = lambda *_: None  # raised within a destructor, it would be printed
-    timer = threading.Timer(3, leave, (128 + number, STOPPED))
+    timer = threading.Timer(UNWIND_SEC, leave, (128 + number, STOPPED))
     timer.daemon = True
     timer.start()
     raise KeyboardInterrupt

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import runpy
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -57,6 +58,7 @@ def run_here(script, *words):
     """The same in this process, since importing torch takes seconds. What the script does not
     catch, `run_python` would show as a traceback, is raised."""
     out, error, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+    ctrl_c = signal.getsignal(signal.SIGINT)
     words, code = [script, *map(str, words)], 0
     with (
         contextlib.redirect_stdout(out),
@@ -69,6 +71,8 @@ def run_here(script, *words):
             runpy.run_path(script, run_name="__main__")
         except SystemExit as end:
             code = end.code or 0
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
     torch.set_num_threads(threads)
     return subprocess.CompletedProcess(words, code, out.getvalue(), error.getvalue())
 

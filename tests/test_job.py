@@ -2,16 +2,18 @@
 
 import multiprocessing
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers import ENVIRONMENT, HERE, run_options, run_python, run_ranks
+from helpers import ENVIRONMENT, HERE, run_options, run_python, run_ranks, run_train
 
 import cofinetune
 import data
@@ -22,6 +24,7 @@ from extras.job import Job
 
 pytest_plugins = ["helpers"]
 LIMIT_SEC = 45
+LAUNCHER = ["-m", "extras.launch", "--standalone", "--nproc-per-node=2"]
 LINUX = pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks at processes through /proc")
 
 
@@ -57,8 +60,7 @@ def start(tiny_world, out, launched, *more):
     options = run_options(tiny_world, out, "--save-every", 2, "--workers", 2, *more, steps=100_000)
     words = [sys.executable, "cofinetune.py", *options]
     if launched:
-        launcher = ["-m", "extras.launch", "--standalone", "--nproc-per-node=2"]
-        words = [sys.executable, *launcher, "cofinetune.py", *options]
+        words = [sys.executable, *LAUNCHER, "cofinetune.py", *options]
     output = open(f"{out}.txt", "w")
     process = subprocess.Popen(
         words,
@@ -118,9 +120,11 @@ def test_killing_any_process_ends_the_job(tiny_world, tmp_path, who, number, lau
 
 
 @LINUX
-def test_a_killed_worker_is_one_sentence(tiny_world, tmp_path):
+def test_a_second_run_is_refused_and_a_killed_worker_is_one_sentence(tiny_world, tmp_path):
     out = tmp_path / "run"
     process = start(tiny_world, out, False)
+    with pytest.raises(ValueError, match="run: a run is at work in this folder"):
+        run_train(tiny_world, out)
     os.kill(pick(out, "worker", False)[0], signal.SIGKILL)
     _, output = ended(process, out)
     assert process.returncode == 2 and "Traceback" not in output, output
@@ -136,13 +140,106 @@ def test_nobody_outlives_a_killed_process(tiny_world, tmp_path):
     ended(process, out)
 
 
-def test_a_second_run_in_a_folder_says_that_the_first_is_at_work(tiny_world, tmp_path):
-    out = tmp_path / "run"
-    process = start(tiny_world, out, False)
-    done = run_python("cofinetune.py", *run_options(tiny_world, out))
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(60)
-    assert done.returncode == 2 and "is at work" in done.stderr, done.stderr
+@LINUX
+@pytest.mark.parametrize("words", [["cofinetune.py"], ["-m", "extras.launch", "cofinetune.py"]])
+def test_ctrl_c_while_torch_is_imported_is_silent(words):
+    process = subprocess.Popen(
+        [sys.executable, *words, "--steps", "no"],
+        cwd=HERE,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == b"" and process.returncode == -signal.SIGINT
+
+
+def test_windows_is_refused_before_anything_fails_to_import():
+    words = """if True:
+        import os, runpy, sys
+        os.name = "nt"
+        for name in ("torch", "numpy", "av", "fcntl", "resource"):
+            sys.modules[name] = None
+        runpy.run_path("cofinetune.py", run_name="__main__")"""
+    done = run_python("-c", words)
+    sentence = "error: Windows is not supported; its Linux (WSL 2) is\n"
+    assert (done.returncode, done.stderr) == (1, sentence)
+
+
+class InterruptedAtItsEnd:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+
+def interrupt(words):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+
+def interrupt_a_wait_for_a_thread(words):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(time.sleep, 60)
+        interrupt(words)
+
+
+def interrupt_within_a_destructor(words):
+    InterruptedAtItsEnd()
+    time.sleep(60)
+
+
+def interrupt_twice(words):
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 0.1)  # while the first waits for the thread
+    interrupt_a_wait_for_a_thread(words)
+
+
+@pytest.mark.parametrize(
+    "main, code, sentence",
+    [
+        (interrupt, 130, job.STOPPED + "\n"),
+        (interrupt_a_wait_for_a_thread, 130, job.STOPPED + "\n"),
+        (interrupt_within_a_destructor, 130, job.STOPPED + "\n"),
+        (interrupt_twice, -signal.SIGINT, ""),
+    ],
+)
+def test_ctrl_c_within_a_command_is_one_sentence(monkeypatch, capfd, main, code, sentence):
+    """Within a second, whatever the command waits for. In a forked copy of this process."""
+    monkeypatch.setattr(job, "UNWIND_SEC", 0.5)
+    monkeypatch.setattr(sys, "stderr", open(2, "w", closefd=False))
+    process = multiprocessing.get_context("fork").Process(target=job.run_and_leave, args=(main, []))
+    process._config.pop("tempdir", None)  # it removes its own, not that of this process
+    began = time.monotonic()
+    process.start()
+    process.join()
+    assert time.monotonic() - began < 5
+    assert process.exitcode == code and capfd.readouterr().err == sentence
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("launched", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_traceback_at_any_moment(tiny_world, tmp_path, launched, number):
+    """A signal for all processes, as a terminal and a batch system send it."""
+    options = run_options(tiny_world, tmp_path / "run", "--workers", 2, steps=100_000)
+    words = [sys.executable, *LAUNCHER * launched, "cofinetune.py", *options]
+    draw = random.Random(0)
+    for _ in range(8):
+        with open(tmp_path / "output.txt", "w+") as output:
+            process = subprocess.Popen(
+                words, cwd=HERE, env=ENVIRONMENT, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+            time.sleep(draw.uniform(0.3, 12))  # before it Python itself is not ready
+            os.killpg(process.pid, number)
+            Path(f"{tmp_path}/run.txt").touch()
+            ended(process, tmp_path / "run")
+            text = Path(output.name).read_text()
+        assert process.returncode != 0 and "Traceback" not in text, text
 
 
 def test_the_sentence_is_the_last_thing_on_the_screen(tiny_world, tmp_path):
@@ -155,7 +252,7 @@ def test_the_sentence_is_the_last_thing_on_the_screen(tiny_world, tmp_path):
     assert re.fullmatch(rf"error: {tmp_path}/bad.csv:2: 3 columns instead of .*\n", done.stderr), (
         done.stderr
     )
-    done = run_ranks(2)("cofinetune.py", "--stpes", "3")  # torch's own launcher: within its report
+    done = run_ranks(1)("cofinetune.py", "--stpes", "3")  # torch's own launcher: within its report
     assert "did you mean --steps" in done.stderr.strip().splitlines()[-2]
 
 
