@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 AHEAD = 2  # answers that each worker makes ahead of their use
+EXIT_SEC = 5  # from the end of a worker's pipe to its exit status
 GRACE_SEC = 20  # that a worker still serves after SIGINT or SIGTERM
 FOR_ALL = (signal.SIGINT, signal.SIGTERM)  # signals that reach all processes of a job
 SHM_ADVICE = "give more (docker run --shm-size=8g), take fewer `workers`, or none (workers = 0)"
@@ -124,8 +125,8 @@ class Pool:
     def receive(self, worker: int):
         try:
             answer = self.pipes[worker].recv()
-        except (EOFError, OSError):
-            raise WorkerLost(self._what_ended(self.processes[worker])) from None
+        except (EOFError, OSError) as error:
+            raise WorkerLost(self._what_ended(self.processes[worker], error)) from None
         if not isinstance(answer, Problem):
             return answer
         if "No space left on device" in answer:
@@ -134,11 +135,13 @@ class Pool:
             )
         raise RuntimeError(f"in a worker process:\n{answer}")
 
-    def _what_ended(self, process: multiprocessing.Process) -> str:
-        process.join(5)
+    def _what_ended(self, process: multiprocessing.Process, error: Exception) -> str:
+        process.join(EXIT_SEC)
         code = process.exitcode
+        if code is None:  # it lives: too many open files, its folder of sockets was removed
+            return f"an answer of a worker process could not be taken: {error!r}"
         how = f"ended with exit code {code}"
-        if code is not None and code < 0:
+        if code < 0:
             # GRACE_SEC after a signal that was for it alone a worker ends itself by an alarm.
             number = signal.SIGTERM if code == -signal.SIGALRM else -code
             how = f"was ended by {signal.Signals(number).name}"

@@ -1,7 +1,7 @@
 """Tests of extras/workers.py."""
 
 import faulthandler
-import multiprocessing
+import multiprocessing.util
 import os
 import shutil
 import signal
@@ -60,6 +60,21 @@ def test_a_lost_worker_is_one_sentence(kill, monkeypatch):
     with pytest.raises(workers.WorkerLost, match=f"{kill.name}.*{message}|{message}"):
         for _ in answers:
             assert time.monotonic() - began < 20
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_an_answer_that_cannot_be_taken_is_told_with_its_reason(monkeypatch):
+    """Its worker lives: whoever tidies /tmp took the folder of its socket."""
+    monkeypatch.setattr(workers, "EXIT_SEC", 0.1)
+    folder = multiprocessing.util.get_temp_dir()
+    answers, processes = feed(1)
+    os.rename(folder, folder + "-away")
+    try:
+        with pytest.raises(workers.WorkerLost, match="could not be taken: FileNotFoundError"):
+            for _ in answers:
+                pass
+    finally:
+        os.rename(folder + "-away", folder)
     assert not any(process.is_alive() for process in processes)
 
 
