@@ -328,26 +328,20 @@ def open_tasks(recipe: Recipe, job: Job) -> tuple[dict, dict]:
 
         make_world(recipe.root, **recipe.world)
     job.barrier()
-    return job.read_once(lambda: read_tasks(recipe, job))
-
-
-def read_tasks(recipe: Recipe, job: Job) -> tuple[dict, dict]:
-    train_sets = {}
+    train_sets, val_sets = {}, {}
     for task in recipe.task:
-        dataset = data.open_task(task, recipe.root, "train", formats.read_clips)
+        dataset = open_once(task, recipe, "train", job)
         train_sets[task.name] = dataset
+        if task.val:
+            val_sets[task.name] = open_once(task, recipe, "val", job)
         counted = [f"{count} {what}" for what, count in dataset.report.items() if count]
         job.say(f"{task.name}: {len(dataset.classes)} classes, {', '.join(counted)}")
-    return train_sets, read_val_sets(recipe)
+    return train_sets, val_sets
 
 
-def read_val_sets(recipe: Recipe) -> dict:
-    """By task, of the tasks that have validation data."""
-    val_sets = {}
-    for task in recipe.task:
-        if task.val:
-            val_sets[task.name] = data.open_task(task, recipe.root, "val", formats.read_clips)
-    return val_sets
+def open_once(task: data.Task, recipe: Recipe, split: str, job: Job) -> data.Dataset:
+    """The Dataset; one rank of a machine reads it: a million videos take half a minute."""
+    return job.read_once(data.open_task, task, recipe.root, split, formats.read_clips)
 
 
 def check_evaluation(recipe: Recipe, val_sets: dict, counts: dict) -> None:
@@ -669,7 +663,10 @@ def run_evaluate(options: argparse.Namespace, overrides: dict[str, str], method)
     recipe = recipes.read(Recipe, options.recipe or str(out / "recipe.toml"), overrides)
     job = jobs.join(recipe)
     model = checkpoints.model_of(state, Recipe).to(job.device)
-    datasets = job.read_once(lambda: read_val_sets(recipe))
+    datasets = {}
+    for task in recipe.task:
+        if task.val:
+            datasets[task.name] = open_once(task, recipe, "val", job)
     for name, dataset in datasets.items():
         if dataset.classes != state["classes"].get(name):
             heads = {name: len(names) for name, names in state["classes"].items()}

@@ -14,11 +14,13 @@ memory and cores are read from /proc.
 import argparse
 import contextlib
 import copy
+import functools
 import importlib.metadata
 import importlib.util
 import io
 import json
 import math
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -26,14 +28,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import torch
+import torch.distributed as dist
 
 import data
-from extras import bench_files, formats, videos, world
+from extras import bench_files, checkpoints, formats, videos, world
 from extras import hugging_face as folders
 from extras import job as jobs
 from extras import recipe as recipes
@@ -81,6 +86,8 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
         raise ValueError("--rounds: expected 2 or more; --gpu-rate: expected more than 0")
     if overrides and options.section != "train":
         raise ValueError(f"--{next(iter(overrides))}: of a recipe's keys only `bench train` takes")
+    if options.quick:
+        torch.set_num_threads(1)  # several wait for each other where others compute too
     print(machine(), end="\n\n")
     bench_files.CACHE.mkdir(parents=True, exist_ok=True)
     for name in [options.section] if options.section else SECTIONS:
@@ -106,10 +113,12 @@ def model_tables(options, overrides, method) -> Iterator[Table]:
 
 
 def data_tables(options, overrides, method) -> Iterator[Table]:
-    seconds, rounds = (6, 2) if options.quick else (58, 12)
-    films = bench_files.make_films(bench_files.CACHE / f"films-{seconds}", seconds)
-    yield decoding_table(films, options.rounds or rounds)
-    yield feeding_table(films, options.rounds or rounds // 2 + 1, options)
+    seconds, size, rounds = 58, (640, 360), options.rounds or 12
+    if options.quick:
+        seconds, size, rounds = 6, (160, 90), options.rounds or 2
+    films = bench_files.make_films(bench_files.CACHE / f"films-{seconds}-{size[1]}", seconds, size)
+    yield decoding_table(films, rounds)
+    yield feeding_table(films, rounds // 2 + 1, options.gpu_rate)
     yield workers_table(films["10 s"], 1 if options.quick else 5, 2 if options.quick else 16)
 
 
@@ -119,9 +128,16 @@ def eval_tables(options, overrides, method) -> Iterator[Table]:
 
 
 def train_tables(options, overrides, method) -> Iterator[Table]:
-    with tempfile.TemporaryDirectory() as folder:
-        for table in (overhead_table, stages_table, processes_table):
-            yield table(Path(folder), options.quick, overrides, method)
+    rounds = options.rounds or (2 if options.quick else 4)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for title, changes in LOOPS.items():
+            if options.quick:
+                changes = changes | dict(steps=7)
+            if not options.quick or "demo" in title:
+                yield loop_table(folder, title, rounds, overrides, method, **changes)
+        yield stages_table(folder, options.quick, overrides, method)
+        yield processes_table(folder, options.quick, overrides, method)
 
 
 def open_tables(options, overrides, method) -> Iterator[Table]:
@@ -173,46 +189,46 @@ def in_turns(calls: dict[str, Callable], rounds: int, warmup: int = 0) -> dict[s
     return {name: np.array(values[warmup:]) for name, values in results.items()}
 
 
-def apart(code: str, *arguments, ranks: int = 1) -> list:
-    """What a program prints last, as JSON, in processes of its own: by rank, of so many that can
-    join a job."""
+def apart(function: Callable, *arguments, ranks: int = 1) -> list:
+    """What a function returns by rank: in new processes, which can join a job. They fork from one
+    that has imported this module and done nothing yet, so that their memory is their own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    job = dict(PYTHONPATH=str(HERE), MASTER_ADDR="localhost", MASTER_PORT=port)
-    job["WORLD_SIZE"] = str(ranks)
-    started = []
-    for rank in range(ranks):
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code, *map(str, arguments)],
-                cwd=HERE,
-                env=os.environ | job | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    printed = []
-    for process in started:
-        out, error = process.communicate()
-        if process.returncode:
-            raise RuntimeError((error.strip().splitlines() or ["killed"])[-1])
-        printed.append(json.loads(out.splitlines()[-1]))
-    return printed
+    job = dict(MASTER_ADDR="localhost", MASTER_PORT=port, WORLD_SIZE=str(ranks))
+    with ProcessPoolExecutor(ranks, mp_context=context) as pool:
+        answers = []
+        for rank in range(ranks):
+            place = job | dict(RANK=str(rank), LOCAL_RANK=str(rank))
+            answers.append(pool.submit(in_rank, place, function, arguments))
+        return [answer.result() for answer in answers]
 
 
-# Prints wall seconds, CPU seconds and peak memory in MB (ru_maxrss would begin at the parent's).
-COSTS = """
-import json, re, sys, time
-{prepare}
-stdout, sys.stdout = sys.stdout, sys.stderr
-wall, cpu = time.perf_counter(), time.process_time()
-{measure}
-wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())
-print(json.dumps([wall, cpu, int(peak[1]) / 1e3]), file=stdout)
-"""
+def in_rank(place: dict[str, str], function: Callable, arguments: tuple):
+    os.environ |= place
+    return function(*arguments)
+
+
+def resident(key: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at the worst moment since it was forked."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(key))
+
+
+def program(code: str, *arguments) -> list:
+    """What a program prints last, as JSON: a process that imports no more than it needs."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=HERE,
+        env=os.environ | {"PYTHONPATH": str(HERE)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["killed"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def show(cell) -> str:
@@ -398,12 +414,8 @@ def logits_gap(ours: CoFinetuneModel, theirs, video: torch.Tensor) -> float:
     return (ours.eval()(video, "clips") - expected).abs().max().item()
 
 
-def peak_memory(name: str, device: str, arch: str, frames: int, side: int, clips: int) -> float:
+def peak_memory(name: str, device: str, clip: tuple) -> float:
     """MiB that three steps add to this process, or take of the GPU, at the worst moment."""
-
-    def resident(key: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
     def make(arch: str, frames: int, side: int, clips: int) -> Callable[[], None]:
         net = vivit(arch, frames, side, checkpointing="checkpointing" in name)
@@ -413,24 +425,22 @@ def peak_memory(name: str, device: str, arch: str, frames: int, side: int, clips
 
     make("tiny", 2, 16, 1)()  # imports and torch's own buffers do not count
     before = resident("VmRSS")
-    step = make(arch, frames, side, clips)
+    step = make(*clip)
     for _ in range(3):
         step()
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resident("VmHWM") - before
+    return (resident("VmHWM") - before) * 1e6 / 2**20
 
 
 def memory_table(clip: tuple, device: str) -> Table:
     arch, frames, side, count = clip
     rows, ours = [], 0.0
-    code = "import sys, json; from extras import bench; print(json.dumps(bench.peak_memory("
-    code += "sys.argv[1], sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))))"
     for name in ("here", "here, checkpointing", HF):
         if name == HF and importlib.util.find_spec("transformers") is None:
             rows.append({"network": f"{HF}: transformers is not installed"})
             continue
-        (mib,) = apart(code, name, device, *clip)
+        (mib,) = apart(peak_memory, name, device, clip)
         ours = ours or mib
         rows.append({"network": name, "MiB": mib, "over ours": mib / ours})
     title = (
@@ -571,7 +581,7 @@ def clip_stream(film: Path, batch: int, steps: int, colour: float = 0.4) -> data
     return data.Stream({"bench": data.open_task(task, film.parent)}, steps=steps)
 
 
-def feeding_table(films: dict[str, Path], rounds: int, options: argparse.Namespace) -> Table:
+def feeding_table(films: dict[str, Path], rounds: int, gpu_rate: float) -> Table:
     """What a core makes of the whole way from a file to a training clip, and how many of them a GPU
     needs. Prepared: `prepare` with its defaults; plain: without the jitter of colours."""
     clips, paths, calls = 4, {}, {}
@@ -589,9 +599,9 @@ def feeding_table(films: dict[str, Path], rounds: int, options: argparse.Namespa
         original = seconds[name.partition(",")[0]]
         row = {"film": name, "MB a minute": size_of(paths[name]), "CPU ms a clip": 1e3 * s / clips}
         row |= {"over the original": s / original, "clips/s of a core": clips / s}
-        row[f"cores for {options.gpu_rate:g} clips/s"] = options.gpu_rate * s / clips
+        row[f"cores for {gpu_rate:g} clips/s"] = gpu_rate * s / clips
         rows.append(row)
-    return "Feeding a GPU: training clips, 32x2, crop 224, colour, from 640x360", rows
+    return "Feeding a GPU: training clips, 32x2, crop 224, colour", rows
 
 
 def size_of(film: Path) -> float:
@@ -629,6 +639,17 @@ def children_cpu() -> float:
 # eval: the AVA evaluator over the size of the detection file
 # ------------------------------------------------------------------------------------------------
 
+# Prints wall seconds, CPU seconds and peak memory in MB (ru_maxrss would begin at the parent's).
+COSTS = """
+import json, re, sys, time
+{prepare}
+stdout, sys.stdout = sys.stdout, sys.stderr
+wall, cpu = time.perf_counter(), time.process_time()
+{measure}
+wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())
+print(json.dumps([wall, cpu, int(peak[1]) / 1e3]), file=stdout)
+"""
 CSV, ARRAYS, OFFICIAL = "ava_eval.py, from csv", "ava_eval.py, from arrays", "official script"
 READ_ARRAYS = """
 import ava_eval, numpy as np
@@ -657,7 +678,7 @@ def evaluation_table(size: int, rounds: int, official: str | None) -> Table:
     calls = {}
     for name, (prepare, measure) in EVALUATIONS.items():
         code = COSTS.format(prepare=prepare, measure=measure)
-        calls[name] = lambda code=code: apart(code, truth, detections, official or "")[0]
+        calls[name] = lambda code=code: program(code, truth, detections, official or "")
     last = calls.pop(OFFICIAL)
     costs = in_turns(calls, rounds)
     if official:  # once: minutes, and far from any drift of the machine
@@ -678,17 +699,28 @@ def evaluation_table(size: int, rounds: int, official: str | None) -> Table:
 # ------------------------------------------------------------------------------------------------
 
 START = 3  # first steps of a run, in which workers start and caches fill: not counted
+VIVIT_B = dict(
+    optimiser="adamw", lr=1e-5, threads=0, model_arch="B", model_frames=16, model_size=[112, 112],
+    model_tubelet=[2, 16, 16], model_pos="learned", model_cls="true", model_pool="cls",
+    task_frames=16, task_stride=1, task_size=112, task_short_side=[112, 112], task_batch=2,
+    task_roi_size=7,
+)  # fmt: skip
+LOOPS = {  # what differs from the demo
+    "the demo, 16 clips of 8 x 48²": dict(steps=63),
+    "ViViT-B, 2 clips of 16 x 112², AdamW": dict(steps=11) | VIVIT_B,
+}
 
 
 def demo_recipe(method, overrides: dict[str, str], out: Path, **changes):
     """The demo without its evaluations, in a smaller world; changes: by key, `task_KEY` of each."""
-    root = out.parent / "world"
+    root = bench_files.CACHE / "train-world"
     with quiet():
         world.make_world(
             root, actions_train=96, actions_val=12, templates_train=64, templates_val=8,
             scenes_train=64, scenes_val=16,
         )  # fmt: skip
     words = dict(root=str(root), out=str(out), world="{}", preview="0", device="cpu", workers="1")
+    words["save_every"] = "1000000"
     for task in ("actions", "templates", "ava"):
         words |= {f"task.{task}.val": "", f"task.{task}.val_boxes": ""}
         for key, value in changes.items():
@@ -698,13 +730,6 @@ def demo_recipe(method, overrides: dict[str, str], out: Path, **changes):
         if not key.startswith("task_"):
             words[key.replace("model_", "model.")] = str(value)
     return recipes.read(method.Recipe, "demo", words | overrides)
-
-
-def train_here(method, recipe) -> None:
-    threads = torch.get_num_threads()
-    with quiet():
-        method.train(recipe, jobs.join(recipe), fresh=True)
-    torch.set_num_threads(threads)
 
 
 def logged(recipe) -> tuple[np.ndarray, np.ndarray]:
@@ -719,75 +744,99 @@ def logged(recipe) -> tuple[np.ndarray, np.ndarray]:
     return np.diff(times[START - 1 :, 0]), times[START:, 1]
 
 
-def overhead_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
-    """The loop as it is, loader and log included, against forward, backward and optimiser
-    alone on the same batches from memory, normalised beforehand."""
-    frames, side, arch, steps, rounds = (4, 32, "tiny", 7, 2) if quick else (16, 112, "B", 11, 4)
-    recipe = demo_recipe(
-        method, overrides, folder / "overhead", steps=steps, save_every=steps, optimiser="adamw",
-        lr=1e-5, threads=0, model_arch=arch, model_frames=frames, model_size=[side, side],
-        model_tubelet=[2, 16, 16], model_pos="learned", model_cls="true", model_pool="cls",
-        task_frames=frames, task_stride=1, task_size=side, task_short_side=[side, side],
-        task_batch=2, task_roi_size=7,
-    )  # fmt: skip
-    train_sets = {}
-    for task in recipe.task:
-        train_sets[task.name] = data.open_task(task, recipe.root, "train", formats.read_clips)
-    stream = data.Stream(train_sets, recipe.schedule, recipe.seed, steps)
-    heads = {t.name: Head(t.kind, len(train_sets[t.name].classes)) for t in recipe.task}
-    net = CoFinetuneModel(recipes.model_config(recipe.model), heads).train()
-    optimiser = torch.optim.AdamW(net.parameters(), 1e-5, fused=True)
-    batches = []
-    for (batch,) in data.training_batches(stream, 0, steps):
-        batches.append((batch, data.normalise(batch.video, *net.scale)))
+class Steps:
+    """The steps of a recipe, apart from the loop of `train`."""
 
-    def loop() -> tuple[float, float]:
-        train_here(method, recipe)
+    def __init__(self, method, recipe):
+        self.method, self.recipe, self.job = method, recipe, jobs.join(recipe)
+        with quiet():
+            train_sets, _ = method.open_tasks(recipe, self.job)
+        classes = {name: dataset.classes for name, dataset in train_sets.items()}
+        model = checkpoints.build_model(recipe, classes, say=lambda words: None)
+        self.model = model.train().to(self.job.device)
+        self.optimisers = method.make_optimisers(self.model, recipe)
+        self.trunk = method.wrap(self.model.encoder, recipe, self.job)
+        self.tasks = {task.name: task for task in recipe.task}
+        self.stream = data.Stream(train_sets, recipe.schedule, recipe.seed, recipe.steps)
+
+    def batches(self) -> Iterator[list[data.Batch]]:
+        return data.training_batches(self.stream, 0, self.recipe.steps, work=ahead(1))
+
+    def take(self, step: int, batches: list[data.Batch]) -> None:
+        criterion, recipe = self.method.Criterion(), self.recipe
+        self.method.train_step(
+            step, batches, self.tasks, self.model, self.trunk, criterion, self.optimisers, recipe,
+            self.job,
+        )  # fmt: skip
+
+    def take_bare(self, batch: data.Batch, video: torch.Tensor) -> None:
+        """Forward, backward and optimiser alone, of a video that was normalised beforehand."""
+        with self.method.autocast(self.recipe, self.job):
+            logits = self.model(video, batch.task, batch.boxes, batch.box_clip)
+            loss = clip_loss if batch.boxes is None else box_loss
+            loss(logits, batch.labels).backward()
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+
+def loop_table(folder: Path, title: str, rounds: int, overrides: dict, method, **changes) -> Table:
+    """`train` as it is, loader and log included, against its step on the same batches from memory,
+    and that against forward, backward and optimiser alone."""
+    recipe = demo_recipe(method, overrides, folder / "loop", **changes)
+    threads = torch.get_num_threads()
+    steps = Steps(method, recipe)
+    batches = list(steps.batches())
+    videos = []
+    for (batch,) in batches:
+        batch = batch.to(steps.job.device)
+        videos.append((batch, data.normalise(batch.video, *steps.model.scale)))
+
+    def files() -> tuple[float, float]:
+        with quiet():
+            method.train(recipe, steps.job, fresh=True)
         seconds, waits = logged(recipe)
         return seconds.mean(), waits.mean()
 
-    def bare() -> float:
-        seconds = []
-        for batch, video in batches:
-            began = wall()
-            logits = net(video, batch.task, batch.boxes, batch.box_clip)
-            loss = clip_loss if batch.boxes is None else box_loss
-            loss(logits, batch.labels).backward()
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            seconds.append(wall() - began)
-        return np.mean(seconds[START:])
+    def memory() -> tuple[float, float]:
+        return seconds_of(steps.take, enumerate(batches)), 0.0
 
-    costs = in_turns({"loop": loop, "bare": bare}, rounds)
-    (whole, wait), alone = costs["loop"].T, costs["bare"]
+    def bare() -> tuple[float, float]:
+        return seconds_of(steps.take_bare, videos), 0.0
+
+    costs = in_turns({"files": files, "memory": memory, "bare": bare}, rounds)
+    torch.set_num_threads(threads)
+    (whole, wait), step, alone = costs["files"].T, costs["memory"][:, 0], costs["bare"][:, 0]
     rows = [
         {"a step": "forward, backward, optimiser alone", "wall ms": 1e3 * alone},
-        {"a step": "of `train`", "wall ms": 1e3 * whole, "over the bare step": whole / alone},
+        {"a step": "`train_step`, batches from memory", "wall ms": 1e3 * step},
+        {"a step": "of `train`, from files", "wall ms": 1e3 * whole},
         {"a step": "of it, waiting for data", "wall ms": 1e3 * wait},
     ]
-    title = f"The loop around ViViT-{arch}, 2 clips of {frames} x {side}², AdamW"
-    return f"{title}, {recipe.precision} on {recipe.device}", rows
+    rows[1]["over the row above"] = step / alone
+    rows[2]["over the row above"] = whole / step
+    rows[3]["over the row above"] = wait / whole
+    return f"The loop: {title}, {recipe.precision} on {recipe.device}, one loader worker", rows
+
+
+def seconds_of(call: Callable, arguments) -> float:
+    """Mean wall seconds of a call after the first START."""
+    seconds = []
+    for words in arguments:
+        began = wall()
+        call(*words)
+        seconds.append(wall() - began)
+    return np.mean(seconds[START:])
 
 
 def stages_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
     """Where the time of a step goes, by torch's profiler around `train_step`."""
-    steps = 12 if quick else 60
-    recipe = demo_recipe(method, overrides, folder / "stages", steps=steps)
-    job = jobs.join(recipe)
-    with quiet():
-        train_sets, _ = method.open_tasks(recipe, job)
-    stream = data.Stream(train_sets, recipe.schedule, recipe.seed, steps)
-    heads = {}
-    for task in recipe.task:
-        heads[task.name] = Head(task.kind, len(train_sets[task.name].classes), roi_size=3)
-    model = CoFinetuneModel(recipes.model_config(recipe.model), heads).train().to(job.device)
-    optimisers = method.make_optimisers(model, recipe)
-    trunk = method.wrap(model.encoder, recipe, job)
-    tasks = {task.name: task for task in recipe.task}
-    batches = data.training_batches(stream, 0, steps, work=ahead(1))
-    waits, seconds = [], []
+    recipe = demo_recipe(method, overrides, folder / "stages", steps=8 if quick else 60)
+    threads = torch.get_num_threads()
+    steps = Steps(method, recipe)
+    batches, waits, seconds = steps.batches(), [], []
     profiler = torch.profiler.profile()
-    for step in range(steps):
+    for step in range(recipe.steps):
         if step == START:
             profiler.start()
         began = wall()
@@ -795,15 +844,13 @@ def stages_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
         waits.append(wall() - began)
         began = wall()
         with torch.profiler.record_function("train_step"):
-            method.train_step(
-                step, parts, tasks, model, trunk, method.Criterion(), optimisers, recipe, job
-            )
+            steps.take(step, parts)
         seconds.append(wall() - began)
     profiler.stop()
-    counted = steps - START
+    torch.set_num_threads(threads)
     whole, wait = 1e3 * np.mean(seconds[START:]), 1e3 * np.mean(waits[START:])
-    on_gpu = job.device.type == "cuda"
-    stages = {"waiting for data": wait} | stages_of(profiler, counted, on_gpu)
+    on_gpu = steps.job.device.type == "cuda"
+    stages = {"waiting for data": wait} | stages_of(profiler, recipe.steps - START, on_gpu)
     stages["python, or an idle GPU"] = whole + wait - sum(stages.values())
     rows = [{"stage": "a step and the waiting before it", "wall ms": whole + wait, "share": 1.0}]
     for name, ms in stages.items():
@@ -838,47 +885,42 @@ def stages_of(profiler, steps: int, on_gpu: bool) -> dict[str, float]:
 def processes_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
     """The same global batches in one process and in two, each with a thread and a loader worker. On
     two cores the workers decode where the networks compute, and the ratio tells of both."""
-    recipe = demo_recipe(method, overrides, folder / "processes", steps=9 if quick else 120)
-    toml = folder / "processes.toml"
-    toml.write_text(recipes.to_toml(recipe))
+    recipe = demo_recipe(method, overrides, folder / "processes", steps=6 if quick else 120)
 
-    def clips_per_sec(count: int) -> float:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [f"--nproc-per-node={count}", method.__file__, "--recipe", toml, "--fresh"]
-        done = subprocess.run(
-            [*launcher, *command],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{count} processes: {done.stderr.strip()[-2000:]}")
+    def clips_per_sec(ranks: int) -> float:
+        apart(train_in_rank, method.train, recipe, ranks=ranks)
         return recipe.task[0].batch / logged(recipe)[0].mean()
 
     calls = {"1": lambda: clips_per_sec(1), "2": lambda: clips_per_sec(2)}
     one, two = in_turns(calls, 1 if quick else 4).values()
     row = {"": "clips per wall s", "1 process": one, "2 processes": two, "ratio": two / one}
+    if recipe.device == "cuda" and torch.cuda.device_count() == 1:
+        row[""] += ", both on one GPU, gradients over gloo"
     return f"Processes on {recipe.device}, the demo, one thread each, the same global batch", [row]
+
+
+def train_in_rank(train: Callable, recipe) -> None:
+    """`train` as a rank of a job. NCCL refuses two ranks on one GPU, and so does `join`; here they
+    may share it."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with quiet():
+        if recipe.device == "cuda" and size > torch.cuda.device_count():
+            dist.init_process_group("gloo")
+            job = jobs.Job(rank, size, torch.device("cuda", 0), dist.group.WORLD)
+        else:
+            job = jobs.join(recipe)
+        train(recipe, job, fresh=True)
+        job.barrier()  # gloo may abort when a rank leaves while another still speaks
 
 
 # ------------------------------------------------------------------------------------------------
 # open: reading the lists of a full-size layout and finding its videos
 # ------------------------------------------------------------------------------------------------
 
-RANK = """
-from types import SimpleNamespace
-from extras import bench, job
-here = job.join(SimpleNamespace(threads=1, device="cpu"))
-here.barrier()
-"""
-OPENING = {  # who reads: ranks, what is measured
-    "one process": (1, "bench.open_layout(sys.argv[1])"),
-    "two ranks, each for itself": (2, "bench.open_layout(sys.argv[1])"),
-    "two ranks, one for both": (2, "here.read_once(lambda: bench.open_layout(sys.argv[1]))"),
-}
 
-
-def open_layout(root: str) -> dict[str, data.Dataset]:
+def open_layout(root: Path, once: bool) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and MB of a rank; once: it takes what another one has read."""
+    job = jobs.join(SimpleNamespace(threads=1, device="cpu"))
     clips = dict(kind="clip", flip=0.0)
     tasks = [
         data.Task("kinetics", train="kinetics.csv", videos="kinetics", **clips),
@@ -886,19 +928,34 @@ def open_layout(root: str) -> dict[str, data.Dataset]:
         data.Task("ssv2", train="ssv2.json", videos="ssv2", labels="ssv2-labels.json", **clips),
         data.Task("ava", "box", train="ava.csv", videos="ava", labels="ava.pbtxt", flip=0.0),
     ]
-    return {task.name: data.open_task(task, root, "train", formats.read_clips) for task in tasks}
+    open_task = functools.partial(job.read_once, data.open_task) if once else data.open_task
+    job.barrier()
+    before, began, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
+    opened = [open_task(task, root, "train", formats.read_clips) for task in tasks]
+    cost = time.perf_counter() - began, time.process_time() - cpu, resident("VmHWM") - before
+    job.barrier()  # who has read stays until the others have taken it
+    del opened
+    return cost
 
 
 def opening_table(share: int, rounds: int) -> Table:
-    """Wall seconds of the slower rank; CPU seconds and memory of all ranks together."""
+    """Wall seconds of the slower rank; CPU seconds and memory of each rank."""
     root, count = bench_files.make_layout(share)
+    ways = {
+        "one process": (1, False),
+        "two, each for itself": (2, False),
+        "two, one reads": (2, True),
+    }
     calls = {}
-    for name, (ranks, measure) in (OPENING | {"nothing": (1, "")}).items():
-        code = COSTS.format(prepare=RANK, measure=measure)
-        calls[name] = lambda code=code, ranks=ranks: apart(code, root, ranks=ranks)
-    costs, rows = in_turns(calls, rounds), []
-    empty = costs.pop("nothing")[:, :, 2]  # (rounds, 1)
-    for name, cost in costs.items():
-        seconds, cpu, memory = cost.max(1)[:, 0], cost.sum(1)[:, 1], cost[:, :, 2] - empty
-        rows.append({"who": name, "wall s": seconds, "CPU s": cpu, "MB it adds": memory.sum(1)})
+    for name, (ranks, once) in ways.items():
+        calls[name] = functools.partial(apart, open_layout, root, once, ranks=ranks)
+    rows = []
+    for name, cost in in_turns(calls, rounds).items():  # (rounds, ranks, 3)
+        row = {"processes": name, "wall s": cost[:, :, 0].max(1)}
+        for rank in range(cost.shape[1]):
+            row |= {
+                f"rank {rank}: CPU s": cost[:, rank, 1],
+                f"rank {rank}: MB it adds": cost[:, rank, 2],
+            }
+        rows.append(row)
     return f"Opening the lists of {count:,} videos, Kinetics, Moments, SSv2, AVA", rows

@@ -20,30 +20,30 @@ import ava_eval
 CACHE = Path(tempfile.gettempdir()) / "cofinetune-bench"
 
 
-def make_films(folder: Path, seconds: int) -> dict[str, Path]:
+def make_films(folder: Path, seconds: int, size: tuple[int, int] = (640, 360)) -> dict[str, Path]:
     """A film of 16 times so many seconds, the part it repeats, a clip of 10 s; made once.
 
-    A drifting texture at 640x360 and 25 fps, x264 medium, crf 21, a key frame every 2.9 s. Grain of
-    4.5 grey levels brings it to 0.8 Mbit/s, as real films have; without it decoding is a third of
-    that work, and the share of everything else too large.
+    A drifting texture at 25 fps, x264 medium, crf 21, a key frame every 2.9 s. Grain of 4.5 grey
+    levels brings 640x360 to 0.8 Mbit/s, as real films have; without it decoding is a third of that
+    work, and the share of everything else too large.
     """
     folder.mkdir(parents=True, exist_ok=True)
     film, part, clip = (folder / f"{name}.mp4" for name in ("film", "part", "clip"))
     films = {f"{seconds * 16 / 60:.3g} minutes": film, "part": part, "10 s": clip}
     if film.is_file():  # it is made last, and appears whole
         return films
-    rng = np.random.default_rng(0)
-    grain = rng.normal(0, 4.5, (8, 360, 640, 1)).astype(np.float32)
+    rng, (width, height) = np.random.default_rng(0), size
+    grain = rng.normal(0, 4.5, (8, height, width, 1)).astype(np.float32)
     colours = torch.from_numpy(rng.random((1, 3, 30, 50), np.float32) * 255)
     canvas = F.interpolate(colours, (1000, 1800), mode="bicubic")[0].permute(1, 2, 0).numpy()
     coding = dict(crf="21", preset="medium", g="73", bf="3", sc_threshold="0")
     for path, length in ((part, seconds), (clip, 10)):
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=25, options=coding)
-            stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for i in range(length * 25):
                 y, x = int(300 + 290 * np.sin(i / 61)), int(550 + 540 * np.sin(i / 83))
-                picture = canvas[y : y + 360, x : x + 640] + grain[rng.integers(8)]
+                picture = canvas[y : y + height, x : x + width] + grain[rng.integers(8)]
                 picture = picture.clip(0, 255).astype(np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
             container.mux(stream.encode(None))

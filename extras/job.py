@@ -46,6 +46,7 @@ class Job:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
+    machine: dist.ProcessGroup | None = None  # the ranks of this machine, where there are several
 
     @property
     def first(self) -> bool:
@@ -87,31 +88,24 @@ class Job:
             dist.all_gather_object(parts, part)
         return parts
 
-    def read_once(self, read):
-        """What `read()` returns or raises (ValueError, OSError), on every rank: the first rank of
-        each machine reads and sends it to the others there, which open no file.
+    def read_once(self, read, *arguments):
+        """What `read(*arguments)` returns or raises (ValueError, OSError), on every rank: the first
+        rank of each machine reads and sends it to the others there, which open no file.
 
         Of each machine, not of the job: machines may have disks of their own, and what is missing
         on one is to stop the job now. Unpickled is nothing but what this job's code has made.
         """
         if self.size == 1:
-            return read()
-        machines = []  # torchrun numbers the ranks of a machine one after the other
-        for rank, local in enumerate(self.everywhere(os.environ.get("LOCAL_RANK", "0"))):
-            if local == "0":
-                machines.append([])
-            machines[-1].append(rank)
-        with errors_of_peers():  # connected before the reading, so that a lost reader is noticed
-            here, _ = dist.new_subgroups_by_enumeration(machines, backend="gloo")
+            return read(*arguments)
         outcome = None, None
-        if here.rank() == 0:
+        if self.machine.rank() == 0:
             try:
-                outcome = read(), None
+                outcome = read(*arguments), None
             except (ValueError, OSError) as error:
                 outcome = None, error
         sent = [outcome]
         with errors_of_peers():
-            dist.broadcast_object_list(sent, group_src=0, group=here)
+            dist.broadcast_object_list(sent, group_src=0, group=self.machine)
         result, error = sent[0]
         if error is not None:
             raise error
@@ -155,10 +149,17 @@ def join(recipe) -> Job:
         torch.set_float32_matmul_precision("high")
     if launched():
         watch_launcher()
+    job = Job(rank, max(size, 1), torch.device("cuda", local) if cuda else torch.device("cpu"))
     if size > 1:  # counts, losses and results travel over gloo, a GPU's gradients over NCCL
         with errors_of_peers():
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-    return Job(rank, max(size, 1), torch.device("cuda", local) if cuda else torch.device("cpu"))
+            machines = []  # torchrun numbers the ranks of a machine one after the other
+            for other, its_local in enumerate(job.everywhere(local)):
+                if its_local == 0:
+                    machines.append([])
+                machines[-1].append(other)
+            job.machine, _ = dist.new_subgroups_by_enumeration(machines, backend="gloo")
+    return job
 
 
 def launched() -> bool:
