@@ -85,7 +85,7 @@ def make_parser(command: str, commands: dict, method) -> tuple[argparse.Argument
     add_options(parser)
     if command == "train":
         parser.epilog = explain_settings(method.Recipe)
-    elif command in WITH_RECIPE:
+    elif command in WITH_RECIPE and not parser.epilog:
         parser.epilog = "Settings of the recipe are options too: python cofinetune.py train --help"
     return parser, run
 

@@ -76,6 +76,7 @@ def import_task(
     ids = unify_classes(usable, problems)
     if 2 * len(usable) <= len(marks):
         hint = f", with --boxes {unit}" if unit else ""
+        hint += "" if usable or given else _other_annotations(found, library)
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
             f"{len(usable)} of {len(marks)} rows can be used{hint}: {'; '.join(problems[:3])}{more}"
@@ -115,6 +116,19 @@ def _check_options(
         raise ValueError(f"--into {into}: no such recipe")
     if given and not given.exists():
         raise ValueError(f"--annotations {given}: no such file or folder")
+
+
+def _other_annotations(found: list[sources.Source], library: Library) -> str:
+    """What may have been meant where no row fits: the classes are folders, or another file."""
+    names = ", ".join(source.name for source in found[:3])
+    folders = sorted({file.split(os.sep)[0] for file in library.files if os.sep in file})
+    if not folders:
+        return f" of {names} (--annotations names another file or folder)"
+    some = ", ".join(folders[:3])
+    return (
+        f" of {names} (if the folders {some} are the classes, move it elsewhere; --annotations "
+        "names another file or folder)"
+    )
 
 
 def _line_of(problem: str) -> tuple[str, int]:

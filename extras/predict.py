@@ -50,12 +50,14 @@ class Film:
 
     video: persons.Video
     clock: Clock
+    movie: str = ""  # AVA-Kinetics: what its boxes call it, if the file is a clip ID_START_END
+    start_sec: float = 0.0  # of that clip, in the movie
     keyframes: dict[int, "Keyframe"] = field(default_factory=dict)  # by microseconds, of its boxes
     clips: dict[int, list[str]] = field(default_factory=dict)  # best labels, by the clip's middle
 
     @property
     def name(self) -> str:
-        """In every csv."""
+        """In every csv, but for the persons of a clip of a movie."""
         return self.video.name
 
     @property
@@ -89,12 +91,11 @@ class Keyframe:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.description = f"""\
+    parser.description = """\
 What a trained model sees in videos: labels of persons (box tasks) and classes of clips (clip
 tasks), printed, saved as csv, and drawn into the videos. The results of an earlier prediction in
-the same --out (default: predictions/VIDEO) are replaced.
-
-Of the recipe's settings count --{", --".join(FREE)}."""
+the same --out (default: predictions/VIDEO) are replaced."""
+    parser.epilog = f"Five settings of the recipe are options too: --{', --'.join(FREE)}"
     parser.add_argument("checkpoint", help="a file, or the folder of a run")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file or a folder, or several")
     parser.add_argument(
@@ -350,8 +351,11 @@ def read_boxes(films: list[Film], file: str | Path, offsets: set[float]) -> None
     by_film, others = sort_marks(films, marks)
     if not any(by_film.values()):
         names = some([film.name for film in films])
-        raise ValueError(f"{file}: no box of {names}, these are of {some(others)}")
+        raise ValueError(f"{file}: no box of {names}, these are of {some(list(others))}")
     problems = []
+    if others:
+        count = sum(others.values())
+        problems.append(f"{file}: {count} boxes of other videos, left out: {some(list(others))}")
     for film in films:
         shift = offset_of(film, by_film[film.name], offsets)
         for mark in by_film[film.name]:
@@ -376,23 +380,32 @@ def read_boxes(films: list[Film], file: str | Path, offsets: set[float]) -> None
         print(f"and {len(problems) - SHOWN} more", file=sys.stderr)
 
 
-def sort_marks(films: list[Film], marks: list[Mark]) -> tuple[dict[str, list[Mark]], list[str]]:
-    """The boxes of each film, by its name; and what the videos of the others are called."""
-    names = {film.video.listed: film.name for film in films}
-    videos = data.Videos("", list(names))
+def sort_marks(
+    films: list[Film], marks: list[Mark]
+) -> tuple[dict[str, list[Mark]], dict[str, int]]:
+    """The boxes of each film, by its name; how many there are of every other video."""
+    listed = {film.video.listed: film for film in films}
+    videos = data.Videos("", list(listed))
     by_film: dict[str, list[Mark]] = {film.name: [] for film in films}
-    others: dict[str, None] = {}
+    others: dict[str, int] = {}
     for mark in marks:
-        found = videos.find(mark.video)
-        if len(found) == 1:
-            by_film[names[found[0]]].append(mark)
+        files = videos.find(mark.video)
+        clip = None if files else videos.at(mark.video, mark.time_sec, 0)
+        if clip:
+            file, second = clip
+            listed[file].movie, listed[file].start_sec = mark.video, mark.time_sec - second
+            files = [file]
+        if len(files) == 1:
+            by_film[listed[files[0]].name].append(mark)
         else:
-            others[mark.video] = None
-    return by_film, list(others)
+            others[mark.video] = others.get(mark.video, 0) + 1
+    return by_film, others
 
 
 def offset_of(film: Film, marks: list[Mark], offsets: set[float]) -> float:
     """Seconds from the start of the movie to that of its file, if the boxes count in the movie."""
+    if film.movie:
+        return film.start_sec
     for offset in (0.0, *sorted(offsets)):
         if any(0 <= mark.time_sec - offset < film.end_sec for mark in marks):
             if offset:
@@ -427,7 +440,7 @@ def label_persons(
     rows, keyframes = [], {}
     for film in films:
         for stamp, keyframe in film.keyframes.items():
-            key = (film.name, stamp)
+            key = (film.movie or film.name, stamp)
             rows.append((key, str(film.file), keyframe.time_sec, 0, keyframe.people))
             keyframes[key] = film, keyframe
     found = {}

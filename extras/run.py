@@ -67,8 +67,10 @@ class Run:
         """ValueError if the checkpoint is of another recipe, other items or other classes."""
         saved = checkpoints.recipe_of(self.state, type(self.recipe))
         different = recipes.differences(self.recipe, saved)
-        if self.state["stream"] != self.stream.state():
-            different.append("the items of the datasets")
+        now, then = self.stream.state(), self.state["stream"]
+        different += data_differences(now, then)
+        if now != then and not different:
+            different.append("the order of its clips")
         for name in self.classes | self.state["classes"]:
             if self.classes.get(name) != self.state["classes"].get(name):
                 different.append(f"the classes of task {name}")
@@ -218,6 +220,20 @@ class Run:
             torch=str(torch.__version__),
         )
         checkpoints.save(self.out / name, state)
+
+
+def data_differences(now: dict, saved: dict) -> list[str]:
+    """What differs between two data.Stream.state that no setting of the recipe tells."""
+    if now["draws"] != saved.get("draws"):
+        return ["the version of this program, which draws other clips from the same seed"]
+    different = []
+    for name in now["tasks"].keys() & saved["tasks"].keys():
+        count, before = now["tasks"][name]["items"], saved["tasks"][name]["items"]
+        if count != before:
+            different.append(f"task.{name}: {count} training items (checkpoint: {before})")
+        elif now["tasks"][name]["fingerprint"] != saved["tasks"][name]["fingerprint"]:
+            different.append(f"task.{name}: other training items, or their annotations changed")
+    return sorted(different)
 
 
 def lock(folder: Path):

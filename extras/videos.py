@@ -41,6 +41,7 @@ from extras.formats import read_clips
 from extras.pictures import GREEN, add_caption, draw_boxes, grid, write_png
 from extras.recipe import read_tasks
 
+SOURCE = "a recipe or the folder that holds it, or a folder of videos"
 LONG_SEC = 30  # a video worth a word, if every clip of it decodes all that comes before
 
 
@@ -52,6 +53,12 @@ def _splits(recipe: str | Path) -> list[tuple[Task, Path, str]]:
             if getattr(task, split):
                 splits.append((task, root, split))
     return splits
+
+
+def _recipe_in(source: Path) -> Path:
+    """The recipe, where a folder has one: what import wrote, or a run."""
+    recipe = source / "recipe.toml"
+    return recipe if recipe.is_file() else source
 
 
 def _walk(work: Callable, items: list, workers: int) -> Iterator[tuple]:
@@ -149,6 +156,7 @@ def check(source: Path, workers: int, quick: bool = False) -> bool:
     """Read every annotation and video of a recipe, or every video of a folder; print counts and
     what is missing, damaged or in the wrong place. True: nothing is."""
     problems: list[str] = []
+    source = _recipe_in(source)
     if source.is_dir():
         wanted = {str(source / name): [] for name in sorted(list_videos(source))}
         if not wanted:
@@ -369,6 +377,7 @@ def _add_encoder(
 def show(source: Path, out: Path, count: int) -> None:
     """A picture of some keyframes (middles of clips) of every task, read as training reads them; or
     of the middles of some videos of a folder."""
+    source = _recipe_in(source)
     if source.is_dir():
         wanted = _from_folder(source, count)
     else:
@@ -450,7 +459,7 @@ def _refuse_overrides(command: str, overrides: dict[str, str]) -> None:
 
 def add_check_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "Read every annotation and video of a recipe, or every video of a folder."
-    parser.add_argument("source", type=Path, help="a recipe, or a folder of videos")
+    parser.add_argument("source", type=Path, help=SOURCE)
     parser.add_argument("--quick", action="store_true", help="decode only a few frames of a video")
     _add_workers(parser)
 
@@ -495,7 +504,7 @@ def run_prepare(options: argparse.Namespace, overrides: dict[str, str], method) 
 
 def add_show_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "A picture of annotated keyframes, as training reads them."
-    parser.add_argument("source", type=Path, help="a recipe, or a folder of videos")
+    parser.add_argument("source", type=Path, help=SOURCE)
     parser.add_argument(
         "--out", type=Path, default=Path("show.png"), help="the picture (default show.png)"
     )

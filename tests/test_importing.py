@@ -493,6 +493,13 @@ def test_import_leaves_stray_texts_beside_class_folders(
     assert name in printed and "DS_Store" not in printed  # what is not read is said
 
 
+def test_import_hints_at_other_annotations_where_no_row_fits(place_clips, tmp_path):
+    videos = place_clips(*(f"{label}/{i}.mp4" for label in ("run", "walk") for i in range(2)))
+    write_lines(videos / "labels.csv", "video,label", "x.mp4,run", "y.mp4,walk")
+    with pytest.raises(ValueError, match="the folders run, walk are the classes, .*--annotations"):
+        importing.import_task(videos, tmp_path / "own")
+
+
 UCF = {
     "classInd.txt": ["1 HandstandPushups", "2 YoYo"],
     "trainlist01.txt": [

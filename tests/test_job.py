@@ -261,6 +261,21 @@ def test_memory_is_named_only_where_it_may_be_the_cause():
     assert "killed by SIGINT; the same" in launch.sentence_of_killed(1, 2)
 
 
+def test_a_refusal_to_resume_names_what_changed_in_the_data():
+    saved = {"draws": 2, "tasks": {"a": {"items": 5, "fingerprint": 1, "batch": 2}}}
+
+    def now(**changes):
+        return saved | {"tasks": {"a": saved["tasks"]["a"] | changes}}
+
+    def said(state):
+        return "; ".join(run.data_differences(state, saved))
+
+    assert said(now(batch=4)) == ""  # the recipe's differences say it
+    assert said(now(items=6, fingerprint=2)) == "task.a: 6 training items (checkpoint: 5)"
+    assert said(now(fingerprint=2)).startswith("task.a: other training items")
+    assert said(saved | {"draws": 3}).startswith("the version of this program")
+
+
 def test_steps_before_an_evaluation_count_in_the_progress_line(tmp_path, monkeypatch, capsys):
     """Two steps of 1 s, half of it waiting, an evaluation of 100 s between them."""
     clock = [1000.0]

@@ -6,9 +6,11 @@ import csv
 import json
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from helpers import H264, movie_number, write_lines, write_movie
 from test_persons import decoded_frames, square_at, square_movie, stand_in  # noqa: F401
 
@@ -309,7 +311,11 @@ def test_nothing_old_is_shown_as_a_result(trained, folder, tmp_path, capsys):
         (["a,0.5,0.1,0.1,0.5,0.9,1,7", "a,0.5,0.1,0.1,0.5,0.9,4,7"], 1, ""),  # AVA's annotation
         (["a,0.5,0.1,0.1,0.5,0.9,,0.9", "a,1.5"], 1, ""),
         (["a,0.5,-0.3,0.1,0.5,0.9,,0.9"], 1, "reaches over the edge"),
-        (["a,0.5,0.1,0.1,0.5,0.9,,0.9", "b.mp4,1,0.1,0.1,0.5,0.9,,0.9"], 1, ""),
+        (
+            ["a,0.5,0.1,0.1,0.5,0.9,,0.9", "b.mp4,1,0.1,0.1,0.5,0.9,,0.9"],
+            1,
+            "1 boxes of other videos, left out: 'b.mp4'",
+        ),
     ],
 )
 def test_boxes_as_people_write_them(folder, tmp_path, capsys, lines, places, said):
@@ -320,6 +326,37 @@ def test_boxes_as_people_write_them(folder, tmp_path, capsys, lines, places, sai
     left = 0.0 if "-0.3" in lines[0] else 0.1
     assert np.allclose(keyframe.people[0].box, [left, 0.1, 0.5, 0.9], atol=1e-6)
     assert abs(keyframe.time_sec - 0.5) < 0.03
+
+
+def test_boxes_of_a_movie_meet_its_clips_as_in_training(folder, tmp_path):
+    """AVA-Kinetics: the csv names the movie and its second, the file is ID_START_END."""
+    rows = ["x_y,11.5,0.1,0.1,0.5,0.9,,0.9", "x_y,30,0.1,0.1,0.5,0.9,,0.9"]
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name in ("x_y_000010_000013.mp4", "x_y_000100_000103.mp4"):
+        (clips / name).symlink_to(folder / "a.mp4")
+    films = [film_of(path) for path in sorted(clips.iterdir())]
+    predict.read_boxes(films, write_lines(tmp_path / "boxes.csv", *rows), {0.0, 901.5})
+    ((stamp, keyframe),) = films[0].keyframes.items()
+    assert stamp == 11_500_000 and abs(keyframe.time_sec - 1.5) < 0.03 and not films[1].keyframes
+    batch = SimpleNamespace(keys=[], boxes_source=np.zeros((1, 4)), scores=torch.ones(1))
+    batch.box_clip, batch.valid = torch.zeros(1, dtype=torch.long), torch.ones(1)
+
+    def model(dataset):
+        batch.keys = [item.key for item in dataset.items]
+        yield batch, torch.zeros(1, 2)
+
+    task = data.Task("t", "box", train="t.csv", flip=0.0)
+    found = predict.label_persons(model, task, ["p", "q"], films, 1, False)
+    assert list(found) == [("x_y", 11_500_000)]  # as the annotations have it: it can be scored
+
+
+def test_help_names_the_settings_that_count(capsys):
+    with pytest.raises(SystemExit):
+        cofinetune.main(["predict", "--help"])
+    said = capsys.readouterr().out
+    assert "too: --out, --device, --precision, --workers, --threads" in said
+    assert "train --help" not in said
 
 
 @pytest.mark.parametrize(

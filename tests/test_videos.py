@@ -143,6 +143,7 @@ def test_videos_check_names_keyframes_outside_and_videos_in_both_parts(tmp_path,
     printed = run("check", clip_recipe(tmp_path, folder, *train, val=val), code=1)
     assert re.search(r"t: 2 of the 3 videos .*validat.* train.* the first is .*a.mp4", printed)
     assert "4 videos, 1 problems" in printed
+    assert printed == run("check", tmp_path, code=1)  # the folder that import wrote
     assert "0 problems" in run("check", clip_recipe(tmp_path, folder, *train, val=val[1:2]))
     write_lines(tmp_path / "l.pbtxt", 'item { name: "x" id: 1 }')
     box = "0.1,0.1,0.5,0.9,1,0"
