@@ -31,6 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+Grid = tuple[int, int, int]  # t, h, w
+Colour = tuple[float, ...]  # R, G, B; or empty
+Features = tuple[Tensor, Tensor]  # pooled (B, D), tokens (B, t, h, w, D)
+
 # ------------------------------------------------------------------------------------------------
 # Configuration
 # ------------------------------------------------------------------------------------------------
@@ -57,10 +61,13 @@ def check_settings(config) -> None:
         if get_origin(item.type) is Literal and value not in choices:
             raise ValueError(f"{item.name} is {value!r}, expected one of {', '.join(choices)}")
         numbers = value if isinstance(value, tuple) else (value,)
-        for rule in BOUNDS.keys() & item.metadata.keys():
-            (holds, words), bound = BOUNDS[rule], item.metadata[rule]
-            if not all(holds(number, bound) for number in numbers):
-                raise ValueError(f"{item.name} is {value}, expected {words} {bound}")
+        for rule, (holds, words) in BOUNDS.items():
+            if rule not in item.metadata:
+                continue
+            bound = item.metadata[rule]
+            for number in numbers:
+                if not holds(number, bound):
+                    raise ValueError(f"{item.name} is {value}, expected {words} {bound}")
 
 
 @dataclass
@@ -98,36 +105,43 @@ class ModelConfig:
     checkpointing: bool = setting(
         False, "compute blocks again in backward: a third more time, less memory", free=True
     )
-    mean: tuple[float, ...] = setting(
+    mean: Colour = setting(
         (0.5, 0.5, 0.5), "RGB in [0, 1], subtracted from pixels; empty, as std: of each clip"
     )
-    std: tuple[float, ...] = setting((0.5, 0.5, 0.5), "RGB, which then divides them", above=0)
+    std: Colour = setting((0.5, 0.5, 0.5), "RGB, which then divides them", above=0)
 
     def __post_init__(self):
         for name in ("size", "tubelet", "mean", "std"):  # lists, where they come from TOML
             setattr(self, name, tuple(getattr(self, name)))
         check_settings(self)
         sides = (self.frames, *self.size)
-        if any(side % step for side, step in zip(sides, self.tubelet, strict=True)):
-            raise ValueError(f"frames and size {sides} are not multiples of tubelet {self.tubelet}")
+        for side, step in zip(sides, self.tubelet, strict=True):
+            if side % step:
+                raise ValueError(
+                    f"frames and size {sides} are not multiples of tubelet {self.tubelet}"
+                )
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width {self.width} is odd or no multiple of heads {self.heads}")
-        if not self.cls and self.pool == "cls" or self.cls and self.pos in ("sincos", "rope"):
-            raise ValueError(f"cls={self.cls} excludes pool {self.pool!r} or pos {self.pos!r}")
+        if self.pool == "cls" and not self.cls:
+            raise ValueError("cls=False excludes pool 'cls'")
+        if self.cls and self.pos in ("sincos", "rope"):
+            raise ValueError(f"cls=True excludes pos {self.pos!r}")
         if self.pos == "rope" and self.width // self.heads < 6:
             raise ValueError(
                 f"width {self.width} in {self.heads} heads: rope needs 6 numbers of a head"
             )
-        if len(self.mean) not in (0, 3) or len(self.mean) != len(self.std):
+        colours = (len(self.mean), len(self.std))
+        if colours not in ((0, 0), (3, 3)):
             raise ValueError(
                 f"mean is {self.mean} and std {self.std}, expected three numbers each, or none"
             )
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self) -> Grid:
         """t, h, w of the native clip."""
-        t, h, w = self.tubelet
-        return self.frames // t, self.size[0] // h, self.size[1] // w
+        frames, rows, columns = self.tubelet
+        height, width = self.size
+        return self.frames // frames, height // rows, width // columns
 
 
 @dataclass
@@ -175,43 +189,62 @@ class Tubelets(nn.Module):
         nn.init.xavier_uniform_(self.weight.view(width, -1))
 
     def forward(self, video: Tensor) -> Tensor:
-        shape, (dt, dh, dw) = tuple(video.shape), self.weight.shape[2:]
-        if len(shape) != 5 or shape[1] != 3 or shape[2] % dt or shape[3] % dh or shape[4] % dw:
+        shape = tuple(video.shape)
+        tubelet = tuple(self.weight.shape[2:])
+        left_over = [side % step for side, step in zip(shape[2:], tubelet, strict=False)]
+        if len(shape) != 5 or shape[1] != 3 or any(left_over):
             raise ValueError(
                 f"video is {shape}, expected (B, 3, T, H, W) with T, H, W multiples of"
-                f" the tubelet {dt, dh, dw}"
+                f" the tubelet {tubelet}"
             )
-        x = video.unflatten(4, (-1, dw)).unflatten(3, (-1, dh)).unflatten(2, (-1, dt))
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # (B, t, h, w, 3*dt*dh*dw)
+        dt, dh, dw = tubelet
+        x = video.unflatten(4, (-1, dw))
+        x = x.unflatten(3, (-1, dh))
+        x = x.unflatten(2, (-1, dt))  # (B, 3, t, dt, h, dh, w, dw)
+        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7)  # (B, t, h, w, 3, dt, dh, dw)
+        x = x.flatten(4)  # (B, t, h, w, 3*dt*dh*dw)
         return F.linear(x, self.weight.flatten(1), self.bias)  # (B, t, h, w, D)
 
 
 def sincos_table(count: int, width: int) -> Tensor:
     """(count, width): sine at even, cosine at odd columns. Computed in float64 like VideoMAE's: a
     float32 table is off by 1e-4."""
-    rate = 10000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
-    angle = torch.arange(count, dtype=torch.float64)[:, None] * rate
-    return torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos()).float()
+    place = torch.arange(count, dtype=torch.float64)[:, None]  # (count, 1)
+    column = torch.arange(width, dtype=torch.float64)  # (width,)
+    angle = place * 10000.0 ** (-2 * (column // 2) / width)  # (count, width)
+    table = torch.where(column % 2 == 0, angle.sin(), angle.cos())
+    return table.float()
+
+
+def sincos_axes(grid: Grid, width: int) -> Tensor:
+    """(N, width): about a third of the columns tells the place in time, one the row, one the
+    column."""
+    t, h, w = grid
+    part = width // 6 * 2
+    times = sincos_table(t, width - 2 * part)[:, None, None, :]
+    rows = sincos_table(h, part)[None, :, None, :]
+    columns = sincos_table(w, part)[None, None, :, :]
+    parts = []
+    for table in (times, rows, columns):
+        parts.append(table.expand(t, h, w, -1))
+    return torch.cat(parts, 3).flatten(0, 2)
 
 
 def position_table(config: ModelConfig) -> Tensor:
     """(1, N, D), with one more row in front for the class token."""
-    (t, h, w), width = config.grid, config.width
-    if config.pos == "sincos":  # one axis: t*h*w flattened. Off the native grid, resize this table:
-        return sincos_table(t * h * w, width)[None]  # one made anew would differ in every row
-    table = 0.02 * torch.randn(1, t * h * w + config.cls, width)
+    first = int(config.cls)
+    cells = math.prod(config.grid)
+    if config.pos == "sincos":
+        # One axis, along which the tokens follow each other. For another grid this table is
+        # resized: one made anew would differ in every row.
+        return sincos_table(cells, config.width)[None]
+    table = 0.02 * torch.randn(1, first + cells, config.width)
     if config.pos == "learned-axes":
-        part = width // 6 * 2
-        axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
-        widths = (width - 2 * part, part, part)
-        columns = []
-        for axis, count in zip(axes, widths, strict=True):
-            columns.append(sincos_table(max(t, h, w), count)[axis.flatten()])
-        table[0, int(config.cls) :] = torch.cat(columns, 1)
+        table[0, first:] = sincos_axes(config.grid, config.width)
     return table
 
 
-def resize_positions(pos: Tensor, native: tuple, grid: tuple, mode: str) -> Tensor:
+def resize_positions(pos: Tensor, native: Grid, grid: Grid, mode: str) -> Tensor:
     """(1, [1 +] N, D) from the native grid to another; the class token's row is kept.
 
     "bicubic": each time slice like an image (VideoMAE's detection code), and time linearly.
@@ -221,34 +254,44 @@ def resize_positions(pos: Tensor, native: tuple, grid: tuple, mode: str) -> Tens
     """
     if native == grid:
         return pos
-    cls = pos.shape[1] - math.prod(native)
-    table = pos[:, cls:].float().unflatten(1, native)  # (1, t, h, w, D)
+    first = pos.shape[1] - math.prod(native)
+    table = pos[:, first:].float().unflatten(1, native)  # (1, t, h, w, D)
     corners = mode == "bilinear-corners"
     with torch.autocast(pos.device.type, enabled=False):
-        for axis, (old, new) in enumerate(zip(native, grid, strict=True), start=1):
+        for axis, new in enumerate(grid, start=1):
             kernel = "bicubic" if mode == "bicubic" and axis > 1 else "bilinear"
-            basis = torch.eye(old, device=pos.device)[None, :, :, None]  # one column image per cell
-            weight = F.interpolate(basis, (new, 1), mode=kernel, align_corners=corners)
-            table = torch.tensordot(table, weight[0, :, :, 0], ([axis], [0])).movedim(-1, axis)
-    return torch.cat([pos[:, :cls], table.flatten(1, 3).to(pos.dtype)], 1)
+            # F.interpolate is linear: what it makes of a signal for each cell, 1 there and 0 in
+            # the others, is its matrix.
+            signals = torch.eye(table.shape[axis], device=pos.device)[None, :, :, None]
+            matrix = F.interpolate(signals, (new, 1), mode=kernel, align_corners=corners)
+            matrix = matrix[0, :, :, 0]  # (old, new)
+            table = torch.tensordot(table, matrix, ([axis], [0]))  # the axis has become the last
+            table = table.movedim(-1, axis)
+    table = table.flatten(1, 3).to(pos.dtype)  # (1, N, D)
+    return torch.cat([pos[:, :first], table], 1)
 
 
-def rotate(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Queries or keys (B, heads, t*h*w, d), turned by angles that grow with t, h, w: their products
+def rotate(x: Tensor, grid: Grid) -> Tensor:
+    """Queries or keys (B, heads, N, d), turned by angles that grow with t, h, w: their products
     then depend on how far apart two tokens are (rotary positions, on three axes as V-JEPA 2).
 
     A third of the d numbers, rounded down to pairs, belongs to each axis; what is left stays as it
     is. Numbers 2i and 2i+1 make a pair, but their angles are those of frequencies 2i and 2i+1
     (modulo half the third), not of one: a mistake of V-JEPA 2, which its weights were trained with.
     """
-    part = x.shape[-1] // 6 * 2
-    rate = 10000.0 ** (-torch.arange(part // 2, device=x.device) / (part / 2))
-    axes = (torch.arange(count, device=x.device) for count in grid)
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3, 1)  # (N, 3, 1)
-    angles = (places * rate).repeat(1, 1, 2).flatten(1)  # (N, 3 * part)
-    turned, rest = x.split([3 * part, x.shape[-1] - 3 * part], -1)
-    swapped = torch.stack([-turned[..., 1::2], turned[..., ::2]], -1).flatten(-2)
-    turned = turned * angles.cos().to(x.dtype) + swapped * angles.sin().to(x.dtype)
+    part = x.shape[-1] // 6 * 2  # numbers of an axis
+    exponent = torch.arange(part // 2, device=x.device) / (part / 2)
+    axes = [torch.arange(count, device=x.device) for count in grid]
+    places = torch.cartesian_prod(*axes)  # (N, 3): t, h, w of each token
+    angles = places[:, :, None] * 10000.0**-exponent  # (N, 3, part / 2)
+    angles = torch.cat([angles, angles], 2).flatten(1)  # (N, 3 * part)
+    cos = angles.cos().to(x.dtype)
+    sin = angles.sin().to(x.dtype)
+    turned, rest = x.tensor_split([3 * part], -1)
+    first = turned[..., ::2]  # of each pair
+    second = turned[..., 1::2]
+    across = torch.stack([-second, first], -1)  # each pair, turned by a right angle
+    turned = turned * cos + across.flatten(-2) * sin
     return torch.cat([turned, rest], -1)
 
 
@@ -262,47 +305,61 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, drop_path: float):
         super().__init__()
-        width, hidden = config.width, int(config.width * config.mlp_ratio)
-        self.heads, self.gelu, self.drop_path = config.heads, config.gelu, drop_path
+        width = config.width
+        hidden = int(width * config.mlp_ratio)
+        self.heads = config.heads
+        self.gelu = config.gelu
         self.rotary = config.pos == "rope"
+        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(width, config.eps)
         self.qkv = nn.Linear(width, 3 * width)  # rows q | k | v, each head by head
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, config.eps)
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
-        for linear in (self.qkv, self.proj, self.fc1, self.fc2):
+        q, k, v = self.qkv.weight.chunk(3)
+        for weight in (q, k, v):
+            nn.init.xavier_uniform_(weight)
+        for linear in (self.proj, self.fc1, self.fc2):
+            nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-            for weight in linear.weight.chunk(3) if linear is self.qkv else [linear.weight]:
-                nn.init.xavier_uniform_(weight)
+        nn.init.zeros_(self.qkv.bias)
         if config.qk_init == "mimetic":
             # With Wq = Wk tokens begin by attending to their like, as in trained transformers
             # (Trockman and Kolter 2023, arXiv 2305.09828): the demo's model takes off sooner.
-            q, k, _ = self.qkv.weight.detach().chunk(3)
-            nn.init.normal_(q, std=math.sqrt(5 / (width * math.sqrt(width // self.heads))))
-            k.copy_(q + 0.02 * torch.randn_like(q))
+            scale = 5 / (width * math.sqrt(width // self.heads))
+            with torch.no_grad():
+                q.normal_(std=math.sqrt(scale))
+                k.copy_(q + 0.02 * torch.randn_like(q))
 
-    def forward(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        x = x + self.drop(self.attend(self.norm1(x), grid))
-        return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate=self.gelu)))
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        mixed = self.attend(self.norm1(x), grid)
+        x = x + self.drop(mixed)
+        changed = self.mlp(self.norm2(x))
+        return x + self.drop(changed)
 
-    def attend(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def attend(self, x: Tensor, grid: Grid) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, N, 3, heads, d)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, heads, N, d)
-        if qkv.device.type == "cpu":  # whose kernel takes an eighth longer over rows far apart
-            qkv = qkv.contiguous()
         q, k, v = qkv.unbind(0)
         if self.rotary:
-            q, k = rotate(q, grid), rotate(k, grid)
+            q = rotate(q, grid)
+            k = rotate(k, grid)
         x = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
-        return self.proj(x.transpose(1, 2).flatten(2))  # (B, N, D)
+        x = x.transpose(1, 2).flatten(2)  # (B, N, D)
+        return self.proj(x)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.fc1(x), approximate=self.gelu)
+        return self.fc2(hidden)
 
     def drop(self, branch: Tensor) -> Tensor:
         """Stochastic depth: the branch is left out for some clips and scaled up for the others, so
         that its mean is what evaluation uses (timm; Scenic's ViViT does not scale)."""
         if not self.training or self.drop_path == 0:
             return branch
-        return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.drop_path)
+        ones = branch.new_ones(len(branch), 1, 1)  # (B, 1, 1)
+        return branch * F.dropout(ones, self.drop_path)
 
 
 class VideoTransformer(nn.Module):
@@ -316,18 +373,22 @@ class VideoTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.patch = Tubelets(config.tubelet, config.width)
-        self.cls = nn.Parameter(torch.zeros(1, 1, config.width)) if config.cls else None
+        self.cls = None
+        if config.cls:
+            self.cls = nn.Parameter(torch.zeros(1, 1, config.width))
         if config.pos == "rope":  # each block turns its queries and keys
             self.pos = None
         elif config.pos == "sincos":  # follows from the config, so checkpoints do not hold it
             self.register_buffer("pos", position_table(config), persistent=False)
         else:
             self.pos = nn.Parameter(position_table(config))
+        self.blocks = nn.ModuleList()
         rise = config.drop_path / max(1, config.depth - 1)
-        self.blocks = nn.ModuleList(Block(config, rise * i) for i in range(config.depth))
+        for i in range(config.depth):
+            self.blocks.append(Block(config, rise * i))
         self.norm = nn.LayerNorm(config.width, config.final_eps)
 
-    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, video: Tensor) -> Features:
         x, grid = self.embed(video)
         for block in self.blocks:
             if self.config.checkpointing and torch.is_grad_enabled():
@@ -336,22 +397,24 @@ class VideoTransformer(nn.Module):
                 x = block(x, grid)
         return self.read_out(x, grid)
 
-    def embed(self, video: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    def embed(self, video: Tensor) -> tuple[Tensor, Grid]:
         """video -> tokens with their positions (B, [1 +] N, D), and the grid t, h, w."""
-        x = self.patch(video)
+        x = self.patch(video)  # (B, t, h, w, D)
         grid = tuple(x.shape[1:4])
-        x = x.flatten(1, 3)  # (B, N, D), t-major
+        x = x.flatten(1, 3)  # (B, N, D)
         if self.cls is not None:
-            x = torch.cat([self.cls.expand(len(x), 1, -1).to(x.dtype), x], 1)  # (B, 1 + N, D)
+            cls = self.cls.expand(len(x), 1, -1)
+            x = torch.cat([cls.to(x.dtype), x], 1)  # (B, 1 + N, D)
         if self.pos is not None:
-            x = x + resize_positions(self.pos, self.config.grid, grid, self.config.pos_resize)
+            native = self.config.grid
+            x = x + resize_positions(self.pos, native, grid, self.config.pos_resize)
         return x, grid
 
-    def read_out(self, x: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Tokens after the last block -> pooled (B, D), tokens (B, t, h, w, D)."""
+    def read_out(self, x: Tensor, grid: Grid) -> Features:
+        """Tokens after the last block (B, [1 +] N, D) -> pooled, tokens."""
         first = int(self.config.cls)
         normed = self.norm(x)
-        tokens = normed[:, first:]
+        tokens = normed[:, first:]  # (B, N, D)
         match self.config.pool:
             case "cls":
                 pooled = normed[:, 0]
@@ -366,9 +429,9 @@ class VideoTransformer(nn.Module):
 # Boxes to features
 # ------------------------------------------------------------------------------------------------
 #
-# RoIAlign (He et al. 2017, arXiv 1703.06870) samples a box on a regular grid, bilinearly, and takes
-# the mean of each bin's samples. How the four neighbours of a sample weigh factors into a part for
-# its row and one for its column: two small matrices per box say it all.
+# RoIAlign (He et al. 2017, arXiv 1703.06870) lays a grid of bins over a box, samples the features
+# at a few points of each bin, bilinearly, and takes their mean. How much a cell counts in a bin is
+# a product, of a weight for its row and one for its column: two small matrices per box say it all.
 
 
 def align_weights(start: Tensor, end: Tensor, cells: int, bins: int) -> Tensor:
@@ -378,40 +441,50 @@ def align_weights(start: Tensor, end: Tensor, cells: int, bins: int) -> Tensor:
     rounded up; the centre of cell j is at j + 0.5; a sample beyond the outermost centres takes the
     outermost cell; a box without length gives zeros.
     """
-    start, end = start - 0.5, end - 0.5
-    step = ((end - start) / bins)[:, None]  # (K, 1)
-    count = step.ceil()  # samples per bin
-    bin_start = start[:, None] + torch.arange(bins, device=start.device) * step  # (K, bins)
-    cell = torch.arange(cells, device=start.device)
+    start = start - 0.5  # from here on the centre of cell j is at j
+    end = end - 0.5
+    length = ((end - start) / bins)[:, None]  # (K, 1) of a bin
+    samples = length.ceil()  # (K, 1) of a bin
+    number = torch.arange(bins, device=start.device)
+    bin_start = start[:, None] + number * length  # (K, bins)
+    cell = torch.arange(cells, device=start.device)  # (cells,)
     weights = start.new_zeros(start.shape[0], bins, cells)
-    for i in range(math.ceil(cells / bins)):  # as many as the longest box has
-        at = bin_start + (i + 0.5) * step / count
-        hat = 1 - (at.clamp(0, cells - 1)[..., None] - cell).abs()  # (K, bins, cells)
-        weights += torch.where((i < count)[..., None], hat.clamp(min=0), 0)
-    return weights / count.clamp(min=1)[..., None]
+    for i in range(math.ceil(cells / bins)):  # as many as a bin of the longest box has
+        sample = bin_start + (i + 0.5) * length / samples  # (K, bins)
+        sample = sample.clamp(0, cells - 1)
+        apart = (sample[:, :, None] - cell).abs()  # (K, bins, cells)
+        share = (1 - apart).clamp(min=0)  # linear: the two cells next to the sample
+        counts = (i < samples)[:, :, None]  # (K, 1, 1); without length it is 0 / 0, and does not
+        weights += torch.where(counts, share, 0)
+    return weights / samples.clamp(min=1)[:, :, None]
 
 
 def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor) -> Tensor:
     """features (B, h, w, D), weights (K, p, h) and (K, p, w) -> the best of the bins, (K, D).
 
-    One product for all boxes: every clip has room for as many as the fullest one holds. Features
-    are not copied for each box and no gradient is scattered, so backward is deterministic. Boxes
-    are best left on the CPU: a number of them is a shape here, for which a GPU would be waited for.
+    Every clip gets as many slots S as the fullest one has boxes; an empty slot has weights of 0.
+    So one product serves all boxes, features are not copied for each box, and no gradient is
+    scattered: backward is deterministic. Boxes are best left on the CPU, where S is counted: a
+    GPU, of which a shape depended, would be waited for.
     """
-    (clips, h, w, width), p = features.shape, down.shape[1]
-    room = box_clip.shape[0]  # all that an exported graph knows
+    clips, h, w, width = features.shape
+    p = down.shape[1]
+    slots = box_clip.shape[0]  # all that an exported graph knows
     if not torch.compiler.is_exporting():
-        room = int(torch.bincount(box_clip, minlength=clips).max())
-    earlier = (box_clip[:, None] == box_clip).tril(-1).sum(1)  # (K,) boxes of the clip before it
-    place = box_clip * room + earlier  # (K,) of each box among clips * room
-    weights = down.new_zeros(clips * room, p, h + w)
-    weights[place] = torch.cat([down, across], 2)  # together: one copy to the GPU
-    down, across = send(weights, features.device).split([h, w], 2)
-    weights = torch.einsum("kph,kqw->kpqhw", down, across)
-    weights = weights.reshape(clips, room * p * p, h * w)
-    bins = weights @ features.flatten(1, 2)  # (B, room*p*p, D)
-    best = bins.view(clips * room, p * p, width).amax(1)  # (B*room, D)
-    return best.index_select(0, send(place, features.device))
+        slots = int(torch.bincount(box_clip, minlength=clips).max())
+    same_clip = box_clip[:, None] == box_clip  # (K, K)
+    earlier = same_clip.tril(-1).sum(1)  # (K,) boxes of its clip that come before a box
+    slot = box_clip * slots + earlier  # (K,)
+    weights = down.new_zeros(clips * slots, p, h + w)
+    weights[slot] = torch.cat([down, across], 2)  # together: one copy to the GPU
+    weights = send(weights, features.device)
+    down, across = weights.split([h, w], 2)
+    weights = torch.einsum("kph,kqw->kpqhw", down, across)  # (B*S, p, p, h, w)
+    weights = weights.reshape(clips, slots * p * p, h * w)
+    bins = weights @ features.flatten(1, 2)  # (B, S*p*p, D)
+    bins = bins.view(clips * slots, p * p, width)
+    best = bins.amax(1)  # (B*S, D)
+    return best.index_select(0, send(slot, features.device))
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
@@ -438,7 +511,8 @@ def check_boxes(boxes: Tensor | None, box_clip: Tensor | None, clips: int) -> No
         return
     if not (boxes[:, :2] <= boxes[:, 2:]).all():  # not a number is not either
         raise ValueError(f"a box among {boxes.tolist()} is not x1 <= x2, y1 <= y2")
-    low, high = boxes.min().item(), boxes.max().item()
+    low = boxes.min().item()
+    high = boxes.max().item()
     if low < -1 or high > 2:  # a whole frame away from the frame
         raise ValueError(f"boxes go from {low:g} to {high:g}, expected 0 to 1: are they pixels?")
     if box_clip.min() < 0 or box_clip.max() >= clips:
@@ -453,11 +527,16 @@ class TaskHead(nn.Module):
         self.head = head
         self.fc = nn.Linear(width, head.classes)
         nn.init.zeros_(self.fc.weight)
-        bias = math.log(head.prior / (1 - head.prior)) if head.prior else 0.0
-        nn.init.constant_(self.fc.bias, bias)
+        nn.init.zeros_(self.fc.bias)
+        if head.prior:
+            odds = head.prior / (1 - head.prior)
+            nn.init.constant_(self.fc.bias, math.log(odds))
 
     def forward(self, pooled: Tensor, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
-        x = pooled if self.head.kind == "clip" else self.persons(tokens, boxes, box_clip)
+        if self.head.kind == "clip":
+            x = pooled  # (B, D)
+        else:
+            x = self.persons(tokens, boxes, box_clip)  # (K, D)
         return self.fc(F.dropout(x, self.head.dropout, self.training))
 
     def persons(self, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
@@ -465,9 +544,10 @@ class TaskHead(nn.Module):
         bin of RoIAlign of the tokens under the box, clipped to the frame."""
         features = tokens.mean(1)  # (B, h, w, D)
         h, w = features.shape[1:3]
+        bins = self.head.roi_size
         x1, y1, x2, y2 = boxes.float().clamp(0, 1).unbind(1)
-        down = align_weights(y1 * h, y2 * h, h, self.head.roi_size)
-        across = align_weights(x1 * w, x2 * w, w, self.head.roi_size)
+        down = align_weights(y1 * h, y2 * h, h, bins)  # (K, bins, h)
+        across = align_weights(x1 * w, x2 * w, w, bins)  # (K, bins, w)
         return pool_boxes(features, down, across, box_clip)
 
 
@@ -478,10 +558,12 @@ class CoFinetuneModel(nn.Module):
     def __init__(self, config: ModelConfig, heads: dict[str, Head]):
         super().__init__()
         self.encoder = VideoTransformer(config)
-        self.heads = nn.ModuleDict({t: TaskHead(head, config.width) for t, head in heads.items()})
+        self.heads = nn.ModuleDict()
+        for task, head in heads.items():
+            self.heads[task] = TaskHead(head, config.width)
 
     @property
-    def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def scale(self) -> tuple[Colour, Colour]:
         """mean and std of the pixels, as `data.normalise(video, *model.scale)` takes them."""
         return self.encoder.config.mean, self.encoder.config.std
 
@@ -491,23 +573,21 @@ class CoFinetuneModel(nn.Module):
         return self.classify(self.encoder(video), task, boxes, box_clip)
 
     def classify(
-        self,
-        features: tuple[Tensor, Tensor],
-        task: str,
-        boxes: Tensor | None = None,
+        self, features: Features, task: str, boxes: Tensor | None = None,
         box_clip: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """What the encoder returns -> logits (B, C) of a clip task or (K, C) of a box task, K >= 0.
         float32 also under autocast: heads cost little, and box corners need the digits."""
         pooled, tokens = features
         if task not in self.heads:
             raise ValueError(f"no head for task {task!r}, there are {', '.join(self.heads)}")
-        if self.heads[task].head.kind == "box":
+        head = self.heads[task]
+        if head.head.kind == "box":
             check_boxes(boxes, box_clip, len(tokens))
         elif boxes is not None:
             raise ValueError(f"task {task} classifies clips, but it was given boxes")
         with torch.autocast(tokens.device.type, enabled=False):
-            return self.heads[task](pooled.float(), tokens.float(), boxes, box_clip)
+            return head(pooled.float(), tokens.float(), boxes, box_clip)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -520,7 +600,7 @@ def clip_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
 
 
-def box_loss(logits: Tensor, labels: Tensor, count: float | Tensor | None = None) -> Tensor:
+def box_loss(logits: Tensor, labels: Tensor, count: float | None = None) -> Tensor:
     """Sigmoid cross-entropy, logits and labels (K, C): sum over classes, mean over boxes.
 
     The sum over classes has the scale of a softmax loss, so one learning rate serves both kinds of
@@ -529,5 +609,7 @@ def box_loss(logits: Tensor, labels: Tensor, count: float | Tensor | None = None
     ranks over the number of ranks makes the averaged gradient that of one process. No boxes give
     exactly 0, with a gradient of zeros for every parameter.
     """
+    if count is None:
+        count = len(logits)
     total = F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum")
-    return total / ((len(logits) if count is None else count) or 1)
+    return total / (count or 1)
