@@ -346,6 +346,8 @@ def test_ava_names_bad_arrays():
         assert ava_eval.evaluate(good, bad)["mAP"] == 0
         with pytest.raises(ValueError, match="ground truth: 1 bad rows.* x1 <= x2"):
             ava_eval.evaluate(bad, good)
+    line = ava_eval.Rows(**vars(good) | {"boxes": [[0.5, 0, 0.5, 1]]})  # allowed, never found
+    assert ava_eval.evaluate(line, good)["mAP"] == 0
     short = ava_eval.Rows(**vars(good) | {"label": np.array([1, 1])})
     with pytest.raises(ValueError, match="differ in length"):
         ava_eval.evaluate(good, short)
@@ -398,7 +400,7 @@ def test_ava_arrays_and_files_agree(tmp_path):
     rng, n = np.random.default_rng(0), 3000
     corner = rng.random((n, 2), np.float32) / 2
     rows = ava_eval.Rows(
-        rng.choice(["a", "b-c"], n),
+        rng.choice(["a", "b-c", "d, e", 'f"g'], n),
         902 + rng.integers(0, 30, n) / 3,
         np.hstack((corner, corner + 0.3)),
         rng.choice([1, 11, 12], n),
