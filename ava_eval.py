@@ -56,6 +56,10 @@ class Protocol(NamedTuple):
     whole_seconds: bool  # fractions of a second and keyframes without boxes cannot be expressed
     mmaction2: bool = False  # its four other differences (above)
 
+    @property
+    def real(self) -> type:
+        return np.float32 if self.mmaction2 else np.float64
+
 
 PROTOCOLS = {
     "official-2020": Protocol(50, "heap", True, False),
@@ -100,12 +104,21 @@ class Table(NamedTuple):
         """(n,) label and keyframe in one number."""
         return self.label.astype(np.int64) * len(self.keys) + self.key()
 
-    def parts(self) -> list[tuple[int, int, int]]:
-        """(keyframe, begin, end): the rows begin .. end are on one keyframe."""
+    def bounds(self) -> dict[int, tuple[int, int]]:
+        """{keyframe: (begin, end)}: its rows, where those of each stand together."""
         key = self.key()
-        starts = np.flatnonzero(changes(key))
-        ends = [*starts[1:].tolist(), len(key)]
-        return list(zip(key[starts].tolist(), starts.tolist(), ends, strict=True))
+        starts = np.flatnonzero(changes(key)).tolist()
+        return dict(zip(key[starts].tolist(), pairwise([*starts, len(key)]), strict=True))
+
+    def mark(self, keyframes) -> np.ndarray:
+        """(K,) bool: of all keyframes, those given."""
+        marked = np.zeros(len(self.keys), bool)
+        marked[keyframes] = True
+        return marked
+
+    def without_rows(self) -> int:
+        """How many boxes stand for "nothing there"."""
+        return len(self.box_key) - int(changes(self.box).sum())
 
 
 def changes(*columns) -> np.ndarray:
@@ -115,27 +128,7 @@ def changes(*columns) -> np.ndarray:
     return new
 
 
-# --------------------------------------------------------------------------------------------------
-# The metric
-#
-#  1. A keyframe is a video and a time; a row is a box on it with one of the classes.
-#  2. The ground truth says which keyframes were annotated; detections on others are ignored, or
-#     are false positives, by the protocol.
-#  3. Of the detections of a keyframe the 50 best are kept, whatever their classes.
-#  4. Boxes without area are dropped.
-#  5. From here on every class is alone. On each keyframe its detections choose, the best first.
-#  6. A detection looks at that box of the ground truth which it overlaps most, and at no other.
-#  7. If their intersection over union is at least 0.5 and no better detection has claimed the
-#     box, it claims it and is a true positive.
-#  8. If not it is a false positive: there is no second choice, and two detections of one person
-#     are one too many.
-#  9. All detections of the class, on all keyframes, are ranked by score. Down to each of them
-#     precision is the part that are true positives, recall the part of the boxes that is claimed.
-# 10. Precision is made monotone: what counts is the best at this or any higher recall.
-# 11. Average precision is the area under that curve: the mean of the monotone precision over the
-#     boxes of the class, where a box that nobody claimed adds 0.
-# 12. mAP is the mean over the classes that have boxes; a class that nobody detected adds 0.
-# --------------------------------------------------------------------------------------------------
+# ---- The metric ----------------------------------------------------------------------------------
 
 
 class ClassScore(NamedTuple):
@@ -143,7 +136,6 @@ class ClassScore(NamedTuple):
 
     ap: float  # nan: not in the mean
     positives: int  # boxes in the ground truth
-    score: np.ndarray  # (n,)
     hit: np.ndarray  # (n,) bool: a true positive
     key: np.ndarray  # (n,) keyframe
     truth_key: np.ndarray  # (positives,) keyframe of each box
@@ -161,43 +153,64 @@ class Scored(NamedTuple):
         return np.array([one.ap for one in self.classes])
 
 
-def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, excluded) -> Scored:
-    """Average precision of each class (labels: sorted ids), and the counts. excluded: keyframes."""
+def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclusions) -> Scored:
+    """Average precision of each class, and the counts. labels: sorted ids; exclusions: keyframes.
 
-    def mark(keyframes) -> np.ndarray:
-        marked = np.zeros(len(det.keys), bool)
-        marked[keyframes] = True
-        return marked
-
+    The comments between the lines are the whole metric, in the order in which it is computed.
+    """
     if rules.whole_seconds:
         refuse_fractions(truth)
         refuse_fractions(det)
-    truth, det = numbered(truth, labels), numbered(det, labels)  # 1.
-    in_truth, in_det, out = mark(truth.box_key), mark(det.box_key), mark(excluded)
-    # to mmaction2 a keyframe with other classes alone is unknown
-    known = mark(truth.key()[truth.label >= 0]) if rules.mmaction2 else in_truth
-    ignored = ~known & rules.ignore_unknown  # 2.
-    answer = by_keyframe(truth, ~out | rules.mmaction2, truth)
-    boxes = by_keyframe(det, ~out & ~ignored, truth if rules.mmaction2 else det)
-    ranked, capped = rank(boxes, answer, rules)  # 3. to 5.
-    hits = match(ranked, answer, rules)  # 6. to 8.
-    classes = score_classes(ranked, hits, answer, len(labels), rules)  # 9. to 11.
 
-    rows = count_rows(det, boxes)
-    rows["dropped_by_cap"] = capped
-    rows["dropped_invalid_box"] = len(boxes.box) - capped - len(hits)
+    # A keyframe is a video and a time. A row is a box on it with one of the classes; of rows with
+    # other classes nothing is taken but that their keyframe was annotated.
+    truth, det = number_classes(truth, labels), number_classes(det, labels)
+
+    # The ground truth says which keyframes were annotated. Detections on others are ignored, or
+    # are false positives, by the protocol. Excluded keyframes count neither way.
+    annotated = det.mark(truth.box_key)
+    excluded = det.mark(exclusions)
+    ignored = np.zeros(len(det.keys), bool)
+    if rules.ignore_unknown:
+        ignored = ~annotated
+    if rules.mmaction2:  # to which a keyframe with other classes alone is unknown
+        ignored = ~det.mark(truth.key()[truth.label >= 0])
+    boxes = by_keyframe(truth, ~excluded | rules.mmaction2, truth)
+    candidates = by_keyframe(det, ~excluded & ~ignored, truth if rules.mmaction2 else det)
+
+    # Of the detections of a keyframe the 50 best are kept, whatever their classes. Boxes without
+    # area are dropped.
+    ranked, capped = rank(candidates, boxes, rules)
+
+    # From here on every class is alone. On each keyframe its detections choose, the best first. A
+    # detection looks at that box of the ground truth which it overlaps most, and at no other. If
+    # their intersection over union is at least 0.5 and no better detection has claimed the box, it
+    # claims it and is a true positive. If not it is a false positive: there is no second choice,
+    # and two detections of one person are one too many.
+    hits = match(ranked, boxes, rules)
+
+    # All detections of the class, on all keyframes, are ranked by score. Down to each of them
+    # precision is the part that are true positives, recall the part of the boxes that is claimed.
+    # Average precision is the area under that curve. mAP is its mean over the classes that have
+    # boxes (`mean`); a class that nobody detected adds 0.
+    classes = score_classes(ranked, hits, boxes, len(labels), rules)
+
+    detected = det.mark(det.box_key)
     keyframes = {
-        "ground_truth": in_truth & ~out,
-        "detected": in_det,
-        "matched": in_truth & in_det & ~out,
-        "ignored": in_det & ignored & ~out,
-        "excluded": out & (in_truth | in_det),
+        "ground_truth": annotated & ~excluded,
+        "detected": detected,
+        "matched": annotated & detected & ~excluded,
+        "ignored": detected & ignored & ~excluded,
+        "excluded": excluded & (annotated | detected),
     }
+    rows = count_rows(det, candidates)
+    rows["dropped_by_cap"] = capped
+    rows["dropped_invalid_box"] = len(candidates.box) - capped - len(hits)
     counts = {
-        "person": score_persons(boxes, answer),
-        "keyframes": {what: int(marked.sum()) for what, marked in keyframes.items()},
+        "person": score_persons(candidates, boxes),
+        "keyframes": {what: int(mask.sum()) for what, mask in keyframes.items()},
         "rows": rows | {"evaluated": len(hits)},
-        "ground_truth_rows": count_rows(truth, answer) | {"evaluated": len(answer.box)},
+        "ground_truth_rows": count_rows(truth, boxes) | {"evaluated": len(boxes.box)},
     }
     return Scored(classes, counts)
 
@@ -205,7 +218,7 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclud
 def refuse_fractions(table: Table) -> None:
     """ValueError if the table has what a protocol of whole seconds cannot express."""
     keys = list(table.keys)
-    odd = "a row of 2 columns" if changes(table.box).sum() < len(table.box_key) else ""
+    odd = "a row of 2 columns" if table.without_rows() else ""
     for key in table.box_key.tolist():
         video, time = keys[key]
         if time % 10**6:
@@ -218,18 +231,7 @@ def refuse_fractions(table: Table) -> None:
         )
 
 
-def count_rows(table: Table, evaluated: Table) -> dict:
-    without_box = len(table.box_key) - int(changes(table.box).sum())
-    others = int((table.label < 0).sum())
-    return {
-        "read": len(table.box) + without_box,
-        "without_box": without_box,
-        "dropped_by_whitelist": others,
-        "on_ignored_or_excluded_keyframes": len(table.box) - others - len(evaluated.box),
-    }
-
-
-def numbered(table: Table, labels: list) -> Table:
+def number_classes(table: Table, labels: list) -> Table:
     """`label` becomes its place among the labels, in 16 bits, which numpy sorts in linear time."""
     others = labels[-1] + 1
     place = np.full(others + 1, -1, np.int16)
@@ -237,63 +239,205 @@ def numbered(table: Table, labels: list) -> Table:
     return table._replace(label=place[np.minimum(table.label, others)])
 
 
-def by_keyframe(table: Table, evaluated: np.ndarray, lead: Table) -> Table:
-    """The rows that count, keyframe by keyframe, each in the order of the file. The keyframes come
-    as they first appear in `lead`: thus the original scripts rank equal scores."""
-    box = lead.box[lead.label >= 0]
-    keys, first = np.unique(lead.box_key[box[changes(box)]], return_index=True)
+def by_keyframe(table: Table, counted: np.ndarray, first_in: Table) -> Table:
+    """The rows of the classes on the keyframes that are counted, (K,) bool: keyframe by keyframe,
+    each in the order of the file. The keyframes come as they first appear in `first_in`: so they
+    do in the original scripts, and there that ranks equal scores."""
+    box = first_in.box[first_in.label >= 0]
+    keyframes, first = np.unique(first_in.box_key[box[changes(box)]], return_index=True)
     turn = np.zeros(len(table.keys), np.int32)
-    turn[keys] = first
+    turn[keyframes] = first
     key = table.key()
-    rows = np.flatnonzero(evaluated[key] & (table.label >= 0))
+    rows = np.flatnonzero(counted[key] & (table.label >= 0))
     return table.take(rows[np.argsort(turn[key[rows]], kind="stable")])
 
 
-def rank(det: Table, truth: Table, rules: Protocol) -> tuple[Table, int]:
+def rank(det: Table, boxes: Table, rules: Protocol) -> tuple[Table, int]:
     """The detections by class, then keyframe, then in the order in which they choose, without what
     the cap leaves out and boxes without area; and how many the cap left out."""
     less = np.less_equal if rules.mmaction2 else np.less
-    has_area = less(det.corners[:, :2], det.corners[:, 2:]).all(1)  # 4.
-    if not rules.cap:  # with a cap they take places of it
+    has_area = less(det.corners[:, :2], det.corners[:, 2:]).all(1)
+    if not rules.cap:  # else a box without area takes a place under the cap
         det = det.take(has_area[det.box])
-    rows = best_first(det, truth, rules)
+    rows = best_first(det, boxes, rules)
     capped = len(det.box) - len(rows)
     rows = rows[has_area[det.box[rows]]]
     return det.take(rows[np.argsort(det.label[rows], kind="stable")]), capped
 
 
-def best_first(det: Table, truth: Table, rules: Protocol) -> np.ndarray:
+def best_first(det: Table, boxes: Table, rules: Protocol) -> np.ndarray:
     """The rows keyframe by keyframe, the best first, without what the cap leaves out. What the
-    original does with equal scores is repeated only where it matters, since that is slow."""
+    original does with equal scores is slow, and is repeated only where it matters."""
     if rules.order == "file" or not len(det.box):
         return np.arange(len(det.box))
     cap = rules.cap or None
     kind = "stable" if rules.order == "stable" else None
-    keyframes, rows_of = det.parts(), []
-    for _, begin, end in keyframes:
-        rows = begin + np.argsort(-det.score[begin:end], kind=kind)
-        if cap and cap < len(rows) and det.score[rows[cap - 1]] == det.score[rows[cap]]:
-            rows = reader_order(det, begin, end, rules, cap)
-        rows_of.append(rows[:cap])
+    falling, bounds, rows_of = -det.score, det.bounds(), {}
+    for keyframe, (begin, end) in bounds.items():
+        score = falling[begin:end]
+        rows = score.argsort(kind=kind)
+        if cap and cap < len(rows) and score[rows[cap - 1]] == score[rows[cap]]:
+            rows_of[keyframe] = original_order(det, begin, end, rules, cap)
+        else:
+            rows_of[keyframe] = begin + rows[:cap]
     if kind != "stable":
-        doubtful = equal_scores(det.take(np.concatenate(rows_of)), truth)
-        for i, (keyframe, begin, end) in enumerate(keyframes):
-            if keyframe in doubtful:
-                rows_of[i] = reader_order(det, begin, end, rules, cap)
-    return np.concatenate(rows_of)
+        kept = det.take(np.concatenate(list(rows_of.values())))
+        for keyframe in with_equal_scores(kept, boxes):
+            rows_of[keyframe] = original_order(det, *bounds[keyframe], rules, cap)
+    return np.concatenate(list(rows_of.values()))
 
 
-def equal_scores(det: Table, truth: Table) -> set[int]:
+def match(det: Table, boxes: Table, rules: Protocol) -> np.ndarray:
+    """(n,) bool: which of the ranked detections are true positives."""
+    looks_at = most_overlapped(det, boxes, rules)  # (n,)
+    looking = np.flatnonzero(looks_at >= 0)
+    # the first to look at a box is the best of those that do, and claims it
+    claims = np.unique(looks_at[looking], return_index=True)[1]
+    hit = np.zeros(len(det.box), bool)
+    hit[looking[claims]] = True
+    return hit
+
+
+def most_overlapped(det: Table, boxes: Table, rules: Protocol) -> np.ndarray:
+    """(n,) for each detection the row of the box with the largest intersection over union; -1 if
+    that is under 0.5. Of equally large ones it is the first in the order of the original."""
+    detection, box = same_class_and_keyframe(det.code(), boxes.code())  # (P,) (P,)
+    detected = det.corners.astype(rules.real)[det.box[detection]]
+    overlap = iou(detected, boxes.corners.astype(rules.real)[boxes.box[box]])
+    largest = np.full(len(det.box), 0.5)
+    np.fmax.at(largest, detection, overlap)
+    chosen = overlap == largest[detection]  # several where they are equal
+    detection, box = detection[chosen], box[chosen]
+    equal = ~changes(detection)
+    turn = original_turn(boxes, boxes.key()[box[equal]], rules)
+    order = np.argsort(-turn[box], kind="stable")
+    looks_at = np.full(len(det.box), -1)
+    looks_at[detection[order]] = box[order]  # where a detection comes again, the last one stays
+    return looks_at
+
+
+def same_class_and_keyframe(det_code, box_code) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of a detection and a box with the same code, as two columns of rows."""
+    by_code = np.argsort(box_code, kind="stable")
+    sorted_code = box_code[by_code]
+    first = np.searchsorted(sorted_code, det_code, "left")
+    partners = np.searchsorted(sorted_code, det_code, "right") - first  # of each detection
+    detection = np.repeat(np.arange(len(det_code)), partners)
+    pairs_before = np.cumsum(partners) - partners  # those of the detections before this one
+    number = np.arange(len(detection)) - pairs_before[detection]  # 0, 1, .. partners - 1
+    return detection, by_code[first[detection] + number]
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(P,) intersection over union of the boxes a[i] and b[i]; (P, 4) each."""
+    left, top = np.maximum(a[:, :2], b[:, :2]).T
+    right, bottom = np.minimum(a[:, 2:], b[:, 2:]).T
+    zero = np.float64(0)  # mmaction2 subtracts in float32 but multiplies in float64
+    both = np.maximum(bottom - top, zero) * np.maximum(right - left, zero)
+    with np.errstate(invalid="ignore"):  # two boxes without area: nan, which is not >= 0.5
+        return both / (area(a) + area(b) - both)
+
+
+def area(box: np.ndarray) -> np.ndarray:
+    x1, y1, x2, y2 = box.T
+    return (y2 - y1) * (x2 - x1)
+
+
+def score_classes(ranked: Table, hits, boxes: Table, classes: int, rules: Protocol) -> list:
+    """A ClassScore for each class, from the ranked detections and which are true positives."""
+    result, begin = [], 0
+    key, box_key = ranked.key(), boxes.key()
+    for c, count in enumerate(np.bincount(ranked.label, minlength=classes).tolist()):
+        # Unstable, as in the original scripts, so that equal scores fall as they do there
+        score = ranked.score[begin : begin + count].astype(rules.real)
+        by_score = begin + np.argsort(score)[::-1]
+        hit, truth_key = hits[by_score], box_key[boxes.label == c]
+        ap = np.nan
+        if len(truth_key) and (count or not rules.mmaction2):
+            ap = average_precision(hit, len(truth_key))
+        result.append(ClassScore(ap, len(truth_key), hit, key[by_score], truth_key))
+        begin += count
+    return result
+
+
+def average_precision(hit: np.ndarray, positives: int) -> float:
+    """hit: (n,) bool, by falling score. The area under the curve of precision over recall: a hit
+    adds 1 / positives to recall, at a precision that is made monotone, that is the best at this or
+    any higher recall; a box that nobody claimed adds 0."""
+    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
+    monotone = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(monotone[hit].sum() / positives)
+
+
+def mean(ap) -> float | None:
+    """None if there is nothing to take the mean of."""
+    return None if np.isnan(ap).all() else float(np.nanmean(ap))
+
+
+# ---- Beside the metric: counts, and persons whatever they do -------------------------------------
+
+
+def count_rows(table: Table, counted: Table) -> dict:
+    without_box = table.without_rows()
+    others = int((table.label < 0).sum())
+    return {
+        "read": len(table.box) + without_box,
+        "without_box": without_box,
+        "dropped_by_whitelist": others,
+        "on_ignored_or_excluded_keyframes": len(table.box) - others - len(counted.box),
+    }
+
+
+def score_persons(det: Table, boxes: Table) -> dict:
+    """The boxes without their labels, each once with its best score. Where few persons are found,
+    the person detector or the clock is at fault, and no better classifier helps."""
+    det, persons = without_labels(det), without_labels(boxes)
+    has_area = (det.corners[:, :2] < det.corners[:, 2:]).all(1)
+    det = det.take(has_area[det.box])
+    hit = match(det, persons, PROTOCOLS["slowfast"])
+    positives = len(persons.box)
+    ap = average_precision(hit[np.argsort(-det.score, kind="stable")], max(1, positives))
+    recall = int(hit.sum()) / max(1, positives)
+    return {"ap": ap, "recall": recall, "num_gt": positives, "num_det": len(hit)}
+
+
+def without_labels(table: Table) -> Table:
+    """Each box of each keyframe once, with its best score; by keyframe, then falling score."""
+    starts = np.flatnonzero(changes(table.box))
+    best = np.maximum.reduceat(table.score, starts) if len(starts) else table.score
+    table = table.take(starts)._replace(label=np.zeros(len(starts), np.int16), score=best)
+    keyframe = np.cumsum(changes(table.key()))
+    corners = table.corners[table.box].T
+    rows = np.lexsort((-best, *corners, keyframe))
+    rows = rows[changes(keyframe[rows], *corners[:, rows])]
+    return table.take(rows[np.lexsort((-best[rows], keyframe[rows]))])
+
+
+# ---- Equal scores and equal overlaps, as the original scripts order them -------------------------
+
+
+def with_equal_scores(det: Table, boxes: Table) -> set[int]:
     """Keyframes where two detections of a class have one score, and the ground truth has the class:
-    which of them chooses first decides which is the true positive."""
+    which of them chooses first decides which is the true positive. det: the best first."""
     code = det.code()
-    rows = np.flatnonzero(np.isin(code, truth.code()))
-    rows = rows[np.lexsort((det.score[rows], code[rows]))]
+    rows = np.flatnonzero(np.isin(code, boxes.code()))
+    rows = rows[np.argsort(det.label[rows], kind="stable")]
     again = ~changes(code[rows], det.score[rows])
     return set(det.key()[rows[again]].tolist())
 
 
-def reader_order(table: Table, begin: int, end: int, rules: Protocol, cap=None) -> np.ndarray:
+def original_turn(boxes: Table, keyframes: np.ndarray, rules: Protocol) -> np.ndarray:
+    """(n,) numbers that rise as the original orders the boxes of the ground truth; on keyframes
+    that are not asked for, as in the file."""
+    turn, wanted = np.arange(len(boxes.box)), set(keyframes.tolist())
+    if wanted and rules.order in ("heap", "stable"):
+        for keyframe, (begin, end) in boxes.bounds().items():
+            if keyframe in wanted:
+                turn[original_order(boxes, begin, end, rules)] = np.arange(begin, end)
+    return turn
+
+
+def original_order(table: Table, begin: int, end: int, rules: Protocol, cap=None) -> np.ndarray:
     """The rows begin .. end, those of a keyframe, as the protocol's own code orders them. The
     official reader pushes them through a heap that keeps the best `cap`."""
     score, label = table.score[begin:end], table.label[begin:end]
@@ -318,120 +462,6 @@ def reader_order(table: Table, begin: int, end: int, rules: Protocol, cap=None) 
     return np.array([rows_of[item].pop() for item in heap])
 
 
-def match(det: Table, truth: Table, rules: Protocol) -> np.ndarray:
-    """(n,) bool: which of the ranked detections are true positives."""
-    detection, box = same_class_and_keyframe(det.code(), truth.code())  # (P,) (P,)
-    real = np.float32 if rules.mmaction2 else np.float64
-    detected = det.corners.astype(real)[det.box[detection]]
-    overlap = iou(detected, truth.corners.astype(real)[truth.box[box]])
-    enough = overlap >= 0.5
-    detection, box, overlap = detection[enough], box[enough], overlap[enough]
-    # 6. Each detection keeps one pair: the largest overlap, of equal ones the reader's first
-    order = np.lexsort((-overlap, detection))
-    again = order[~changes(detection[order], overlap[order])]
-    turn = reader_turn(truth, truth.key()[box[again]], rules)
-    order = np.lexsort((turn[box], -overlap, detection))
-    detection, box = detection[order], box[order]
-    chosen = changes(detection)
-    detection, box = detection[chosen], box[chosen]
-    # 7. and each box one detection: the first that chose it
-    first = np.unique(box, return_index=True)[1]
-    hit = np.zeros(len(det.box), bool)
-    hit[detection[first]] = True
-    return hit
-
-
-def same_class_and_keyframe(det_code, truth_code) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of a detection and a box of the ground truth with the same code, by detection."""
-    by_code = np.argsort(truth_code, kind="stable")
-    first = np.searchsorted(truth_code[by_code], det_code, "left")
-    count = np.searchsorted(truth_code[by_code], det_code, "right") - first
-    detection = np.repeat(np.arange(len(det_code)), count)
-    pairs_before = np.cumsum(count) - count  # those of the detections before this one
-    number = np.arange(len(detection)) - pairs_before[detection]  # 0, 1, .. count - 1
-    return detection, by_code[first[detection] + number]
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(P,) intersection over union of the boxes a[i] and b[i]; (P, 4) each."""
-    left, top = np.maximum(a[:, :2], b[:, :2]).T
-    right, bottom = np.minimum(a[:, 2:], b[:, 2:]).T
-    zero = np.float64(0)  # mmaction2 subtracts in float32 but multiplies in float64
-    both = np.maximum(bottom - top, zero) * np.maximum(right - left, zero)
-    with np.errstate(invalid="ignore"):  # two boxes without area: nan, which is not >= 0.5
-        return both / (area(a) + area(b) - both)
-
-
-def area(box: np.ndarray) -> np.ndarray:
-    x1, y1, x2, y2 = box.T
-    return (y2 - y1) * (x2 - x1)
-
-
-def reader_turn(truth: Table, keyframes: np.ndarray, rules: Protocol) -> np.ndarray:
-    """(n,) numbers that rise as the protocol's own reader orders the boxes of the ground truth;
-    on keyframes that are not asked for, as in the file."""
-    turn, wanted = np.arange(len(truth.box)), set(keyframes.tolist())
-    if wanted and rules.order in ("heap", "stable"):
-        for keyframe, begin, end in truth.parts():
-            if keyframe in wanted:
-                turn[reader_order(truth, begin, end, rules)] = np.arange(begin, end)
-    return turn
-
-
-def score_classes(ranked: Table, hits, truth: Table, classes: int, rules: Protocol) -> list:
-    """A ClassScore for each class, from the ranked detections and which are true positives."""
-    result, real = [], np.float32 if rules.mmaction2 else np.float64
-    bounds = np.searchsorted(ranked.label, np.arange(classes + 1)).tolist()
-    key, truth_key = ranked.key(), truth.key()
-    for c, (begin, end) in enumerate(pairwise(bounds)):
-        # 9. Unstable, as in the original scripts, so that equal scores fall as they do there
-        by_score = begin + np.argsort(ranked.score[begin:end].astype(real))[::-1]
-        hit, boxes = hits[by_score], truth_key[truth.label == c]
-        ap = np.nan
-        if len(boxes) and (len(hit) or not rules.mmaction2):
-            ap = average_precision(hit, len(boxes))
-        one = ClassScore(ap, len(boxes), ranked.score[by_score], hit, key[by_score], boxes)
-        result.append(one)
-    return result
-
-
-def average_precision(hit: np.ndarray, positives: int) -> float:
-    """hit: (n,) bool, by falling score. Recall grows by 1 / positives at each hit."""
-    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
-    monotone = np.maximum.accumulate(precision[::-1])[::-1]  # 10.
-    return float(monotone[hit].sum() / positives)  # 11.
-
-
-def mean(ap) -> float | None:
-    """12. None if there is nothing to take the mean of."""
-    return None if np.isnan(ap).all() else float(np.nanmean(ap))
-
-
-def score_persons(det: Table, truth: Table) -> dict:
-    """The boxes without their labels, each once with its best score. Where few persons are found,
-    the person detector or the clock is at fault, and no better classifier helps."""
-    det, persons = without_labels(det), without_labels(truth)
-    has_area = (det.corners[:, :2] < det.corners[:, 2:]).all(1)
-    det = det.take(has_area[det.box])
-    hit = match(det, persons, PROTOCOLS["slowfast"])
-    positives = len(persons.box)
-    ap = average_precision(hit[np.argsort(-det.score, kind="stable")], max(1, positives))
-    recall = int(hit.sum()) / max(1, positives)
-    return {"ap": ap, "recall": recall, "num_gt": positives, "num_det": len(hit)}
-
-
-def without_labels(table: Table) -> Table:
-    """Each box of each keyframe once, with its best score; by keyframe, then falling score."""
-    starts = np.flatnonzero(changes(table.box))
-    best = np.maximum.reduceat(table.score, starts) if len(starts) else table.score
-    table = table.take(starts)._replace(label=np.zeros(len(starts), np.int16), score=best)
-    keyframe = np.cumsum(changes(table.key()))
-    corners = table.corners[table.box].T
-    rows = np.lexsort((-best, *corners, keyframe))
-    rows = rows[changes(keyframe[rows], *corners[:, rows])]
-    return table.take(rows[np.lexsort((-best[rows], keyframe[rows]))])
-
-
 # ---- From files or arrays to mAP -----------------------------------------------------------------
 
 
@@ -444,8 +474,8 @@ def evaluate(
     train_counts: dict | None = None,
     thresholds: tuple[int, int] = (10000, 1000),
     versus=None,
-    curves=None,
     compare: bool = False,
+    top: int = 0,
 ) -> dict:
     """AVA mAP of detections (path or Rows) against groundtruth (path or Rows, or a list of them:
     they are pooled, and "parts" has the mAP on each: AVA-Kinetics). Returns what --json prints.
@@ -454,26 +484,27 @@ def evaluate(
     exclusions: path or Rows. protocol: of PROTOCOLS; None = official-2019 with exclusions,
     official-2020 without. train_counts: {id: annotated boxes in training}; None = those of AVA
     v2.2, if the classes are AVA's. Classes with more than thresholds[0] are "head", with less than
-    thresholds[1] "tail". versus: detections of a second run. curves: a csv to be written. compare:
-    adds the mAP under every protocol. ValueError: with file and line where there is one.
+    thresholds[1] "tail". versus: detections of a second run. compare: adds the mAP under every
+    protocol. top: of older callers, needless now that labels may be larger than the label map's.
+    ValueError: with file and line where there is one.
     """
     protocol = protocol_of(protocol, exclusions)
     names = classes_of(labelmap)
-    labels, keys, out = sorted(names), {}, []
+    labels, keys, excluded = sorted(names), {}, []
     parts = load(groundtruth, "ground truth", keys, is_truth=True)
     truth, det = join(parts), join(load(detections, "detections", keys))
     if exclusions is not None:
-        out = join(load(exclusions, "exclusions", keys, widths=(2,))).box_key
+        excluded = join(load(exclusions, "exclusions", keys, widths=(2,))).box_key
 
     def score(truth: Table, det: Table, protocol: str = protocol) -> Scored:
-        excluded = [] if protocol == "official-2020" else out
-        return score_tables(truth, det, labels, PROTOCOLS[protocol], excluded)
+        out = [] if protocol == "official-2020" else excluded
+        return score_tables(truth, det, labels, PROTOCOLS[protocol], out)
 
     scored = score(truth, det)
     if not scored.counts["ground_truth_rows"]["evaluated"]:
-        found, known = shortened(np.unique(truth.label)), shortened(labels)
         raise ValueError(
-            f"{truth.name}: no row with a class ({known}) to evaluate, labels: {found}"
+            f"{truth.name}: no row with a class ({shortened(labels)}) to evaluate, labels: "
+            f"{shortened(np.unique(truth.label))}"
         )
     groups = groups_of(names, train_counts, thresholds)
     result = {
@@ -493,8 +524,6 @@ def evaluate(
         result["versus"] = {"other": second.name, "differences": compared}
     if compare:
         result["compare"] = by_protocol(lambda protocol: score(truth, det, protocol))
-    if curves is not None:
-        write_curves(curves, labels, scored)
     return result
 
 
@@ -504,6 +533,8 @@ def classes_of(labelmap) -> dict[int, str]:
     names = labelmap if isinstance(labelmap, dict) else read_labelmap(labelmap)
     if min(names, default=0) < 1:
         raise ValueError("the label map needs classes, with numbers from 1")
+    if len(names) > np.iinfo(np.int16).max:  # see number_classes
+        raise ValueError(f"{len(names)} classes, expected at most {np.iinfo(np.int16).max}")
     return names
 
 
@@ -534,9 +565,15 @@ def protocol_of(protocol: str | None, exclusions) -> str:
 def per_class(scored: Scored, names: dict) -> list[dict]:
     result = []
     for label, one in zip(sorted(names), scored.classes, strict=True):
-        what = {"id": label, "name": names[label], "ap": mean(one.ap), "num_gt": one.positives}
-        what |= {"num_det": len(one.hit), "recall": float(one.hit.sum() / max(1, one.positives))}
-        result.append(what)
+        about = {
+            "id": label,
+            "name": names[label],
+            "ap": mean(one.ap),
+            "num_gt": one.positives,
+            "num_det": len(one.hit),
+            "recall": float(one.hit.sum() / max(1, one.positives)),
+        }
+        result.append(about)
     return result
 
 
@@ -586,33 +623,35 @@ def keyframe_number(keys: dict, video: str, time: float) -> int:
 
 def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
     """ValueError: file:line and text of the first five bad rows, and how many more there are."""
-    box_key, corners, first = array("i"), array("d"), array("q")  # keyframe, first row of each box
+    box_key, corners, first = array("i"), array("d"), array("q")  # first: row of each box
     label, score = array("i"), array("d")
-    labels, errors = Labels(), []
-    shared = None  # video_id to y2, the text that the rows of one box share
+    label_of = Parsed(parse_label).__getitem__
+    # the numbers of annotations are few, those of detections too many to be kept
+    number_of = Parsed(parse_number).__getitem__ if is_truth else parse_number
+    keyframe = head = None  # what rows share, as texts: video_id and time; video_id to y2
+    errors = []
     opened = gzip.open if str(path).endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8-sig", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = line.rsplit(",", 2)
-                if row[0] != shared:  # a new box, or an unusual row
-                    quoted = '"' in line
-                    fields = next(csv.reader([line])) if quoted else line.split(",")
-                    if len(fields) not in widths:
-                        expected = "2" if widths == (2,) else "2, 7 or 8"
-                        raise ValueError(f"columns: {len(fields)}, expected {expected}")
-                    key = keyframe_number(keys, fields[0].strip(), float(fields[1]))
-                    corners.extend(read_corners(fields[2:6], is_truth))
+                if row[0] != head:  # not one more label of the same box
+                    fields = split_row(line, widths)
+                    if fields[:2] != keyframe:
+                        key = keyframe_number(keys, fields[0].strip(), float(fields[1]))
+                        keyframe = fields[:2]
+                    sides = x1, y1, x2, y2 = list(map(number_of, fields[2:6] or "0000"))
+                    if is_truth and (x1 > x2 or y1 > y2):
+                        raise ValueError("expected x1 <= x2, y1 <= y2")
+                    corners.fromlist(sides)
                     box_key.append(key)
                     first.append(len(score))
-                    shared = row[0] if len(fields) == 8 and not quoted else None
+                    head = row[0] if len(fields) == 8 and '"' not in line else None
                     if len(fields) == 2:
                         continue
-                    row = [None, *fields[6:], "1"]
-                value = float(row[2])
-                if not isfinite(value):
-                    raise ValueError(f"score {value}, expected a finite number")
-                label.append(labels[row[1]])
+                    row = [head, *fields[6:], "1"]
+                value = number_of(row[2])
+                label.append(label_of(row[1]))
                 score.append(value)
             except (ValueError, csv.Error) as error:
                 if not line.strip(' ,;"\t\n'):
@@ -630,24 +669,37 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
     return Table(str(path), keys, np.asarray(box_key), corners, box, *columns)
 
 
-def read_corners(fields: list[str], is_truth: bool) -> tuple:
-    x1, y1, x2, y2 = map(float, fields or "0000")
-    if not isfinite(x1 + y1 + x2 + y2):
-        raise ValueError("expected finite x1,y1,x2,y2")
-    if is_truth and (x1 > x2 or y1 > y2):
-        raise ValueError("expected x1 <= x2, y1 <= y2")
-    return x1, y1, x2, y2
+def split_row(line: str, widths: tuple) -> list[str]:
+    fields = next(csv.reader([line])) if '"' in line else line.split(",")
+    if len(fields) not in widths:
+        expected = "2" if widths == (2,) else "2, 7 or 8"
+        raise ValueError(f"columns: {len(fields)}, expected {expected}")
+    return fields
 
 
-class Labels(dict):
-    """{text: label}: each text is read once."""
+class Parsed(dict):
+    """{text: value}: each text is parsed once."""
 
-    def __missing__(self, text: str) -> int:
-        label = float(text)
-        if not 1 <= label < 2**31 or label != int(label):
-            raise ValueError(f"label {text.strip()}, expected a whole number from 1")
-        self[text] = int(label)
-        return self[text]
+    def __init__(self, parse):
+        self.parse = parse
+
+    def __missing__(self, text: str):
+        self[text] = value = self.parse(text)
+        return value
+
+
+def parse_number(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"found {text.strip()}, expected a finite number")
+    return number
+
+
+def parse_label(text: str) -> int:
+    label = float(text)
+    if not 1 <= label < 2**31 or label != int(label):
+        raise ValueError(f"label {text.strip()}, expected a whole number from 1")
+    return int(label)
 
 
 def bad_row(path, number: int, line: str, error: Exception) -> str:
@@ -668,26 +720,38 @@ def read_rows(rows: Rows, name: str, keys: dict, is_truth: bool) -> Table:
     score = np.ones(len(label)) if rows.score is None else np.asarray(rows.score, float)
     if len({len(column) for column in (video, time, corners, label, score)}) > 1:
         raise ValueError(f"{name}: video_id, time_sec, boxes, label, score differ in length")
-    whole, nothing = label.astype(np.int32), label == 0
-    new = changes(video, time, *corners.T) | nothing | np.append(False, nothing[:-1])
-    starts = np.flatnonzero(new)  # of boxes
-    video_of, time_of, corners_of = video[starts], time[starts], corners[starts]
-    upright = (corners_of[:, :2] <= corners_of[:, 2:]).all(1) | (not is_truth)
-    legal = np.isfinite(corners_of).all(1) & upright | nothing[starts]
-    legal &= np.abs(time_of) < 1e9
+    with np.errstate(invalid="ignore"):  # not a number: refused below
+        whole = label.astype(np.int32)
+    nothing = label == 0
+    new = changes(video, time, *corners.T)
+    new |= nothing
+    new[1:] |= nothing[:-1]
+    starts = np.flatnonzero(new)  # the first row of each box
+    video, time, corners = video[starts], time[starts], corners[starts]  # of the boxes
+
+    legal = np.isfinite(corners).all(1)
+    if is_truth:
+        legal &= (corners[:, :2] <= corners[:, 2:]).all(1)
+    legal |= nothing[starts]
+    legal &= np.abs(time) < 1e9
     odd = (whole != label) | (whole < 0) | ~np.isfinite(score)
     bad = np.union1d(starts[~legal], np.flatnonzero(odd))
     if len(bad):
-        i, order = bad[0], ", x1 <= x2, y1 <= y2" if is_truth else ""
+        row = bad[0]
+        box = np.searchsorted(starts, row, "right") - 1
+        order = ", x1 <= x2, y1 <= y2" if is_truth else ""
         raise ValueError(
-            f"{name}: {len(bad)} bad rows, expected finite numbers, labels from 0{order}; first"
-            f" row {i}: {video[i]},{time[i]},{corners[i].tolist()},{label[i]},{score[i]}"
+            f"{name}: {len(bad)} bad rows, expected finite numbers, labels from 0{order}; first "
+            f"row {row}: {video[box]},{time[box]},{corners[box].tolist()},{label[row]},{score[row]}"
         )
-    moved = changes(video_of, time_of)
-    keyframes = zip(video_of[moved].tolist(), time_of[moved].tolist(), strict=True)
-    number = np.array([keyframe_number(keys, *keyframe) for keyframe in keyframes], np.int32)
+
+    moved = changes(video, time)
+    number = []  # of each keyframe
+    for keyframe in zip(video[moved].tolist(), time[moved].tolist(), strict=True):
+        number.append(keyframe_number(keys, *keyframe))
+    box_key = np.array(number, np.int32)[np.cumsum(moved) - 1]
     box = (np.cumsum(new) - 1).astype(np.int32)
-    table = Table(name, keys, number[np.cumsum(moved) - 1], corners_of, box, whole, score)
+    table = Table(name, keys, box_key, corners, box, whole, score)
     return table.take(np.flatnonzero(~nothing)) if nothing.any() else table
 
 
@@ -883,18 +947,6 @@ def differences(one: Scored, other: Scored, keys: dict, names: dict, groups: dic
     return result
 
 
-def write_curves(path, labels: list, scored: Scored) -> None:
-    """A csv with a header, a row per detection of the classes with ground truth."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write("id,score,precision,recall\n")
-        for label, one in zip(labels, scored.classes, strict=True):
-            if one.positives:
-                true = np.cumsum(one.hit)
-                precision = true / np.arange(1, len(true) + 1)
-                columns = (np.full(len(true), label), one.score, precision, true / one.positives)
-                np.savetxt(file, np.column_stack(columns), ["%d"] + ["%.9g"] * 3, ",")
-
-
 # ---- Command line --------------------------------------------------------------------------------
 
 
@@ -960,7 +1012,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--compare", action="store_true", help="the mAP under every protocol")
     add("--versus", metavar="CSV", help="detections of a second run: differences with intervals")
     add("--thresholds", type=int, nargs=2, default=(10000, 1000), metavar=("HEAD", "TAIL"))
-    add("--curves", metavar="CSV", help="write the precision-recall curves")
     add("--json", action="store_true", help="all figures, unrounded")
     args = vars(parser.parse_args(argv))
     as_json = args.pop("json")
