@@ -341,7 +341,7 @@ def open_tasks(recipe: Recipe, job: Job) -> tuple[dict, dict]:
 
 def open_once(task: data.Task, recipe: Recipe, split: str, job: Job) -> data.Dataset:
     """The Dataset; one rank of a machine reads it: a million videos take half a minute."""
-    return job.read_once(data.open_task, task, recipe.root, split, formats.read_clips)
+    return job.read_once(data.open_task, task, recipe.root, split, formats)
 
 
 def check_evaluation(recipe: Recipe, val_sets: dict, counts: dict) -> None:
@@ -574,7 +574,7 @@ def map_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
         groundtruth=data.files_of(root / task.val),  # several: pooled, and each part
         protocol=recipe.protocol,
         train_counts=counts,
-        labelmap=data.read_classes(root / (task.eval_labels or task.labels)),
+        labelmap=formats.read_classes(root / (task.eval_labels or task.labels)),
         thresholds=(recipe.head_above, recipe.tail_below),
     )
     if task.exclude_val and recipe.protocol != "official-2020":  # whose rows leave them out

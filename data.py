@@ -39,17 +39,17 @@ Shapes: `B` clips, `T,H,W` frames and pixels, `K` boxes in a batch, `C` classes,
 import csv
 import functools
 import heapq
-import json
 import math
 import os
 import re
-import unicodedata
+import sys
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import av
@@ -65,11 +65,9 @@ VIDEO_SUFFIXES = set(  # of files that FFmpeg opens; phones, camcorders, cameras
     ".ts .mts .m2ts .m2t .tp .trp .flv .f4v .wmv .asf .3gp .3g2 .ogv .ogm .gif .mxf .gxf .dv .rm "
     ".rmvb .nut .amv .mjpg .mjpeg .264 .h264 .avc .265 .h265 .hevc .ivf .y4m .dav .insv".split()
 )
+SUFFIXES = "|".join(sorted(suffix[1:] for suffix in VIDEO_SUFFIXES))
 MIN_VISIBLE = 0.2  # a box less visible than this in the training crop is no supervision: dropped
 CROP_DRAWS = 10  # crops drawn to see a box, before one is centred on a box
-NUMBER = r"-?\d*\.?\d+"
-HEADER_WORDS = set("id ids index number label labels class classes name names category".split())
-HEADER_WORDS |= {f"{a}_{b}" for a in ("class", "label") for b in ("id", "index", "name")}
 IN_A_ROW = 20  # undecodable items in a row before training stops
 
 
@@ -641,71 +639,52 @@ def to_number(text: str) -> float:
     return value
 
 
-def read_json(path: str | Path, kind: type) -> dict | list:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if type(content) is not kind:
-        raise ValueError(f"{path}: expected a JSON {kind.__name__}, found {type(content).__name__}")
-    return content
+# A line of a list of classes: `1 name`, `name,0`, or a name alone.
+CLASS_LINES = (
+    r"(?P<number>\d+)\s+(?P<name>[^,;:\t\"]+)",
+    r"(?P<name>[^,;:\t\"]+),(?P<number>\d+)",
+    r"(?P<name>[^,;:\t\"]+)",
+)
 
 
 def read_classes(path: str | Path) -> dict[int, str]:
-    """number -> name of an action list (.pbtxt), a .json (name -> number, or number -> name) or a
-    text list: a name a line, or a number and a name, under a header or not."""
-    suffix = Path(path).suffix
-    if suffix == ".pbtxt":
-        entries = _pbtxt_classes(path)
-    elif suffix == ".json":
-        entries = list(read_json(path, dict).items())
-        if not all(name.isdecimal() for name, _ in entries):
-            entries = [(number, name) for name, number in entries]
-    else:
-        entries = _text_classes(path)
-    classes = {}
-    for number, name in entries:
-        if re.fullmatch(r"\d+", str(number)):
-            # SlowFast's class lists quote names of two words, spreadsheets all of them.
-            classes[int(number)] = str(name).replace('"', "").strip()
-    if not entries or not len(entries) == len(classes) == len(set(classes.values())):
-        raise ValueError(
-            f"{path}: expected a list of classes with a name and a number each, all "
-            f"different; found {len(entries)} entries, {len(classes)} numbers, "
-            f"{len(set(classes.values()))} names"
-        )
-    return classes
+    """number -> name of an action list (.pbtxt) or a text list; names alone count from 0."""
+    if Path(path).suffix == ".pbtxt":
+        return numbered(path, _pbtxt_classes(path))
+    classes, form = [], None
+    for where, line in read_lines(path):
+        matches = [re.fullmatch(pattern, line) for pattern in CLASS_LINES]
+        match = next(filter(None, matches), None)
+        form = form or match and match.re
+        if match is None or match.re is not form or line.lower() in ("class", "label", "name"):
+            raise ValueError(
+                f"{where}: expected a name in every line, or `number name`, or `name,number`, and "
+                f"no header (extras/formats.py reads more): {line[:120]}"
+            )
+        number = match.groupdict().get("number", str(len(classes)))
+        classes.append((number, match["name"]))
+    return numbered(path, classes)
 
 
 def _pbtxt_classes(path: str | Path) -> list[tuple[str, str]]:
     text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-    entries = []
+    classes = []
     for block in re.findall(r"(?:label|item)\s*\{((?:[^{}\"]|\"[^\"]*\")*)\}", text):
         name = re.search(r'name:\s*"(.*?)"', block)
         number = re.search(r"\b(?:label_)?id:\s*(\d+)", block)
-        entries.append((number[1] if number else "", name[1] if name else ""))
-    return entries
+        classes.append((number[1] if number else "", name[1] if name else ""))
+    return classes
 
 
-def _text_classes(path: str | Path) -> list[tuple[str, str]]:
-    lines = [(where, line.replace('"', "")) for where, line in read_lines(path)]
-    words = re.findall(r"\w+", lines[0][1].lower()) if lines else []
-    headed = bool(words) and not set(words) - HEADER_WORDS
-    if headed and len(re.split(r"[,;\t]", lines[0][1])) > 2:
-        raise ValueError(f"{lines[0][0]}: expected a number and a name a line: {lines[0][1]}")
-    lines = lines[headed:]
-    for pattern in (
-        r"(?P<number>\d+)(?:\.0)?[\s,:;]+(?P<name>.+)",
-        r"(?P<name>.+?)[\s,:;]+(?P<number>\d+)(?:\.0)?",
-    ):
-        matches = [re.fullmatch(pattern, line) for _, line in lines]
-        count = sum(match is not None for match in matches)
-        if count and count == len(lines):
-            return [(match["number"], match["name"]) for match in matches]
-        if count > len(lines) / 2:  # not a list of bare names, of which few hold a number
-            where, line = lines[matches.index(None)]
-            raise ValueError(f"{where}: no number and name, as {count} other lines have: {line}")
-    return [(str(number), line) for number, (_, line) in enumerate(lines)]
+def numbered(path: str | Path, classes: list[tuple[str, str]]) -> dict[int, str]:
+    """number -> name of (number, name). ValueError if one is missing or comes twice."""
+    names = {int(number): name for number, name in classes if number.isdecimal()}
+    if not classes or not len(classes) == len(names) == len(set(names.values())):
+        raise ValueError(
+            f"{path}: expected a list of classes with a name and a number each, all different; "
+            f"found {len(classes)} entries, {len(names)} numbers, {len(set(names.values()))} names"
+        )
+    return names
 
 
 def is_video(name: str) -> bool:
@@ -739,113 +718,73 @@ def _walk_videos(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[s
             yield prefix + entry.name
 
 
-def plain_path(name: str) -> str:
-    """One spelling of a path: Windows' \\ becomes /, and an accent and its letter one character,
-    where macOS writes two (NFD) and csv files have one (NFC)."""
-    return unicodedata.normalize("NFC", name).replace("\\", "/")
-
-
 class Videos:
     """The video files under a folder, wherever they lie in it, by what annotations call them."""
 
     def __init__(self, folder: str | Path, files: list[str] | None = None):
         """files: paths relative to the folder; None: all that are there, listed when needed."""
-        self.folder = str(folder)
-        self.given = files
-        self.found: dict[str, list[str]] = {}
+        self.folder, self.given = str(folder), files
+        self.listed: dict[str, set[str]] = {}  # folder -> names in it
 
     @functools.cached_property  # lists with full paths never need it
     def stems(self) -> dict[str, list[str]]:
-        """stem -> files; the stem in the spelling of plain_path, the files as they are."""
+        """stem -> files."""
         stems: dict[str, list[str]] = {}
         for file in list_videos(self.folder) if self.given is None else self.given:
-            stem, _ = os.path.splitext(plain_path(file).rpartition("/")[2])
-            stems.setdefault(stem, []).append(file)
+            stems.setdefault(Path(file).stem, []).append(file)
         return stems
-
-    def find(self, name: str) -> list[str]:
-        """The files that `name` can mean: one where all is well, none or several.
-
-        name: a stem, a file name, or a path with or without suffix, relative or of another machine.
-        Of several files of this stem those count whose folders, read from the end, agree furthest;
-        run/3.mp4 is never walk/3.mp4.
-        """
-        if name not in self.found:
-            self.found[name] = self._find(plain_path(name))
-        return self.found[name]
-
-    def _find(self, name: str) -> list[str]:
-        *folders, last = name.split("/")
-        stem, suffix = os.path.splitext(last)
-        if last in self.stems:
-            stem, suffix = last, ""
-        best, files = (0, False, False), []
-        for file in self.stems.get(stem, []):
-            plain = plain_path(file)
-            *parents, own = plain.split("/")
-            agreeing = _common_tail(folders, parents)
-            if folders and parents and not agreeing:
-                continue
-            exact = name == plain or (folders != [] and name == os.path.splitext(plain)[0])
-            rank = (agreeing, exact, suffix != "" and own == last)
-            if rank > best:
-                best, files = rank, []
-            if rank == best:
-                files.append(file)
-        return files
-
-    def name_of(self, file: str) -> str:
-        """The shortest name that finds this file alone: its stem, else its path, else with suffix.
-
-        With / in it also on Windows; AVA's csv and ava_eval.py take any name without comma.
-        """
-        path = plain_path(file)
-        for name in (Path(path).stem, os.path.splitext(path)[0]):
-            if self.find(name) == [file]:
-                return name
-        return path
 
     @functools.cached_property
     def clips(self) -> dict[str, list[tuple[float, float, str]]]:
         """Kinetics: id -> (start, end, file) of its clips. Some ids have several."""
         clips: dict[str, list[tuple[float, float, str]]] = {}
-        for stem, names in self.stems.items():
+        for stem, files in self.stems.items():
             if match := re.fullmatch(r"(.+)_(\d{6})_(\d{6})", stem):  # greedy: ids contain _
-                clips.setdefault(match[1], []).append((float(match[2]), float(match[3]), names[0]))
+                clips.setdefault(match[1], []).append((float(match[2]), float(match[3]), files[0]))
         return clips
+
+    def find(self, name: str) -> list[str]:
+        """The files that a path or a stem can mean, with or without its suffix: one where all is
+        well, none or several."""
+        base = os.path.basename(name)
+        stem = os.path.splitext(base)[0] if is_video(base) else base
+        files = self.stems.get(stem, [])
+        if name in (stem, base):
+            return files
+        return [file for file in files if name in (file, os.path.splitext(file)[0])]
 
     def at(self, video: str, time_sec: float, offset_sec: float) -> tuple[str, float] | None:
         """(file, seconds into it) of a time in the movie; of several clips the best around it."""
-        names = self.find(video)
-        if len(names) > 1:
-            raise ValueError(f"{self.folder}: several videos are {video}: {', '.join(names)}")
-        if names:
-            return names[0], time_sec - offset_sec
-        around = [
-            (abs(time_sec - (start + end) / 2), time_sec - start, name)
-            for start, end, name in self.clips.get(video, ())
-            if start <= time_sec <= end
-        ]
-        if not around:
-            return None
-        _, local_sec, name = min(around)
-        return name, local_sec
+        files = self.find(video)
+        if len(files) > 1:
+            raise ValueError(f"{self.folder}: several videos are {video}: {', '.join(files)}")
+        if files:
+            return files[0], time_sec - offset_sec
+        best = None
+        for start, end, file in self.clips.get(video, ()):
+            off_centre = abs(time_sec - (start + end) / 2)
+            if start <= time_sec <= end and (best is None or off_centre < best[0]):
+                best = off_centre, file, time_sec - start
+        return best and best[1:]
 
-    def clip(self, stem: str, label: str) -> str | None:
-        """The file of this stem; of several, the one in the folder of its class."""
-        names = self.stems.get(plain_path(stem), [])
-        for name in names if len(names) > 1 else ():
-            if Path(plain_path(name)).parent.name.replace("_", " ") == plain_path(label):
-                return name
-        return names[0] if names else None
+    def clip(self, row: "ClipRow") -> str | None:
+        """The file of a row of a clip task."""
+        if self.is_there(row.name):
+            return row.name
+        files = self.find(row.name)
+        return files[0] if len(files) == 1 else None
 
-
-def _common_tail(one: list[str], other: list[str]) -> int:
-    """How many of the last words of two lists agree."""
-    count = 0
-    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
-        count += 1
-    return count
+    def is_there(self, path: str) -> bool:
+        """Asks each folder once: a disk over the network would not answer for a million files one
+        by one."""
+        folder, name = os.path.split(path)
+        if folder not in self.listed:
+            try:
+                names = os.listdir(os.path.join(self.folder, folder))
+            except OSError:
+                names = []
+            self.listed[folder] = set(filter(is_video, names))
+        return name in self.listed[folder]
 
 
 @dataclass
@@ -872,15 +811,15 @@ def read_boxes(
         row = next(csv.reader([line])) if '"' in line else line.split(",")
         try:
             if len(row) not in ((2, 8) if scored else (2, 7, 8)):
-                raise ValueError(_wrong_columns(row, scored))
+                expected = "2 or 8" if scored else "2, 7 or 8"
+                raise ValueError(f"{len(row)} columns instead of {expected}, separated by commas")
             persons = keyframes.setdefault((row[0].strip(), round(to_number(row[1]) * 1e6)), {})
             report["rows"] += 1
             if len(row) == 2:
                 continue
             box, label, score = _box_of_row(row, classes, scored)
         except ValueError as error:
-            header = not re.search(r"\d", ",".join(row[1:2])) and where.endswith(":1")
-            hint = " (a header? These files have none)" if header else ""
+            hint = " (a header? These files have none)" if where.endswith(":1") else ""
             raise ValueError(f"{where}: {error}{hint}: {line[:120]}") from None
         if box[0] >= box[2] or box[1] >= box[3]:
             report["empty boxes dropped"] += 1
@@ -908,12 +847,6 @@ def _box_of_row(row: list[str], classes: int, scored: bool) -> tuple[tuple, floa
     return box, label, score
 
 
-def _wrong_columns(row: list[str], scored: bool) -> str:
-    if len(row) == 1 and re.search(r"[;\t]", row[0]):
-        return "columns are separated by commas in these files"
-    return f"{len(row)} columns instead of {'2 or 8' if scored else '2, 7 or 8'}"
-
-
 class ClipRow(NamedTuple):
     """A row of the annotations of a clip task."""
 
@@ -924,13 +857,31 @@ class ClipRow(NamedTuple):
     end_sec: float = math.nan
 
 
-# What reads the annotations of a split of a clip task: (path, "train" | "val", folder of the
-# videos) -> rows. Raises ValueError with file, line and text.
-ClipReader = Callable[[str, str, str], Iterable[ClipRow]]
+def read_row(line: str) -> tuple[str, str]:
+    """(path, label) of a line; of a path alone, its folder is the label, as in UCF101's tests."""
+    match = re.fullmatch(rf"(?i)(.+?\.(?:{SUFFIXES}))(?:[ ,\t]\s*(.+))?", line)
+    if match is None:  # without a suffix
+        match = re.fullmatch(r"([^\s,]+)[ ,\t]\s*(.+)", line)
+    name = match[1].replace("\\", "/") if match else ""
+    label = match and match[2] or os.path.basename(os.path.dirname(name))
+    words = label.split()
+    # Frames, seconds, boxes, several labels are no class.
+    numbers = len(words) > 1 and any(re.fullmatch(r"-?[\d.]+", word) for word in words)
+    if not label or numbers or re.search(r"[,;\t\"]|^-?\d*\.\d+$", label):
+        raise ValueError(
+            "expected `path label`, or a path that names the folder of its class "
+            "(extras/formats.py reads more)"
+        )
+    return name, label
 
 
-def read_list(path: str, split: str, folder: str) -> Iterator[ClipRow]:
-    """The rows of a list, or the videos in a folder per class. A ClipReader."""
+def read_clips(
+    path: str, split: str, folder: str, read_row: Callable[[str], tuple[str, str]] = read_row
+) -> Iterator[ClipRow]:
+    """The rows of a list, or the videos in a folder per class, of a split of a clip task.
+
+    folder: that of the videos. Raises ValueError with file, line and text.
+    """
     if os.path.isdir(path):
         there = os.path.relpath(path, folder)
         for name in sorted(list_videos(path)):
@@ -943,7 +894,7 @@ def read_list(path: str, split: str, folder: str) -> Iterator[ClipRow]:
     first = None  # the first line, where it does not name a video
     for number, (where, line) in enumerate(read_lines(path)):
         try:
-            name, label = _list_row(line)
+            name, label = read_row(line)
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{where}: {error}: {line[:120]}") from None
         if number == 0 and not is_video(name):
@@ -951,57 +902,6 @@ def read_list(path: str, split: str, folder: str) -> Iterator[ClipRow]:
         if number == 1 and first and is_video(name):
             raise ValueError(f"{first[0]}: not a video (a header? lists have none): {first[1]}")
         yield ClipRow(where, label, name)
-
-
-def _list_row(line: str) -> tuple[str, str]:
-    """(path, label) of a row; of a path alone, its folder is the label, as in UCF101's tests."""
-    if '"' in line:  # in quotes, whatever separates the two columns
-        rows = [next(csv.reader([line], delimiter=mark)) for mark in ",;\t "]
-        name, label = next((row for row in rows if len(row) == 2), ("", ""))
-    elif suffix := _suffix().search(line):
-        name, rest = line[: suffix.end()], line[suffix.end() :]
-        label = rest.lstrip(" \t,;")
-        _check_label(rest[: len(rest) - len(label)], label)
-        label = label or Path(name.replace("\\", "/")).parent.name
-    else:
-        # Without a suffix: a number after blank or comma; or a name after comma or tab; or after a
-        # blank.
-        match = (
-            re.fullmatch(r"(.+?)[\s,;]+(\d+(?:\.0+)?)", line)
-            or re.fullmatch(r"([^\t,;]+)[\t,;](.+)", line)
-            or re.fullmatch(r"([^\t,;]+)\s(\S+)", line)
-        )
-        name, label = match.groups() if match else ("", "")
-        if re.search(rf"[\s,;]{NUMBER}$", name) or re.search(r"[\t,;]", label):
-            raise ValueError("expected `path label`, found more columns")
-    if not name or not label:
-        raise ValueError("expected `path label`, or a path that names the folder of its class")
-    if ".0" in label:
-        label = re.sub(r"^(\d+)\.0+$", r"\1", label)  # a spreadsheet's whole number
-    return name.strip().replace("\\", "/"), label.strip()
-
-
-@functools.cache
-def _suffix() -> re.Pattern:
-    """Where the path of a video ends."""
-    suffixes = "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
-    return re.compile(rf"(?i)\.(?:{suffixes})(?=[\s,;]|$)")
-
-
-def _check_label(mark: str, label: str) -> None:
-    """ValueError for what looks like several columns (frames, seconds, boxes, labels). A label can
-    have several words though: "pick up", "stand, up"."""
-    if not re.search(r"[\s,;]", label):
-        return
-    several = bool(re.search(r"[;\t]|,\S", label)) or "," in label and mark == ", "
-    numbers = [bool(re.fullmatch(NUMBER, word)) for word in label.split()]
-    if len(numbers) > 1:
-        several |= all(numbers)
-        several |= mark.isspace() and "\t" not in mark and (numbers[0] or numbers[-1])
-    if several:
-        raise ValueError(
-            f"expected `path label`, found more columns: {label!r} (quotes make one label of it)"
-        )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1294,11 +1194,12 @@ def _stretch(task: Task, item: Item, duration_sec: float) -> tuple[float, float]
 
 
 def open_task(
-    task: Task, root: str | Path = ".", split: str = "train", read_clips: ClipReader = read_list
+    task: Task, root: str | Path = ".", split: str = "train", formats: ModuleType | None = None
 ) -> Dataset:
     """Read the annotations of a split, find its videos and count what is missing.
 
-    read_clips: of a clip task's annotations; `read_clips` of extras/formats.py knows more formats.
+    formats: extras/formats.py reads more than this file, by the same names: read_clips,
+    read_classes and Videos.
     Raises FileNotFoundError if a path or more than `bad_share` of the videos does not exist,
     ValueError with file and line for what cannot be understood.
     """
@@ -1319,10 +1220,8 @@ def open_task(
     for key, path in paths.items():
         if not all(os.path.exists(file) for file in files_of(path) or [path]):
             raise FileNotFoundError(f"{who}: {key} {path} does not exist")
-    if task.kind == "box":
-        dataset = _open_boxes(task, split, paths)
-    else:
-        dataset = _open_clips(task, split, paths, read_clips)
+    open_kind = _open_boxes if task.kind == "box" else _open_clips
+    dataset = open_kind(task, split, paths, formats or sys.modules[__name__])
     found, missing = dataset.videos, dataset.missing
     dataset.report |= {"items": len(dataset), "videos": found, "missing videos": len(missing)}
     if len(missing) > task.bad_share * (found + len(missing)):
@@ -1340,8 +1239,8 @@ def open_task(
     return dataset
 
 
-def _open_boxes(task: Task, split: str, paths: dict[str, str]) -> Dataset:
-    names = read_classes(paths["labels"])
+def _open_boxes(task: Task, split: str, paths: dict[str, str], formats: ModuleType) -> Dataset:
+    names = formats.read_classes(paths["labels"])
     if not 1 <= min(names) <= max(names) < 2**15:
         raise ValueError(f"{paths['labels']}: ids {min(names)} to {max(names)}, expected 1..32767")
     classes = [names.get(number, f"class {number}") for number in range(1, max(names) + 1)]
@@ -1354,7 +1253,7 @@ def _open_boxes(task: Task, split: str, paths: dict[str, str]) -> Dataset:
         detected = read_boxes(paths["boxes"], len(classes), True, {})
         merge = _add_detections if split == "train" else _take_detections
         keyframes = merge(task, keyframes, detected)
-    videos, rows = Videos(paths["videos"]), []
+    videos, rows = formats.Videos(paths["videos"]), []
     missing, missing_items = {}, 0
     for (video, stamp), persons in sorted(keyframes.items()):
         # Nobody in it: nothing to train, nothing to score.
@@ -1414,26 +1313,27 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
 
 
-def _open_clips(task: Task, split: str, paths: dict[str, str], read_clips: ClipReader) -> Dataset:
+def _open_clips(task: Task, split: str, paths: dict[str, str], formats: ModuleType) -> Dataset:
     annotations, folder = paths["annotations"], paths["videos"]
+    source = paths.get("labels") or paths.get("names", annotations)
     if "labels" in paths:
-        names = read_classes(paths["labels"])
+        names = formats.read_classes(source)
     else:  # of `train` for both splits, which must agree
-        names = _listed_classes(paths.get("names", annotations), read_clips, folder)
+        names = _listed_classes(source, formats.read_clips(source, "train", folder))
     classes = [names[number] for number in sorted(names)]
     columns = {str(number): column for column, number in enumerate(sorted(names))}
     columns |= {name: column for column, name in enumerate(classes)}
-    videos, listed, missing, report = Videos(folder), {}, {}, {"rows": 0}
+    videos, missing, report = formats.Videos(folder), {}, {"rows": 0}
 
     def rows() -> Iterator[tuple]:
-        for number, row in enumerate(read_clips(annotations, split, folder)):
+        for number, row in enumerate(formats.read_clips(annotations, split, folder)):
             report["rows"] += 1
             if row.label not in columns:
                 raise ValueError(
                     f"{row.where}: {row.label!r} is not one of the {len(classes)} classes of "
-                    + (paths.get("labels") or paths.get("names", annotations))
+                    f"{source}"
                 )
-            file = find_clip(row, videos, listed)
+            file = videos.clip(row)
             if file is None:
                 missing[row.name] = row.where
             else:
@@ -1444,9 +1344,9 @@ def _open_clips(task: Task, split: str, paths: dict[str, str], read_clips: ClipR
     return Dataset(task, split, classes, items, report, missing, missing_items)
 
 
-def _listed_classes(path: str, read_clips: ClipReader, folder: str) -> dict[int, str]:
+def _listed_classes(path: str, rows: Iterable[ClipRow]) -> dict[int, str]:
     """The classes of a task without a list of them: numbers up to the highest, or sorted names."""
-    labels = {row.label for row in read_clips(path, "train", folder)}
+    labels = {row.label for row in rows}
     if not all(label.isdecimal() for label in labels):
         return dict(enumerate(sorted(labels)))
     count = max(map(int, labels), default=-1) + 1
@@ -1458,47 +1358,27 @@ def _listed_classes(path: str, read_clips: ClipReader, folder: str) -> dict[int,
     return {number: str(number) for number in range(count)}
 
 
-def find_clip(row: ClipRow, videos: Videos, listed: dict | None = None) -> str | None:
-    """The file of a row. `listed`: the names in each folder, which is asked once: a disk over the
-    network would not answer for a million files one by one."""
-    listed = {} if listed is None else listed
-    parent, base = os.path.split(row.name)
-    if parent not in listed:
-        try:
-            listed[parent] = set(filter(is_video, os.listdir(os.path.join(videos.folder, parent))))
-        except OSError:
-            listed[parent] = set()
-    if base in listed[parent]:
-        return row.name
-    # Moved, or has another suffix. But run/0003.mp4 is not walk/0003.mp4.
-    stem = os.path.splitext(base)[0] if is_video(base) else base
-    file, folder = videos.clip(stem, row.label), os.path.basename(parent)
-    if file is None and (kinetics := re.fullmatch(r"(.+)_\d{6}_\d{6}", stem)):
-        file = videos.clip(kinetics[1], row.label)  # clips under their bare id
-    if folder and file and Path(file).parent.name not in (folder, row.label, ""):
-        return None
-    return file
-
-
 def _check_flips(task: Task, classes: list[str]) -> None:
     """A flipped "left to right" is a wrong label, unless it becomes "right to left"."""
     first, other = int(task.kind == "box"), {"left": "right", "right": "left"}
-    pairs = []
-    for i, name in enumerate(classes, first):
+    numbers = {name: number for number, name in enumerate(classes, first)}
+    given, missing = [sorted(pair) for pair in task.flip_swap], []
+    for name, number in numbers.items():
         turned = re.sub("left|right", lambda word: other[word[0]], name)
-        if turned in classes and classes.index(turned) + first > i:
-            pairs.append([i, classes.index(turned) + first])
-    given = [sorted(pair) for pair in task.flip_swap]
-    if any(pair not in given for pair in pairs):
+        pair = [number, numbers.get(turned, number)]
+        if pair[0] < pair[1] and pair not in given:
+            missing.append(pair)
+    last = len(classes) + first - 1
+    if missing:
         raise ValueError(
-            f"task {task.name!r}: flip = {task.flip} mirrors "
-            f"{classes[pairs[0][0] - first]!r}: set flip = 0.0 or flip_swap = {pairs}"
+            f"task {task.name!r}: flip = {task.flip} mirrors {classes[missing[0][0] - first]!r}: "
+            f"set flip = 0.0 or flip_swap = {given + missing}"
         )
-    for pair in given:
-        if not first <= pair[0] <= pair[1] < len(classes) + first:
+    for low, high in given:
+        if low < first or high > last:
             raise ValueError(
-                f"task {task.name!r}: flip_swap has {pair}, but the labels are "
-                f"{first}..{len(classes) + first - 1}"
+                f"task {task.name!r}: flip_swap has {[low, high]}, but the labels are "
+                f"{first}..{last}"
             )
 
 

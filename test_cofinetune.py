@@ -284,7 +284,7 @@ def test_train_is_a_plain_loop(tiny_world, tmp_path, case):
     tasks = {task.name: task for task in recipe.task}
     sets = {}
     for name, task in tasks.items():
-        sets[name] = data.open_task(task, recipe.root, "train", formats.read_clips)
+        sets[name] = data.open_task(task, recipe.root, "train", formats)
     model = checkpoints.build_model(recipe, state["classes"])
     stream = data.Stream(sets, recipe.schedule, recipe.seed, recipe.steps)
     memory = {name: {} for name, _ in model.named_parameters()}

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 import data
+from extras import formats
 from extras.videos import frame_times
 
 NO_VIDEOS = (".csv", ".tsv", ".txt", ".json", ".xml", ".zip", ".jpg", ".jpeg", ".png", ".md")
@@ -31,7 +32,7 @@ class Mark:
     """A statement of a file: an action of a person at a time, of a stretch, or of a whole clip."""
 
     where: str  # file:line
-    video: str  # as written there; data.Videos.find tells which file that is
+    video: str  # as written there; formats.Videos.find tells which file that is
     label: str = ""  # "": a person without action
     time_sec: float = math.nan  # from the first frame of the video
     frame: int = -1  # instead of time_sec, counted from 0
@@ -98,7 +99,7 @@ class Library:
     def __init__(self, folder: Path, every_sec: float = 1.0, first_frame: int = 0):
         """every_sec: between keyframes, 0: all; first_frame: its number, where people count."""
         self.folder, self.every_sec, self.first_frame = folder, every_sec, first_frame
-        self.videos = data.Videos(folder)
+        self.videos = formats.Videos(folder)
         self.files = [file for files in self.videos.stems.values() for file in files]
         self.clocks: dict[str, Clock | str] = {}
         self.said = time.monotonic()
@@ -112,7 +113,7 @@ class Library:
         files = {}
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.suffix.lower() not in NO_VIDEOS:
-                files[data.plain_path(path.stem)] = path
+                files[formats.plain_path(path.stem)] = path
         return files
 
     def look(self, name: str) -> tuple[str, str]:
@@ -123,7 +124,7 @@ class Library:
         if files:
             several = ", ".join(files[:3])
             return "", f"{len(files)} videos are called {name!r}: {several}; give the path"
-        stem = PurePosixPath(data.plain_path(name)).stem
+        stem = PurePosixPath(formats.plain_path(name)).stem
         for file in self.videos.stems.get(stem, []):
             return "", f"no video is {name!r}; {file} has that name, but in another folder"
         if stem in self.strangers:

@@ -931,7 +931,7 @@ def open_layout(root: Path, once: bool) -> tuple[float, float, float]:
     open_task = functools.partial(job.read_once, data.open_task) if once else data.open_task
     job.barrier()
     before, began, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
-    opened = [open_task(task, root, "train", formats.read_clips) for task in tasks]
+    opened = [open_task(task, root, "train", formats) for task in tasks]
     cost = time.perf_counter() - began, time.process_time() - cpu, resident("VmHWM") - before
     job.barrier()  # who has read stays until the others have taken it
     del opened

@@ -34,8 +34,8 @@ import numpy as np
 import torch
 
 import data
+from extras import formats, settings, tables
 from extras import recipe as recipes
-from extras import settings, tables
 from extras.settings import setting
 
 HERE = Path(__file__).resolve().parent.parent
@@ -422,7 +422,8 @@ class Comparison:
                 kinds |= dict.fromkeys(names, kind)
         source = (recipe.root, task.train)
         if source not in self.boxes:
-            self.boxes[source] = data.open_task(task, recipe.root, "train").class_counts()
+            dataset = data.open_task(task, recipe.root, "train", formats)
+            self.boxes[source] = dataset.class_counts()
         values = {}
         for one in per_class:
             if one["ap"] is None or not math.isfinite(one["ap"]):

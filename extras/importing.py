@@ -25,9 +25,8 @@ from pathlib import Path
 import numpy as np
 
 import data
-from extras import annotations, sources
+from extras import annotations, formats, sources
 from extras.annotations import Clock, Library, Mark
-from extras.formats import read_clips
 from extras.recipe import load, make_tasks, read_tasks
 
 PARTS = ("train", "val", "test")
@@ -293,7 +292,7 @@ def group_of(file: str, group_by: str) -> str:
     group_by: "" each video by itself; a number n: the first n folders; else a regular expression,
     the group is what it finds in the path (or its first parenthesis); without a match, the path.
     """
-    path = data.plain_path(os.path.splitext(file)[0])
+    path = formats.plain_path(os.path.splitext(file)[0])
     if not group_by:
         return path
     if group_by.isdecimal():
@@ -531,7 +530,7 @@ def _read_back(recipe: Path, task: Task) -> None:
     """Read what was written as training will; ValueError if it is not what was meant."""
     ((opened, root),) = read_tasks(recipe)
     for part in ("train", "val"):
-        dataset = data.open_task(opened, root, part, read_clips)
+        dataset = data.open_task(opened, root, part, formats)
         meant = {os.path.join(task.library.folder, mark.file) for mark in task.of_part(part)}
         read = {os.path.realpath(item.path) for item in dataset.items}
         lost = {os.path.realpath(path) for path in meant} - read

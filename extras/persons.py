@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import data
+from extras import formats
 from extras.videos import frame_times
 
 DETECTOR = "fasterrcnn_resnet50_fpn_v2"
@@ -190,7 +191,7 @@ def find_videos(sources: Sequence[str]) -> list[Video]:
         for listed, file in inside.items():
             if files.setdefault(listed, file) != file:
                 raise ValueError(f"{files[listed]} and {file} have the same name: one at a time")
-    names = data.Videos("", list(files))
+    names = formats.Videos("", list(files))
     return [Video(names.name_of(listed), file, listed) for listed, file in files.items()]
 
 

@@ -27,7 +27,7 @@ import torch
 
 import ava_eval
 import data
-from extras import checkpoints, persons, pictures, settings
+from extras import checkpoints, formats, persons, pictures, settings
 from extras import job as jobs
 from extras.annotations import Clock, Mark, place, read_boxes_table
 from extras.report import best_labels
@@ -385,7 +385,7 @@ def sort_marks(
 ) -> tuple[dict[str, list[Mark]], dict[str, int]]:
     """The boxes of each film, by its name; how many there are of every other video."""
     listed = {film.video.listed: film for film in films}
-    videos = data.Videos("", list(listed))
+    videos = formats.Videos("", list(listed))
     by_film: dict[str, list[Mark]] = {film.name: [] for film in films}
     others: dict[str, int] = {}
     for mark in marks:

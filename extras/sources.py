@@ -323,9 +323,8 @@ def _read_list(source: Source, library: Library) -> list[Mark]:
         raise ValueError(f"{source.name}: a list of clips in a zip: unpack it")
     marks = []
     hmdb = re.fullmatch(r"(.+)_test_split\d+", PurePosixPath(source.name).stem)
-    listed: dict[str, set[str]] = {}
     for row in formats.read_clips(source.name, "train", str(library.folder)):
-        file = data.find_clip(row, library.videos, listed)
+        file = library.videos.clip(row)
         label = row.label
         mark = Mark(row.where, file or row.name, label)
         if hmdb:  # `x.avi 1`
@@ -348,7 +347,7 @@ def name_numbers(marks: list[Mark], others: list[Source], unnamed: str) -> None:
         if not hint or not os.path.isfile(source.name):
             continue
         try:
-            names = data.read_classes(source.name)
+            names = formats.read_classes(source.name)
         except ValueError:
             continue
         if numbers <= names.keys():

@@ -37,7 +37,7 @@ from data import (
     pixel_aspect,
     video_stream,
 )
-from extras.formats import read_clips
+from extras import formats
 from extras.pictures import GREEN, add_caption, draw_boxes, grid, write_png
 from extras.recipe import read_tasks
 
@@ -215,7 +215,7 @@ def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float
     trained: dict[str, set[str]] = {}  # task -> files
     for task, root, split in _splits(recipe):
         try:
-            dataset = open_task(replace(task, bad_share=1.0), root, split, read_clips)
+            dataset = open_task(replace(task, bad_share=1.0), root, split, formats)
         except (ValueError, OSError) as error:
             problems.append(str(error))
             continue
@@ -414,7 +414,7 @@ def _from_folder(folder: Path, count: int) -> Iterator[tuple]:
 
 def _from_tasks(recipe: Path, count: int) -> Iterator[tuple]:
     for task, root, split in _splits(recipe):
-        dataset = open_task(task, root, split, read_clips)
+        dataset = open_task(task, root, split, formats)
         for index in _spread(len(dataset), count):
             yield _annotated(dataset, dataset.items[index])
 

@@ -171,7 +171,7 @@ def open_written(root, kind, lines, split="train", name="annotations.csv", touch
     if lines:
         write_lines(root / name, *lines)
     options = {"flip": 0.0, "videos": "v", split: name} | options
-    return data.open_task(data.Task("t", kind, **options), root, split, formats.read_clips)
+    return data.open_task(data.Task("t", kind, **options), root, split, formats)
 
 
 H264, MPEG4 = dict(codec="libx264", g=24, bf=3), dict(codec="mpeg4", g=24, bf=2, qscale=3)

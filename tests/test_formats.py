@@ -10,6 +10,109 @@ import data
 from extras import formats
 
 
+@pytest.mark.parametrize(
+    "line, name, label",
+    [
+        ("a.mp4 3", "a.mp4", "3"),
+        ("a.mp4 3.0", "a.mp4", "3"),
+        ("a.mp4,12.00", "a.mp4", "12"),
+        ("a.MP4;walk", "a.MP4", "walk"),
+        ("b c/d,e.mp4, pick up", "b c/d,e.mp4", "pick up"),
+        ("a.mp4,class 1", "a.mp4", "class 1"),
+        ("a.mp4 jump 3 times", "a.mp4", "jump 3 times"),
+        ('"a, b.mp4","walk, run"', "a, b.mp4", "walk, run"),
+        ('a.mp4 "gesture 12"', "a.mp4", "gesture 12"),
+        ("air drumming\\x y.mp4 0", "air drumming/x y.mp4", "0"),
+        ("C:\\videos\\run\\x.avi", "C:/videos/run/x.avi", "run"),
+        ("run/x.avi", "run/x.avi", "run"),
+        ("x.ts.mp4 walk", "x.ts.mp4", "walk"),
+        ("run/0001 7", "run/0001", "7"),
+        ("0001,walk", "0001", "walk"),
+        ("0001 walk", "0001", "walk"),
+    ],
+)
+def test_rows_of_lists(line, name, label, tmp_path):
+    (row,) = formats.read_clips(write_lines(tmp_path / "l.txt", line).as_posix(), "train", "")
+    assert (row.name, row.label) == (name, label) and row.where == f"{tmp_path}/l.txt:1"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "v0.mp4 0 -1",
+        "v0.mp4 50 0",
+        "v0.mp4 1 3",
+        "v0.mp4,1,3",
+        "v0.mp4,50 0",
+        "v0.mp4,0.0,1.2,walk",
+        "v0.mp4, 0.0, 1.2, walk",
+        "v0.mp4 walk 150",
+        "v0.mp4 0.5 walk",
+        "v0.mp4,walk,run",
+        "v0.mp4;walk;run",
+        "v0.mp4\twalk\t3",
+        "v0.mp4,0,.1,.1,.5,.9",
+        "v0.mp4 0,.1,.1,.5,.9",
+        "v0 50 0",
+        "v0,0.0,1.2,walk",
+        '"v0.mp4","walk",3',
+    ],
+)
+def test_lists_of_more_columns_are_refused(line, tmp_path):
+    """Frame counts, seconds, several labels, boxes: never a class."""
+    path = write_lines(tmp_path / "l.txt", "a.mp4 walk", line)
+    with pytest.raises(ValueError) as error:
+        list(formats.read_clips(str(path), "train", ""))
+    assert f"{path}:2: expected `path label`" in str(error.value) and line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, text, expected",
+    [
+        (
+            "a.pbtxt",
+            'label {\n  name: "bend/bow (at the waist)"\n  label_id: 1\n  label_type: X\n}\n'
+            'label { name: "b" label_id: 3 }',
+            {1: "bend/bow (at the waist)", 3: "b"},
+        ),
+        (
+            "b.pbtxt",
+            'item { name: "sit" id: 11 }\nitem {\n  name: "run"\n  id: 10\n}',
+            {11: "sit", 10: "run"},
+        ),
+        ("c.json", '{"Holding something": "0", "Left": "1"}', {0: "Holding something", 1: "Left"}),
+        ("mit.txt", "adult+male,0\nair drumming,1\n", {0: "adult+male", 1: "air drumming"}),
+        ("ucf.txt", "1 Archery\n2 Biking\n", {1: "Archery", 2: "Biking"}),
+        ("d.pbtxt", 'item { name: "a } b" id: 1 }', {1: "a } b"}),
+        ("plain.txt", "b b\na\n", {0: "b b", 1: "a"}),
+        ("head.csv", "id,name\n0,abseiling\n1,air drumming\n", {0: "abseiling", 1: "air drumming"}),
+        ("head.csv", "name;label_id\nair drumming;1\nrun;0\n", {1: "air drumming", 0: "run"}),
+        ("head.csv", "class\nrun\nwalk\n", {0: "run", 1: "walk"}),
+        ("map.txt", "0: abseiling\n1: air drumming\n", {0: "abseiling", 1: "air drumming"}),
+        ("quoted.csv", '0,"air drumming"\n1,"b, c"\n', {0: "air drumming", 1: "b, c"}),
+        ("float.csv", "0.0,a\n1.0,b\n", {0: "a", 1: "b"}),
+        ("fb.json", '{"\\"air drumming\\"": 1, "run": 0}', {1: "air drumming", 0: "run"}),
+        ("id2label.json", '{"0": "run", "1": "walk"}', {0: "run", 1: "walk"}),
+        ("some.txt", "10 pin bowling\nrun\nwalk\n", {0: "10 pin bowling", 1: "run", 2: "walk"}),
+        ("torn.txt", "0 run\n1 walk\nsit\n", "torn.txt:3: no number and name, as 2 other"),
+        ("wide.csv", "id,name,label\n0,run,x\n", "wide.csv:1: expected a number and a name"),
+        ("a.pbtxt", 'item { name: "x" }', "1 entries, 0 numbers"),
+        ("empty.txt", "\n", "0 entries"),
+        ("twice.txt", "run\nrun\n", "1 names"),
+        ("d.json", "[1, 2]", "expected a JSON dict"),
+        ("d.json", '{"a": 0,', "not JSON"),
+        ("d.json", '{"a": "x"}', "0 numbers"),
+    ],
+)
+def test_class_lists(name, text, expected, tmp_path):
+    (tmp_path / name).write_text(text)
+    if isinstance(expected, dict):
+        assert formats.read_classes(tmp_path / name) == expected
+    else:
+        with pytest.raises(ValueError, match=f"{name}.*{expected}"):
+            formats.read_classes(tmp_path / name)
+
+
 def test_formats_of_clip_tasks(tmp_path):
     write_lines(tmp_path / "ssv2.json", '{"Holding something": "0", "Moving A and B": "1"}')
     write_lines(tmp_path / "mit.txt", "adult+female,0", "ball,1")
@@ -81,7 +184,7 @@ def test_formats_of_clip_tasks(tmp_path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared annotations are not here")
-def test_published_files_in_full(monkeypatch):
+def test_published_files_in_full():
     """Counts of the published files; every keyframe of AVA-Kinetics has a Kinetics-700 clip with a
     local time in [1, 9]."""
 
@@ -99,14 +202,13 @@ def test_published_files_in_full(monkeypatch):
         f"{label}/{video}_{int(start):06d}_{int(end):06d}.mp4"
         for label, video, start, end, _ in clips
     ]
-    monkeypatch.setattr(data, "list_videos", lambda folder: names)
-    videos = data.Videos("")
+    videos = formats.Videos("", names)
     local = [videos.at(video, stamp / 1e6, 0.0)[1] for video, stamp in found]
     assert 1.0 <= min(local) and max(local) <= 9.0
     rows = list(formats.read_clips(str(kinetics), "val", ""))
-    assert [data.find_clip(row, videos) for row in rows] == names
+    assert [videos.clip(row) for row in rows] == names
     assert len({row.label for row in rows}) == 700
-    classes = data.read_classes(SHARED / "ava/ava_action_list_v2.1_for_activitynet_2018.pbtxt")
+    classes = formats.read_classes(SHARED / "ava/ava_action_list_v2.1_for_activitynet_2018.pbtxt")
     assert len(classes) == 60 and max(classes) == 80
 
 

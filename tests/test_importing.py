@@ -1,4 +1,4 @@
-"""Tests of import: extras/importing.py, sources.py, annotations.py, exports.py; data.Videos."""
+"""Tests of import: extras/importing.py, sources.py, annotations.py, exports.py; formats.Videos."""
 
 import argparse
 import csv
@@ -18,9 +18,8 @@ import pytest
 from helpers import HERE, run_here, write_lines, write_movie
 
 import data
-from extras import annotations, exports, importing
+from extras import annotations, exports, formats, importing
 from extras.annotations import Clock, Library, Mark
-from extras.formats import read_clips
 from extras.recipe import read_tasks
 
 OWN_VIDEOS = {  # file: (fps, rotation mark, upright width and height)
@@ -122,7 +121,7 @@ def own_import(capsys):
 def open_parts(target: Path) -> list[data.Dataset]:
     """train and val of the recipe of an import."""
     ((task, root),) = read_tasks(target / "recipe.toml")
-    return [data.open_task(task, root, part, read_clips) for part in ("train", "val")]
+    return [data.open_task(task, root, part, formats) for part in ("train", "val")]
 
 
 def problems_in(printed: str) -> list[str]:
@@ -353,7 +352,7 @@ def test_videos_are_found_by_what_annotations_call_them(place_clips, tmp_path):
     (folder / "cam1" / "back").symlink_to(folder)
     (folder / "cam1" / "up").symlink_to(folder.parent)
     (folder / "cam2" / "other").symlink_to(folder / "cam1")
-    videos = data.Videos(folder)
+    videos = formats.Videos(folder)
     files = [file for files in videos.stems.values() for file in files]
     assert len(files) == len(set(files)) == 10  # the nine, and cam2/other/0001.mp4
     for name, found in {
@@ -543,7 +542,7 @@ def test_patterns_and_videos_below_folders_in_brackets(place_clips, tmp_path, ow
         row = f"{Path(name).name}.avi 1"
         write_lines(folder / "s[2]" / f"{Path(name).parent}_test_split1.txt", row)
     task = data.Task("t", "clip", train="s[2]/*_test_split1.txt", videos="v[0]")
-    dataset = data.open_task(task, folder, "train", read_clips)
+    dataset = data.open_task(task, folder, "train", formats)
     assert dataset.classes == ["run", "walk"]
     assert videos_of(dataset, videos) == {"run/a.avi", "walk/b.avi"}
     write_lines(videos / "l.csv", HEADER, *(f"{n},.4,.1,.1,.5,.9,walk" for n in "ab"))
@@ -1141,7 +1140,7 @@ def test_import_into_a_recipe_that_is_there(place_clips, tmp_path, own_import):
     (first, _), (second, root) = read_tasks(path)
     assert (second.name, second.kind, second.frames) == ("clips", "clip", 8) and first.kind == "box"
     for part in ("train", "val"):
-        dataset = data.open_task(second, root, part, read_clips)
+        dataset = data.open_task(second, root, part, formats)
         assert dataset.classes == ["x", "y"]
     own_import(more, tmp_path / "clips", "--into", path)  # again: it has it
     assert path.read_text() == after
