@@ -25,10 +25,10 @@ Annotations count in the ORIGINAL movie: AVA's "0902" is second 902 of the movie
 The video is the file under `videos` of that stem, or the clip `ID_START_END` around the second: so
 AVA-Kinetics is one task, both csv in one (`cat`), both kinds of video under one folder.
 Clip tasks: a folder per class, or a list of paths and class names or numbers:
-    air drumming/x y.mp4 3                             or , ; tab between the two
-with a list of classes: `name,0`, `1 name`, a name per line, or {"name": "0"} (json).
-UCF101's lists are such; those of Kinetics, Moments in Time, Something-Something and HMDB51, and
-stretches of long videos: extras/formats.py.
+    air drumming/x y.mp4 3                             or a comma or tab between
+with a list of classes: `name,0`, `1 name`, or a name, in each line. UCF101's lists are such; what
+else is in use (Kinetics, Moments in Time, Something-Something, HMDB51, spreadsheets), moved videos,
+and stretches of long ones: extras/formats.py, a second file, open_task(task, formats=formats).
 
 **All data is a pure function of (seed, step)**: the task a step trains, its clips, their crops. To
 resume is to start at a step; numbers of workers and of ranks change nothing.
@@ -99,24 +99,19 @@ class Task:
     val: str = setting("", "the same, to evaluate on", free=True)
     videos: str = setting("", "folder of the videos", free=True)
     val_videos: str = setting("", 'of the validation videos; "": the same folder', free=True)
-    labels: str = setting(
-        "", 'list of actions or classes; "": the names in `train`, sorted (clips)'
-    )
-    eval_labels: str = setting(
-        "", 'actions that the mAP counts (AVA: 60 of 80); "": `labels`', free=True)  # fmt: skip
+    labels: str = setting("", 'list of classes; "": the names in `train`, sorted (clips)')
+    eval_labels: str = setting("", 'actions of the mAP (AVA: 60 of 80); "": `labels`', free=True)
     exclude_train: str = setting("", "keyframes to leave out")
     exclude_val: str = setting("", "keyframes to leave out", free=True)
     train_boxes: str = setting("", "detected persons, trained beside the annotated ones")
-    val_boxes: str = setting(
-        "", 'detected persons to evaluate on; "": the annotated boxes (easier)', free=True
-    )
+    val_boxes: str = setting("", 'persons to evaluate on; "": the annotated (easier)', free=True)
     train_box_score: float = setting(0.9, "least score of a detection", least=0, most=1)
     val_box_score: float = setting(
         0.8, "the same; a keyframe where none has it keeps its best one", least=0, most=1, free=True
     )
     transfer_iou: float = setting(
         0.0, "detections take the labels of the person they overlap so much (AVA: 0.9), others go; "
-        "0: the labels of their file, none = no action", least=0, most=1)  # fmt: skip
+        "0: the labels of their file", least=0, most=1)  # fmt: skip
     offset_sec: float = setting(0.0, "annotation time less file time; AVA's 15-minute cuts: 900")
     bad_share: float = setting(
         0.05, "of the videos, missing or undecodable: tolerated", least=0, most=1, free=True
@@ -126,36 +121,25 @@ class Task:
     stride: int = setting(2, "between frames, in frames of the clock", least=1)
     fps: float = setting(25.0, "of the clock, not of the files", above=0)
     size: int = setting(224, "px, side of the square clip", least=1)
-    short_side: list[int] = setting(
-        [256, 320], "px, least and most, drawn; evaluation: the least", least=1
-    )
+    short_side: list[int] = setting([256, 320], "px, drawn; evaluation: the first", least=1)
     val_fit: Literal["", "crop", "full"] = setting(
-        "", "evaluation: crop, or full: the whole frame, sides rounded to multiples of 16; "
-        '"": crop for clip tasks, full for box tasks', free=True)  # fmt: skip
-    views: list[int] = setting(
-        [1, 1], "evaluation of clip tasks: clips x crops (1 or 3)", least=1, free=True
-    )
+        "", 'evaluation: crop, or full: the whole frame; "": crop for clips, full for boxes',
+        free=True)  # fmt: skip
+    views: list[int] = setting([1, 1], "evaluated: clips x crops (1 or 3)", least=1, free=True)
     flip: float = setting(0.5, "probability", least=0, most=1)
     flip_swap: list[list[int]] = setting([], "pairs of labels that a flip exchanges")
-    colour: float = setting(
-        0.0, "c: brightness, contrast, saturation by factors in [1 - c, 1 + c]", least=0, most=1
-    )
+    colour: float = setting(0.0, "c: factors in [1 - c, 1 + c] of jitter_colour", least=0, most=1)
     mixup: float = setting(0.0, "a of Beta(a, a), clip tasks; 0: none", least=0)
 
     batch: int = setting(8, "clips per step, all ranks together", least=1, group="training")
     weight: float = setting(1.0, 'share of the steps in the "weighted" schedule', least=0)
     repeat_rare: float = setting(
-        0.0, "t: items with a label that only a share s < t of the items have come sqrt(t / s) "
-        "times as often (LVIS' repeat factors, arXiv 1908.03195); 0: all equally often",
-        least=0, most=1)  # fmt: skip
-    lr_scale: float = setting(
-        1.0, "times the learning rate of this task; sgd: exactly, else of its steps", least=0
-    )
+        0.0, "t: items with a label that a share s < t of the items have come sqrt(t / s) times as "
+        "often (LVIS, arXiv 1908.03195); 0: equally often", least=0, most=1)  # fmt: skip
+    lr_scale: float = setting(1.0, "times the rate; sgd: exactly, else of its steps", least=0)
     loss_weight: float = setting(1.0, "times the loss", least=0)
     smoothing: float = setting(0.0, "of the labels, clip tasks", least=0, most=1)
-    prior: float = setting(
-        0.0, "first probability of an action (bias of the head); 0: no bias", least=0, below=1
-    )
+    prior: float = setting(0.0, "of an action, the head's first bias; 0: none", least=0, below=1)
     dropout: float = setting(0.0, "before the head", least=0, below=1)
     roi_size: int = setting(7, "bins per side under a box", least=1)
 
@@ -171,38 +155,27 @@ class Task:
 
 def task_problems(task: Task) -> list[str]:
     """What is wrong between the settings of a task, each of which is right by itself."""
-    problems, box = [], task.kind == "box"
-    if not (task.train or task.val):
-        problems.append("neither `train` nor `val` is given")
-    if box and not task.labels:
-        problems.append("a box task needs `labels`, its action list")
-    if box and task.mixup:
-        problems.append("mixup is for clip tasks")
-    if not box and task.prior:
-        problems.append("prior is for box tasks")
-    if not box and (task.train_boxes or task.val_boxes):
-        problems.append("person detections are for box tasks")
-    if task.transfer_iou and not task.train_boxes:
-        problems.append("transfer_iou needs `train_boxes`")
-    return problems + _clip_problems(task)
-
-
-def _clip_problems(task: Task) -> list[str]:
-    """Those of how its clips are cut."""
-    problems, sides, views = [], task.short_side, task.views
-    if len(sides) != 2 or sides[0] > sides[1]:
-        problems.append(f"short_side = {sides} is not two numbers, the smaller first")
-    elif sides[0] < task.size:
-        problems.append(f"short_side = {sides} is less than the crop, size = {task.size}")
-    if len(views) != 2 or views[1] not in (1, 3):
-        problems.append(f"views = {views} is not [clips, crops] with 1 or 3 crops")
-    elif views != [1, 1] and task.kind == "box":
-        problems.append(f"views = {views} is for clip tasks")
-    elif views[1] == 3 and task.val_fit != "crop":
-        problems.append(f'views = {views}: 3 crops are for val_fit = "crop"')
-    if any(type(pair) is not list or len(pair) != 2 for pair in task.flip_swap):
-        problems.append(f"flip_swap = {task.flip_swap} is not a list of pairs of labels")
-    return problems
+    box, sides, views, swap = task.kind == "box", task.short_side, task.views, task.flip_swap
+    crops = views[-1] if len(views) == 2 else 0
+    rules = [
+        (not (task.train or task.val), "neither `train` nor `val` is given"),
+        (box and not task.labels, "a box task needs `labels`, its action list"),
+        (box and task.mixup, "mixup is for clip tasks"),
+        (not box and task.prior, "prior is for box tasks"),
+        (not box and (task.train_boxes or task.val_boxes), "person detections are for box tasks"),
+        (task.transfer_iou and not task.train_boxes, "transfer_iou needs `train_boxes`"),
+        (len(sides) != 2 or sides[0] > sides[1],
+         f"short_side = {sides} is not two numbers, the smaller first"),
+        (min(sides, default=0) < task.size,
+         f"short_side = {sides} is less than the crop, size = {task.size}"),
+        (crops not in (1, 3), f"views = {views} is not [clips, crops] with 1 or 3 crops"),
+        (box and views != [1, 1], f"views = {views} is for clip tasks"),
+        (crops == 3 and task.val_fit != "crop",
+         f'views = {views}: 3 crops are for val_fit = "crop"'),
+        (any(not isinstance(pair, list) or len(pair) != 2 for pair in swap),
+         f"flip_swap = {swap} is not a list of pairs of labels"),
+    ]  # fmt: skip
+    return [sentence for wrong, sentence in rules if wrong]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -235,22 +208,23 @@ def decode_clip(
     try:
         with open_video(path) as container:
             stream = video_stream(container, path)
-            joined, length_sec = False, None
-            if format_is(container, Flags.ts_discont):
-                joined, length_sec = _scan_clock(str(path), os.stat(path).st_mtime_ns)
             if callable(times_sec):
-                times_sec = times_sec(length_sec or duration_sec(container, stream))
+                times_sec = times_sec(duration_sec(container, stream))
             targets = to_ticks(stream, times_sec)
             canvas = Canvas(len(targets), stream, short_side, size, multiple)
-            if can_seek(container, stream) and not joined:
+            if can_seek(container, stream):
                 # libdav1d loses frames with NONREF. Seeks can land late (MPEG-TS, open GOPs).
                 skip = stream.codec_context.name not in ("libdav1d", "av1", "libaom-av1")
                 for back_sec, skip_here in ((0, skip), (10, False)):
                     back = round(back_sec / stream.time_base)
-                    if _read_window(container, stream, targets, back, skip_here, canvas, path):
+                    if _read_window(container, stream, targets, back, skip_here, canvas):
                         return canvas.video
         with open_video(path) as container:
-            _read_from_start(container, video_stream(container, path), targets, canvas, path)
+            stream = video_stream(container, path)
+            places = sorted(range(len(targets)), key=targets.__getitem__)
+            frames = on_screen(container, stream, sorted(targets))
+            for place, frame in zip(places, frames, strict=True):
+                canvas.put([place], frame)
             return canvas.video
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"{path}: {error.strerror or error}") from error
@@ -291,6 +265,8 @@ def can_seek(container: av.container.InputContainer, stream: av.VideoStream) -> 
     """Whether a part of the file tells the times of its frames; else it is read from the start."""
     if container.format.name == "avi":  # it knows only the order of decoding, not that of display
         return stream.codec_context.reorder_depth == 0
+    if format_is(container, Flags.ts_discont) and scan_clock(container)[0]:
+        return False  # recordings joined: its clock starts anew
     return has_clock(container)
 
 
@@ -313,23 +289,16 @@ def frame_rate(container: av.container.InputContainer, stream: av.VideoStream) -
 
 
 def duration_sec(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """Matroska has it for the file only, an interrupted recording not at all: ask the packets."""
-    start = stream.start_time or 0
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    if container.duration:
-        seconds = container.duration / av.time_base
-        if "matroska" in container.format.name:  # counts from 0
-            seconds -= float(start * stream.time_base)
-        return seconds
-    packets, end = 0, start
-    for packet in container.demux(stream):
-        packets += packet.size > 0
-        if packet.pts is not None:
-            end = max(end, packet.pts + (packet.duration or 0))
-    if format_is(container, Flags.no_timestamps):
-        return float(packets / frame_rate(container, stream))
-    return float((end - start) * stream.time_base)
+    """From the first frame to the end of the last one."""
+    if not format_is(container, Flags.ts_discont):
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+        if container.duration:  # of the file only: Matroska, whose clock counts from 0
+            seconds = container.duration / av.time_base
+            if "matroska" in container.format.name:
+                seconds -= float((stream.start_time or 0) * stream.time_base)
+            return seconds
+    return scan_clock(container)[1]  # also of a recording that was interrupted
 
 
 class Clock:
@@ -368,21 +337,25 @@ class Clock:
         return self.newest
 
 
-@functools.lru_cache(maxsize=4096)
-def _scan_clock(path: str, modified_ns: int) -> tuple[bool, float | None]:
-    """Whether the clock of an MPEG-TS or -PS starts anew inside of it, and its length in seconds.
+def scan_clock(container: av.container.InputContainer) -> tuple[bool, float]:
+    """Whether the clock of a file starts anew inside of it, and its length in seconds, by all of
+    its packets; of MPEG-TS and -PS nothing else can tell. Once a file in each process."""
+    path = container.name.removeprefix("file:")
+    return _scan_clock(path, os.stat(path).st_mtime_ns)
 
-    Nothing but all its packets can tell: 2 ms for 10 s of film, 0.2 s for 15 minutes, once a file.
-    """
+
+@functools.lru_cache(maxsize=4096)
+def _scan_clock(path: str, modified_ns: int) -> tuple[bool, float]:
     with open_video(path) as container:
         stream = video_stream(container, path)
         clock, first = Clock(container, stream), None
+        counted = format_is(container, Flags.no_timestamps)
         for packet in container.demux(stream):
             if packet.size:
-                tick = clock.tick(packet.dts)
+                tick = clock.tick(None if counted else packet.dts)
                 first = tick if first is None else first
         if first is None:
-            return False, None
+            return False, 0.0
         return clock.jumps > 0, float((clock.now + clock.step - first) * stream.time_base)
 
 
@@ -393,7 +366,6 @@ def _read_window(
     back: int,
     skip: bool,
     canvas: "Canvas",
-    path: str | Path,
 ) -> bool:
     """Decode what the targets need, from the keyframe before `first - back`; False: impossible."""
     start = stream.start_time or 0
@@ -415,7 +387,7 @@ def _read_window(
     shown = sorted({p.pts for p in packets if p.pts is not None and not p.is_discard})
     if not shown or shown[0] > first:
         return False
-    _check_inside(targets, start, shown[-1], stream.time_base, path)
+    _check_inside(container, stream, targets, shown[-1])
     wanted: dict[int, list[int]] = {}  # timestamp -> places in the clip
     for place, target in enumerate(targets):
         stamp = shown[max(bisect_right(shown, target) - 1, 0)]
@@ -485,40 +457,36 @@ def frames_in_order(
             heapq.heappop(stamps)
 
 
-def _read_from_start(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    targets: list[int],
-    canvas: "Canvas",
-    path: str | Path,
-) -> None:
-    left = sorted(range(len(targets)), key=targets.__getitem__)  # places in the clip
-    shown, since = None, 0
+def on_screen(
+    container: av.container.InputContainer, stream: av.VideoStream, targets: list[int]
+) -> Iterator[av.VideoFrame]:
+    """The frame at each of these ticks, which increase, of all frames from the start on."""
+    shown, since, number = None, 0, 0
     for now, frame in frames_in_order(container, stream):
-        if shown is not None:
-            due = [place for place in left if targets[place] < now]
-            if due:
-                canvas.put(due, shown)
-                left = left[len(due) :]
-            if not left:
+        while shown is not None and targets[number] < now:
+            yield shown
+            number += 1
+            if number == len(targets):
                 return
         shown, since = frame, now
     if shown is None:
-        raise DecodeError(f"{path}: no frame could be decoded")
-    _check_inside(targets, stream.start_time or 0, since, stream.time_base, path)
-    canvas.put(left, shown)
+        raise DecodeError(f"{container.name.removeprefix('file:')}: no frame could be decoded")
+    _check_inside(container, stream, targets, since)
+    for _ in targets[number:]:
+        yield shown
 
 
 def _check_inside(
-    targets: list[int], start: int, end: int, time_base: Fraction, path: str | Path
+    container: av.container.InputContainer, stream: av.VideoStream, targets: list[int], end: int
 ) -> None:
-    # Otherwise a wrong offset would make a dataset of stills.
+    """DecodeError if all lie over a second outside: a wrong offset would make stills of a set."""
+    base, start = stream.time_base, stream.start_time or 0
     first, last = min(targets), max(targets)
-    if first > end + 1 / time_base or last < start - 1 / time_base:
+    if first > end + 1 / base or last < start - 1 / base:
         raise DecodeError(
-            f"{path}: asked for {float((first - start) * time_base):.3f} to "
-            f"{float((last - start) * time_base):.3f} s, but the last frame is at "
-            f"{float((end - start) * time_base):.3f} s"
+            f"{container.name.removeprefix('file:')}: asked for {float((first - start) * base):.3f}"
+            f" to {float((last - start) * base):.3f} s, but the last frame is at "
+            f"{float((end - start) * base):.3f} s"
         )
 
 
@@ -639,27 +607,29 @@ def to_number(text: str) -> float:
     return value
 
 
-# A line of a list of classes: `1 name`, `name,0`, or a name alone.
-CLASS_LINES = (
-    r"(?P<number>\d+)\s+(?P<name>[^,;:\t\"]+)",
+CLASS_LINES = (  # `1 name` or `1,name`; `name,1`; a name alone
+    r"(?P<number>\d+)[ ,](?P<name>[^,;:\t\"]+)",
     r"(?P<name>[^,;:\t\"]+),(?P<number>\d+)",
     r"(?P<name>[^,;:\t\"]+)",
 )
+HEADER = r"(?:(?:ids?|index|number|labels?|class(?:es)?|names?|category)[\W_]*)+"
 
 
 def read_classes(path: str | Path) -> dict[int, str]:
-    """number -> name of an action list (.pbtxt) or a text list; names alone count from 0."""
+    """number -> name of an action list (.pbtxt), or of a text whose lines are all alike, but
+    for a header; names alone count from 0."""
     if Path(path).suffix == ".pbtxt":
         return numbered(path, _pbtxt_classes(path))
     classes, form = [], None
     for where, line in read_lines(path):
-        matches = [re.fullmatch(pattern, line) for pattern in CLASS_LINES]
-        match = next(filter(None, matches), None)
+        if not classes and re.fullmatch(HEADER, line.lower()):
+            continue
+        match = next(filter(None, [re.fullmatch(pattern, line) for pattern in CLASS_LINES]), None)
         form = form or match and match.re
-        if match is None or match.re is not form or line.lower() in ("class", "label", "name"):
+        if match is None or match.re is not form:
             raise ValueError(
-                f"{where}: expected a name in every line, or `number name`, or `name,number`, and "
-                f"no header (extras/formats.py reads more): {line[:120]}"
+                f"{where}: expected a name in each line, or `number name` or `name,number` in each "
+                f"(extras/formats.py reads more): {line[:120]}"
             )
         number = match.groupdict().get("number", str(len(classes)))
         classes.append((number, match["name"]))
@@ -1071,26 +1041,21 @@ class Items(Sequence):
         return crc
 
 
+@dataclass
 class Dataset:
-    """A split of a task. `report`: what was counted; `missing`: video -> where it is wanted, and
-    `missing_items`, how many clips or keyframes that are; `damaged`: file -> what is wrong with it,
-    as evaluation_batches meets it."""
+    """A split of a task."""
 
-    def __init__(
-        self,
-        task: Task,
-        split: str,
-        classes: list[str],
-        items: Items,
-        report: dict,
-        missing: dict[str, str] | None = None,
-        missing_items: int = 0,
-    ):
-        self.task, self.split, self.classes = task, split, classes
-        self.items, self.report = items, report
-        self.missing, self.missing_items = missing or {}, missing_items
-        self.videos = len(set(items.files.tolist()))
-        self.damaged: dict[str, str] = {}
+    task: Task
+    split: str
+    classes: list[str]
+    items: Items
+    report: dict[str, int]  # what was counted
+    missing: dict[str, str] = field(default_factory=dict)  # video -> where it is wanted
+    missing_items: int = 0  # clips or keyframes of these
+    damaged: dict[str, str] = field(default_factory=dict)  # file -> why it could not be evaluated
+
+    def __post_init__(self):
+        self.videos = len(set(self.items.files.tolist()))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -1120,14 +1085,7 @@ def training_sample(task: Task, item: Item, rng: np.random.Generator) -> Sample:
     """An item cut and augmented as `rng` draws. Raises DecodeError."""
     place = rng.random()  # of a clip in its video; a keyframe has its own
     side = int(rng.integers(*task.short_side, endpoint=True))  # the decoder scales to it
-
-    def times_sec(duration_sec: float) -> np.ndarray:
-        first_sec, room_sec = _stretch(task, item, duration_sec)
-        return first_sec + place * room_sec + _steps(task)
-
-    if task.kind == "box":
-        times_sec = _times_around(task, item.time_sec)
-    video = decode_clip(item.path, times_sec, short_side=side)  # (T, h, w, 3)
+    video = decode_clip(item.path, clip_times(task, item, [place]), short_side=side)  # (T, h, w, 3)
     video, boxes, kept = random_crop(rng, video, item.boxes, task.size)  # (T, size, size, 3)
     boxes, labels, label = boxes[kept], item.labels[kept], item.label
     if rng.random() < task.flip:
@@ -1145,15 +1103,9 @@ def training_sample(task: Task, item: Item, rng: np.random.Generator) -> Sample:
 def evaluation_sample(task: Task, item: Item) -> Sample:
     """An item in all its views: `views` clips over the video x crops. Raises DecodeError."""
     clips, crops = task.views
-
-    def times_sec(duration_sec: float) -> np.ndarray:  # all clips of the video in one decoding
-        first_sec, room_sec = _stretch(task, item, duration_sec)
-        starts = np.linspace(0, room_sec, clips) if clips > 1 else np.array([room_sec / 2])
-        return (first_sec + starts[:, None] + _steps(task)).ravel()
-
-    if task.kind == "box":
-        times_sec = _times_around(task, item.time_sec)
+    places = np.linspace(0, 1, clips) if clips > 1 else [0.5]
     multiple = 16 if task.val_fit == "full" else 1
+    times_sec = clip_times(task, item, places)  # all clips of the video in one decoding
     video = decode_clip(item.path, times_sec, task.short_side[0], multiple=multiple)
     video = video.reshape(clips, task.frames, *video.shape[1:])  # (clips, T, h, w, 3)
     boxes = item.boxes
@@ -1170,27 +1122,24 @@ def no_sample(item: Item) -> Sample:
     return Sample(item, None, boxes, nothing, labels, item.label)
 
 
-def _steps(task: Task) -> np.ndarray:
-    """Seconds of the frames of a clip from its first one."""
-    return np.arange(task.frames) * task.step_sec
+def clip_times(task: Task, item: Item, places: Sequence[float]) -> Sequence[float] | Callable:
+    """Seconds of the frames of an item: around its keyframe; or of clips at these places, 0 to 1,
+    in its video or the stretch of it, as a function of the video's duration."""
+    steps_sec = np.arange(task.frames) * task.step_sec
+    if task.kind == "box":  # frame T/2 is the keyframe
+        return item.time_sec + steps_sec - task.frames // 2 * task.step_sec
 
+    def times_sec(duration_sec: float) -> np.ndarray:
+        start_sec, length_sec = 0.0, duration_sec
+        if not math.isnan(item.end_sec):
+            start_sec, length_sec = item.time_sec, item.end_sec - item.time_sec
+        room_sec = length_sec - task.frames * task.step_sec
+        if room_sec < 0:  # a short stretch is in the middle of its clip
+            start_sec, room_sec = max(0.0, start_sec + room_sec / 2), 0.0
+        starts_sec = start_sec + np.asarray(places) * room_sec
+        return (starts_sec[:, None] + steps_sec).ravel()
 
-def _times_around(task: Task, time_sec: float) -> np.ndarray:
-    """Seconds of the frames of the clip whose frame T/2 is at a time."""
-    return time_sec + _steps(task) - task.frames // 2 * task.step_sec
-
-
-def _stretch(task: Task, item: Item, duration_sec: float) -> tuple[float, float]:
-    """The first second at which a clip can start in its video, or in the stretch of it; and the
-    room from there to the last. Short videos have none; short stretches are in a clip's middle."""
-    start_sec, length_sec = 0.0, duration_sec
-    if not math.isnan(item.end_sec):
-        start_sec, length_sec = item.time_sec, item.end_sec - item.time_sec
-    room_sec = length_sec - task.frames * task.step_sec
-    if room_sec < 0:
-        start_sec = max(0.0, start_sec + room_sec / 2)  # 0 for a whole video
-        room_sec = 0.0
-    return start_sec, room_sec
+    return times_sec
 
 
 def open_task(
@@ -1419,17 +1368,17 @@ class Batch:
 
 
 def make_batch(
-    step: int, dataset: Dataset, samples: list[Sample], damaged: dict[str, str], mixup: bool = False
+    step: int, dataset: Dataset, samples: list[Sample], damaged: dict[str, str], training: bool
 ) -> Batch:
     """Stack samples; those without video become zeros, those without boxes are welcome."""
     task = dataset.task
-    shape = (math.prod(task.views), task.frames, task.size, task.size, 3)
+    views = 1 if training else math.prod(task.views)
+    shape = (views, task.frames, task.size, task.size, 3)
     for sample in samples:
         if sample.video is not None:
             shape = sample.video.shape
     nothing = np.zeros(shape, np.uint8)
     videos = [nothing if sample.video is None else sample.video for sample in samples]
-    views = shape[0]
     batch = Batch(
         step,
         task.name,
@@ -1453,7 +1402,7 @@ def make_batch(
         batch.scores = torch.from_numpy(scores)  # (K,)
         batch.box_clip = torch.arange(len(samples)).repeat_interleave(counts)  # (K,)
         batch.boxes_source = np.concatenate([s.item.boxes[s.kept] for s in samples])
-    elif mixup:
+    elif training and task.mixup:
         shares = torch.tensor([sample.mix for sample in samples])[:, None].float()  # (B, 1)
         _mix(batch, shares, len(dataset.classes))
     return batch
@@ -1634,11 +1583,9 @@ def training_batches(
         task = dataset.task
         unit = ranks * micro * (2 if task.mixup else 1)
         if task.batch % unit:
-            parts = (
-                f"{ranks} processes x {micro} micro-batches{' x 2 for mixup' if task.mixup else ''}"
-            )
             raise ValueError(
-                f"task {name!r}: batch = {task.batch} is no multiple of {unit} = {parts}"
+                f"task {name!r}: batch = {task.batch} is no multiple of {unit} = {ranks} processes "
+                f"x {micro} micro-batches{' x 2 for mixup' * bool(task.mixup)}"
             )
         largest = max(largest, task.batch // ranks // micro * task.frames * task.size**2 * 3)
 
@@ -1683,7 +1630,7 @@ def _training_batch(stream: Stream, request: tuple[int, str, range]) -> Batch:
                 damaged[item.path] = str(error)
         else:
             samples.append(no_sample(item))
-    return make_batch(step, dataset, samples, damaged, mixup=dataset.task.mixup > 0)
+    return make_batch(step, dataset, samples, damaged, training=True)
 
 
 def evaluation_batches(
@@ -1716,7 +1663,7 @@ def _evaluation_batch(dataset: Dataset, indices: range) -> Batch:
         except DecodeError as error:
             damaged[item.path] = str(error)
             samples.append(no_sample(item))
-    return make_batch(-1, dataset, samples, damaged)
+    return make_batch(-1, dataset, samples, damaged, training=False)
 
 
 def _check_share(dataset: Dataset, damaged: dict[str, str]) -> None:

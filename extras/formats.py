@@ -26,11 +26,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import data
-from data import ClipRow, files_of, is_video, list_videos, numbered, read_lines, to_number
+from data import HEADER, ClipRow, files_of, is_video, list_videos, numbered, read_lines, to_number
 
 NUMBER = r"-?\d*\.?\d+"
-HEADER_WORDS = set("id ids index number label labels class classes name names category".split())
-HEADER_WORDS |= {f"{a}_{b}" for a in ("class", "label") for b in ("id", "index", "name")}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -210,8 +208,7 @@ def _read_json(path: str | Path, kind: type) -> dict | list:
 
 def _text_classes(path: str | Path) -> list[tuple[str, str]]:
     lines = [(where, line.replace('"', "")) for where, line in read_lines(path)]
-    words = re.findall(r"\w+", lines[0][1].lower()) if lines else []
-    headed = bool(words) and not set(words) - HEADER_WORDS
+    headed = bool(lines) and re.fullmatch(HEADER, lines[0][1].lower()) is not None
     if headed and len(re.split(r"[,;\t]", lines[0][1])) > 2:
         raise ValueError(f"{lines[0][0]}: expected a number and a name a line: {lines[0][1]}")
     lines = lines[headed:]

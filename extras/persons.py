@@ -210,26 +210,9 @@ def watch(path: str | Path, times_sec: Sequence[float]) -> Iterator[np.ndarray]:
         with data.open_video(path) as container:
             stream = data.video_stream(container, path)
             canvas = data.Canvas(1, stream)
-
-            def upright(frame: av.VideoFrame) -> np.ndarray:
+            for frame in data.on_screen(container, stream, data.to_ticks(stream, times_sec)):
                 canvas.put([0], frame)
-                return canvas.video[0].copy()
-
-            targets = iter(data.to_ticks(stream, times_sec))
-            target = next(targets, None)
-            shown = None
-            for now, frame in data.frames_in_order(container, stream):
-                while shown is not None and target is not None and target < now:
-                    yield upright(shown)
-                    target = next(targets, None)
-                if target is None:
-                    return
-                shown = frame
-            if shown is None:
-                raise data.DecodeError(f"{path}: no frame could be decoded")
-            while target is not None:
-                yield upright(shown)
-                target = next(targets, None)
+                yield canvas.video[0].copy()
     except (av.FFmpegError, OSError) as error:
         raise data.DecodeError(f"{path}: {error.strerror or error}") from error
 

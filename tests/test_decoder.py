@@ -111,7 +111,8 @@ def test_decoder_seeks_further_back(tmp_path, monkeypatch):
 
     class Container:  # its first seek ends `late` ticks too late, on a keyframe
         def __init__(self, container):
-            self.demux, self.format, self.inner = container.demux, container.format, container
+            self.demux, self.format, self.name = container.demux, container.format, container.name
+            self.inner = container
 
         def seek(self, offset, stream):
             self.inner.seek(offset + (0 if tried else late), stream=stream)
