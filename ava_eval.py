@@ -137,7 +137,7 @@ class ClassScore(NamedTuple):
     ap: float  # nan: not in the mean
     positives: int  # boxes in the ground truth
     hit: np.ndarray  # (n,) bool: a true positive
-    key: np.ndarray  # (n,) keyframe
+    key: np.ndarray  # (n,) keyframe: whoever draws videos again needs it (extras/versus.py)
     truth_key: np.ndarray  # (positives,) keyframe of each box
 
 
@@ -473,7 +473,6 @@ def evaluate(
     protocol: str | None = None,
     train_counts: dict | None = None,
     thresholds: tuple[int, int] = (10000, 1000),
-    versus=None,
     compare: bool = False,
     top: int = 0,
 ) -> dict:
@@ -484,9 +483,9 @@ def evaluate(
     exclusions: path or Rows. protocol: of PROTOCOLS; None = official-2019 with exclusions,
     official-2020 without. train_counts: {id: annotated boxes in training}; None = those of AVA
     v2.2, if the classes are AVA's. Classes with more than thresholds[0] are "head", with less than
-    thresholds[1] "tail". versus: detections of a second run. compare: adds the mAP under every
-    protocol. top: of older callers, needless now that labels may be larger than the label map's.
-    ValueError: with file and line where there is one.
+    thresholds[1] "tail". compare: adds the mAP under every protocol. top: of older callers,
+    needless now that labels may be larger than the label map's. ValueError: with file and line
+    where there is one.
     """
     protocol = protocol_of(protocol, exclusions)
     names = classes_of(labelmap)
@@ -496,11 +495,11 @@ def evaluate(
     if exclusions is not None:
         excluded = join(load(exclusions, "exclusions", keys, widths=(2,))).box_key
 
-    def score(truth: Table, det: Table, protocol: str = protocol) -> Scored:
+    def score(truth: Table, protocol: str = protocol) -> Scored:
         out = [] if protocol == "official-2020" else excluded
         return score_tables(truth, det, labels, PROTOCOLS[protocol], out)
 
-    scored = score(truth, det)
+    scored = score(truth)
     if not scored.counts["ground_truth_rows"]["evaluated"]:
         raise ValueError(
             f"{truth.name}: no row with a class ({shortened(labels)}) to evaluate, labels: "
@@ -517,13 +516,9 @@ def evaluate(
         "notes": notes_on(truth, det, scored, names, labelmap is None),
     }
     if len(parts) > 1 and PROTOCOLS[protocol].ignore_unknown:  # else the others' keyframes count
-        result["parts"] = {part.name: mean(score(part, det).ap) for part in parts}
-    if versus is not None:
-        second = join(load(versus, "second detections", keys))
-        compared = differences(scored, score(truth, second), keys, names, groups)
-        result["versus"] = {"other": second.name, "differences": compared}
+        result["parts"] = {part.name: mean(score(part).ap) for part in parts}
     if compare:
-        result["compare"] = by_protocol(lambda protocol: score(truth, det, protocol))
+        result["compare"] = by_protocol(lambda protocol: score(truth, protocol))
     return result
 
 
@@ -791,7 +786,7 @@ def read_labelmap(path) -> dict[int, str]:
     return classes
 
 
-# ---- Insight: groups of classes, what to know, differences of two runs, curves -------------------
+# ---- Insight: groups of classes, what to know before believing the number ------------------------
 
 # The 60 evaluated classes of AVA v2.1 and v2.2: id, labels in the v2.2 training set, name. Counts
 # are the ratios in YOWO's ava_categories_ratio.json times its 332,353 training boxes.
@@ -891,67 +886,11 @@ def shortened(items: list) -> str:
     return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "") or "none"
 
 
-def redraw(scored: Scored, keys: dict, replicates: int = 1000, seed: int = 0) -> np.ndarray:
-    """(C, replicates) AP when the videos are drawn again, with replacement: the same draws for the
-    same keys. Up to 256 videos are drawn one by one, more (AVA-Kinetics) in 256 groups."""
-    videos = {}
-    unit_of = np.array([videos.setdefault(video, len(videos)) for video, _ in keys])
-    units = min(len(videos), 256)
-    unit_of %= units
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(units, np.full(units, 1 / units), replicates).T * 1.0
-    ap = np.full((len(scored.classes), replicates), np.nan)
-    for c, one in enumerate(scored.classes):
-        if not np.isnan(one.ap):
-            ap[c] = redraw_class(one, unit_of, drawn)
-    return ap
-
-
-def redraw_class(one: ClassScore, unit_of: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """(replicates,) AP of a class. drawn: (units, replicates) how often a unit was drawn."""
-    hits, units = np.flatnonzero(one.hit), len(drawn)  # (P,) the true positives
-    unit = unit_of[one.key]
-    next_hit = np.searchsorted(hits, np.arange(len(unit)))
-    seen = np.zeros((len(hits) + 1, units))
-    np.add.at(seen, (next_hit, unit), 1)
-    seen = np.cumsum(seen[:-1], axis=0)  # (P, units) detections down to it
-    boxes = np.bincount(unit_of[one.truth_key], minlength=units)
-    ap = np.empty(drawn.shape[1])
-    for k in range(0, len(ap), 100):  # a hundred at once: memory
-        times = drawn[:, k : k + 100]
-        true = times[unit[hits]]  # (P, 100)
-        precision = np.cumsum(true, axis=0) / np.maximum(1, seen @ times)
-        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-        with np.errstate(invalid="ignore"):  # 0 / 0: no box of the class drawn
-            ap[k : k + 100] = (true * precision).sum(0) / (boxes @ times)
-    return ap
-
-
-def differences(one: Scored, other: Scored, keys: dict, names: dict, groups: dict) -> dict:
-    """{group of classes: difference of two runs' mean AP}, with the 95 % interval of a paired
-    bootstrap over videos. Classes that one run leaves out of its mean are left out of both."""
-    groups = {"all": range(len(names))} | groups
-    for c, label in enumerate(sorted(names)):
-        groups[f"{label} {names[label]}"] = [c]
-    drawn, result = (redraw(one, keys), redraw(other, keys)), {}
-    for group, members in groups.items():
-        members = [c for c in members if not np.isnan(one.ap[c] + other.ap[c])]
-        if not members:
-            continue
-        count = (~np.isnan(drawn[0][members])).sum(0)  # a draw can lack a rare class
-        count = np.where(count, count, np.nan)
-        sums = np.nansum(drawn[0][members], 0) - np.nansum(drawn[1][members], 0)
-        interval = np.nanpercentile(sums / count, (2.5, 97.5)).tolist()
-        a, b = float(one.ap[members].mean()), float(other.ap[members].mean())
-        result[group] = {"ap": a, "other": b, "difference": a - b, "interval": interval}
-    return result
-
-
 # ---- Command line --------------------------------------------------------------------------------
 
 
-def points(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{100 * value:{sign}.2f}"
+def points(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def report(result: dict) -> str:
@@ -980,25 +919,7 @@ def report(result: dict) -> str:
         lines.append(f"{what}: {counts}".replace("_", " "))
     for name, value in result.get("compare", {}).items():
         lines.append(f"{value if isinstance(value, str) else points(value):>6} mAP ({name})")
-    if "versus" in result:
-        lines += report_differences(result["versus"], protocol)
     return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
-
-
-def report_differences(versus: dict, protocol: str) -> list[str]:
-    """The groups, then the classes, by difference."""
-    title = f"against {versus['other']} ({protocol}), with the middle 95 % of 1000 draws of videos"
-    lines = ["", title]
-    names = list(versus["differences"])
-    names.sort(key=lambda name: -versus["differences"][name]["difference"])
-    for name in sorted(names, key=lambda name: name[0].isdigit()):
-        one = versus["differences"][name]
-        low, high = (points(x, "+") for x in one["interval"])
-        lines.append(
-            f"{points(one['ap']):>6} - {points(one['other']):>6} = "
-            f"{points(one['difference'], '+'):>6}  [{low:>6}, {high:>6}]  {name}"
-        )
-    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1010,7 +931,6 @@ def main(argv: list[str] | None = None) -> int:
     add("-e", "--exclusions", help="keyframes to leave out; implies official-2019")
     add("--protocol", choices=PROTOCOLS, help="default: official-2020")
     add("--compare", action="store_true", help="the mAP under every protocol")
-    add("--versus", metavar="CSV", help="detections of a second run: differences with intervals")
     add("--thresholds", type=int, nargs=2, default=(10000, 1000), metavar=("HEAD", "TAIL"))
     add("--json", action="store_true", help="all figures, unrounded")
     args = vars(parser.parse_args(argv))

@@ -620,6 +620,7 @@ COMMANDS = {  # name: (module of extras, or "" for here; one line)
     "info": ("info", "what a checkpoint holds, of any family that is read"),
     "export": ("export", "encoder and a head -> ONNX, torch.export, or a Hugging Face folder"),
     "compare": ("compare", "the method beside its rivals, by seeds, with intervals"),
+    "versus": ("versus", "two files of AVA detections: is the one better, with intervals"),
     "bench": ("bench", "what it costs, against what one would use instead"),
     "world": ("world", "a generated world of videos and annotations, as the demo's"),
 }
