@@ -4,7 +4,8 @@
     python cofinetune.py export runs/demo demo.pt2 --task ava       torch.export: torch.export.load
     python cofinetune.py export runs/own folder                     a folder that transformers reads
 
-The first two hold the whole way from decoded pixels to scores:
+The last holds a clip task's head, or of a box task the encoder alone. The first two hold the whole
+way from decoded pixels to scores:
 
     video     uint8 (clips, T, H, W, 3), RGB: clips of a fixed size, frames --step-sec apart
     boxes     float32 (K, 4), box tasks only: x1, y1, x2, y2 in [0, 1] of the clip; K is free
@@ -56,8 +57,11 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     if out.suffix == "":
         from extras import hugging_face
 
-        hugging_face.to_hugging_face(model, task.name, out, classes)
-        print(f"{out}: the encoder and the head of {task.name}, for transformers")
+        name = hugging_face.to_hugging_face(model, task.name, out, classes)
+        what = f"the encoder and the head of {task.name}"
+        if task.kind == "box":
+            what = "the encoder alone, since transformers has no box head (FILE.onnx keeps it)"
+        print(f"{out}: {what}: transformers.{name}.from_pretrained('{out}')")
         return
     facts = {
         "task": task.name,

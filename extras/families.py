@@ -22,64 +22,85 @@ from extras.weight_files import listed
 
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # mean and std of pixels in [0, 1]: [-1, 1], as Google
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MAE_ST = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+GREY = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 
 
 @dataclass
 class Family:
-    """How a family is told from the others, and what its tensors do not show."""
+    """What its tensors do not show: the colours it was trained with, and the fields of ModelConfig.
+    Frames and side are believed where the file does not say it; 0 frames: it must be said."""
 
     name: str
-    patch: str  # what it calls the patch embedding
-    has: str = ""  # our names of tensors, or words of names left out: what it has
-    lacks: str = ""
-    scale: tuple = IMAGENET
-    frames: int = 16  # of the clips, unless the file says it; 0: it must be said
-    size: int = 224
-    pool: str = "norm-mean"  # but mean-norm with an fc_norm
-    gelu: str = "none"
-    eps: float = 1e-6
-    pos: str = "learned"
+    colours: tuple
+    frames: int
+    side: int
+    pool: str  # but mean-norm with an fc_norm
+    gelu: str
+    eps: float
+    pos: str
     pos_resize: str = "bicubic"
 
 
+# Image transformers are made ones for clips of 32 frames (pretrained.py, inflate_image).
+TABLE = (
+    ("Hugging Face ViViT",    HALF,     32, 224, "cls",       "tanh", 1e-6,  "learned"),
+    ("Hugging Face VideoMAE", IMAGENET, 16, 224, "norm-mean", "none", 1e-12, "sincos"),
+    ("mmaction2 VideoMAE",    IMAGENET, 16, 224, "norm-mean", "none", 1e-6,  "sincos"),
+    ("VideoMAE",              IMAGENET, 16, 224, "norm-mean", "none", 1e-6,  "sincos"),
+    ("UMT",                   IMAGENET,  0, 224, "norm-mean", "none", 1e-6,  "sincos"),
+    ("MAE-ST",                GREY,     16, 224, "mean-norm", "none", 1e-6,  "learned"),
+    ("V-JEPA",                IMAGENET, 16, 224, "norm-mean", "none", 1e-6,  "learned"),
+    ("V-JEPA 2",              IMAGENET, 64, 256, "norm-mean", "none", 1e-6,  "rope"),
+    ("Scenic ViViT",          HALF,     32, 224, "cls",       "tanh", 1e-6,  "learned",
+     "bilinear-corners"),
+    ("Google ViT",            HALF,     32, 224, "cls",       "tanh", 1e-6,  "learned",
+     "bilinear-corners"),
+    ("Hugging Face ViT",      HALF,     32, 224, "cls",       "none", 1e-12, "learned"),
+    ("timm ViT",              HALF,     32, 224, "cls",       "none", 1e-6,  "learned"),
+    ("DINOv2",                IMAGENET, 32, 224, "cls",       "none", 1e-6,  "learned"),
+    ("MAE",                   IMAGENET, 32, 224, "cls",       "none", 1e-6,  "learned"),
+    ("I-JEPA",                IMAGENET, 32, 224, "norm-mean", "none", 1e-6,  "learned"),
+    ("SigLIP",                HALF,     32, 224, "norm-mean", "tanh", 1e-6,  "learned"),
+)  # fmt: skip
+FAMILIES = {row[0]: Family(*row) for row in TABLE}
+
+# How they are told: what they call the patch embedding, and what they have or lack (-). The first
+# that fits is taken.
 HUB, TIMM, FLAX = "embeddings.patch_embeddings.projection", "patch_embed.proj", "embedding"
-VIDEO_MAE = "video blocks.0.q.bias", "cls blocks.0.k.bias"  # what such files have and lack
-FAMILIES = [  # the first that fits
-    Family("Hugging Face ViViT", HUB, "video cls", "", HALF, 32, pool="cls", gelu="tanh"),
-    Family("Hugging Face VideoMAE", HUB, *VIDEO_MAE, eps=1e-12, pos="sincos"),
-    Family("mmaction2 VideoMAE", "patch_embed.projection", *VIDEO_MAE, pos="sincos"),
-    Family("UMT", TIMM, VIDEO_MAE[0] + " one-frame", VIDEO_MAE[1], frames=0, pos="sincos"),
-    Family("VideoMAE", TIMM, *VIDEO_MAE, pos="sincos"),
-    Family("MAE-ST", TIMM, "video cls pos_space", "", MAE_ST, pool="mean-norm"),
+TOLD_BY = (
+    ("Hugging Face ViViT", HUB, "video cls"),
+    ("Hugging Face VideoMAE", HUB, "video q -cls -k"),
+    ("mmaction2 VideoMAE", "patch_embed.projection", "video q -cls -k"),
+    ("UMT", TIMM, "one-frame q -cls -k"),
+    ("VideoMAE", TIMM, "video q -cls -k"),
+    ("MAE-ST", TIMM, "video cls pos_space"),
     # What V-JEPA adds to its patches V-JEPA 2 lacks, or has and does not read (check_v_jepa).
-    Family("V-JEPA", TIMM, "video blocks.0.qkv.bias norm.weight pos", "cls head.weight"),
-    Family(
-        "V-JEPA 2", TIMM, "video blocks.0.qkv.bias norm.weight", "cls head.weight fc_norm.weight",
-        frames=64, size=256, pos="rope",
-    ),
-    Family(
-        "V-JEPA 2", "embeddings.patch_embeddings.proj", "video", "cls pos",
-        frames=64, size=256, pos="rope",
-    ),
-    Family(
-        "Scenic ViViT", FLAX, "video", "", HALF, 32, pool="cls", gelu="tanh",
-        pos_resize="bilinear-corners",
-    ),
-    # Image transformers, made ones for clips of 32 frames (inflate_image).
-    Family("DINOv2", HUB, "blocks.0.ls1", "video", IMAGENET, 32, pool="cls"),
-    Family("DINOv2", TIMM, "blocks.0.ls1 mask_token", "video", IMAGENET, 32, pool="cls"),
-    Family("SigLIP", "embeddings.patch_embedding", "", "video cls", HALF, 32, gelu="tanh"),
-    Family("SigLIP", TIMM, "attn_pool", "video cls", HALF, 32, gelu="tanh"),
-    Family("MAE", TIMM, "decoder_embed mask_token", "video", IMAGENET, 32, pool="cls"),
-    Family("I-JEPA", TIMM, "predictor", "video cls", IMAGENET, 32),
-    Family("Hugging Face ViT", HUB, "", "video", HALF, 32, pool="cls", eps=1e-12),
-    Family("timm ViT", TIMM, "", "video", HALF, 32, pool="cls"),
-    Family(
-        "Google ViT", FLAX, "", "video", HALF, 32, pool="cls", gelu="tanh",
-        pos_resize="bilinear-corners",
-    ),
-]  # fmt: skip
+    ("V-JEPA", TIMM, "video qkv norm pos -cls -head"),
+    ("V-JEPA 2", TIMM, "video qkv norm -cls -head -fc_norm"),
+    ("V-JEPA 2", "embeddings.patch_embeddings.proj", "video -cls -pos"),
+    ("Scenic ViViT", FLAX, "video"),
+    ("DINOv2", HUB, "ls1 -video"),
+    ("DINOv2", TIMM, "ls1 mask_token -video"),
+    ("SigLIP", "embeddings.patch_embedding", "-video -cls"),
+    ("SigLIP", TIMM, "attn_pool -video -cls"),
+    ("MAE", TIMM, "decoder_embed mask_token -video"),
+    ("I-JEPA", TIMM, "predictor -video -cls"),
+    ("Hugging Face ViT", HUB, "-video"),
+    ("timm ViT", TIMM, "-video"),
+    ("Google ViT", FLAX, "-video"),
+)
+SIGNS = {  # what TOLD_BY calls a tensor, and our name for it; tensors left out go by their own
+    "cls": "cls",
+    "pos": "pos",
+    "pos_space": "pos_space",
+    "norm": "norm.weight",
+    "fc_norm": "fc_norm.weight",
+    "head": "head.weight",
+    "q": "blocks.0.q.bias",
+    "k": "blocks.0.k.bias",
+    "qkv": "blocks.0.qkv.bias",
+    "ls1": "blocks.0.ls1",
+}
 
 # Our name: what the families call it. Flax names have "." for "/" here (from_flax).
 OUTSIDE = {
@@ -123,40 +144,35 @@ WRAPPERS = (
     "model_ema", "ema_state_dict", "state_dict_ema", "ema_model", "ema",
 )  # fmt: skip
 HEAD_BEHIND = ", with the head behind it"
+ATTENTION_POOL = f"attention pooling{HEAD_BEHIND}"
 LEFT_OUT = {  # how names begin: why they are not needed
-    r"(clip_)?decoder(_\w+)?\.|decoder_\w+$|encoder_to_decoder\.|predictor\."
-    r"|(embeddings\.)?mask_token$": "what pretraining predicts with",
-    r"MAPHead_0\.|attn_pool\.|pooler\.(query_tokens|\w+_attention_layer)": "attention pooling"
-    + HEAD_BEHIND,
-    r"head\.(probe|attention|layernorm|mlp)\b": "attention pooling, which no classifier here reads",
-    r"pooler\.": "a layer for features that no classifier here reads",
-    r"pre_logits\.": "the representation layer of pretraining" + HEAD_BEHIND,
-    r"text_model\.|logit_(scale|bias)$": "the side of text",
-    r"embeddings\.position_ids$|n_averaged$": "numbers that count",
+    r"^((clip_)?decoder(_\w+)?\.|decoder_\w+$|encoder_to_decoder\.|predictor\."
+    r"|(embeddings\.)?mask_token$)": "what pretraining predicts with",
+    r"^(MAPHead_0|attn_pool|pooler\.(query_tokens|\w+_attention_layer))\b": ATTENTION_POOL,
+    r"^head\.(probe|attention|layernorm|mlp)\b": "attention pooling, of no classifier here",
+    r"^pooler\.": "a layer for features that no classifier here reads",
+    r"^pre_logits\.": f"the representation layer of pretraining{HEAD_BEHIND}",
+    r"^(text_model\.|logit_(scale|bias)$)": "the side of text",
+    r"^(embeddings\.position_ids|n_averaged)$": "numbers that count",
 }
-OTHER_NETWORKS = {  # networks that share names with the ones above: which names tell them
-    "V-JEPA 2.1, whose features come from four norms and know images from clips": (
-        r"patch_embed_img\.|norms_block\.|(img|video)_mod_embed"
-    ),
-    "TimeSformer, which attends to time and to space apart": (
-        r"temporal_attn|temporal_attention|time_embed"
-    ),
-    "MViT, a hierarchy that pools inside its attention": r"\bpool_[qkv]\.|rel_pos_[hwt]$",
-    "Hiera, a hierarchy of windows": r"^blocks\.\d+\.proj\.|stages\.\d+\.layers|unroll|mask_unit",
-    "a network with one encoder for space and one for time (VideoPrism, factorised ViViT)": (
-        r"(spatial|temporal)_?(encoder|transformer|layers)"
-    ),
-    "a network with other rotary positions (DINOv3, EVA-02)": r"rope|storage_tokens",
-    "a network that norms queries and keys (InternVideo2)": r"\b[qk]_norm\.",
-    "cosine attention (cos_attn of VideoMAE v2)": r"attn\.scale$",
-    "a network with register tokens (DINOv2 with registers)": r"reg_token|register_tokens",
-    "DeiT with its distillation token": r"dist(illation)?_token|head_dist",
-    "attention with a bias by relative position (BEiT, Swin)": r"relative_position|rel_pos",
-    "BEiT, EVA or another network with gamma_1 and gamma_2": r"\b(gamma|lambda)_[12]$",
-    "a network with SwiGLU layers (DINOv2 giant, DINOv3)": (
-        r"mlp\.(w1|w2|w12|w3|weights_in|gate_proj|up_proj|fc1_g|fc3)\b"
-    ),
-    "CLIP, which norms before its blocks": r"norm_pre|pre_layrnorm|class_embedding|ln_pre",
+OTHER_NETWORKS = {  # which share names with the ones above: what else they have, what they are
+    r"patch_embed_img\.|norms_block\.|(img|video)_mod_embed": "V-JEPA 2.1: its features come from"
+    " four norms and know images from clips",
+    r"temporal_attn|temporal_attention|time_embed": "TimeSformer, whose attention is divided",
+    r"\bpool_[qkv]\.|rel_pos_[hwt]$": "MViT, a hierarchy that pools inside its attention",
+    r"^blocks\.\d+\.proj\.|stages\.\d+\.layers|unroll|mask_unit": "Hiera, a hierarchy",
+    r"(spatial|temporal)_?(encoder|transformer|layers)": "a network with one encoder for space and"
+    " one for time (VideoPrism, factorised ViViT)",
+    r"rope|storage_tokens": "a network with other rotary positions (DINOv3, EVA-02)",
+    r"\b[qk]_norm\.": "a network that norms queries and keys (InternVideo2)",
+    r"attn\.scale$": "cosine attention (cos_attn of VideoMAE v2)",
+    r"reg_token|register_tokens": "a network with register tokens (DINOv2 with registers)",
+    r"dist(illation)?_token|head_dist": "DeiT with its distillation token",
+    r"relative_position|rel_pos": "attention with a bias by relative position (BEiT, Swin)",
+    r"\b(gamma|lambda)_[12]$": "BEiT, EVA or another network with gamma_1 and gamma_2",
+    r"mlp\.(w1|w2|w12|w3|weights_in|gate_proj|up_proj|fc1_g|fc3)\b": "a network with SwiGLU layers"
+    " (DINOv2 giant, DINOv3)",
+    r"norm_pre|pre_layrnorm|class_embedding|ln_pre": "CLIP, which norms before its blocks",
 }
 MODEL_TYPES = (  # of a config.json
     "vivit", "videomae", "vjepa2", "vit", "vit_mae", "vit_msn", "ijepa", "dinov2", "siglip",
@@ -172,20 +188,17 @@ GELU = {"gelu": "none", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_t
 # What a file says of itself
 # ------------------------------------------------------------------------------------------------
 
-TRIPLE = ("three numbers from 0 to 1", lambda v: len(v) == 3 and all(0 <= n <= 1 for n in v))
 FACTS = {  # what is believed of config.json, preprocessor_config.json and VideoMAE's arguments
-    "num_attention_heads": ("1 to 256", lambda v: type(v) is int and 1 <= v <= 256),
-    "num_frames": ("1 to 1024", lambda v: type(v) is int and 1 <= v <= 1024),
-    "image_size": ("1 to 4096, or two such", lambda v: all(1 <= n <= 4096 for n in pair(v))),
-    "hidden_act": (f"one of {', '.join(GELU)}", lambda v: v in GELU),
-    "layer_norm_eps": ("a small number", lambda v: 0 < v < 0.1),
-    "id2label": ("a table of names", lambda v: all(type(name) is str for name in v.values())),
-    "global_pool": ("a name", lambda v: type(v) is str),
-    "image_mean": TRIPLE,
-    "image_std": TRIPLE,
-    "offset": ("true or false", lambda v: type(v) is bool),  # of ViViT's pixels
-    "cos_attn": ("false", lambda v: v is False),  # nothing else is computed here
-    "qk_scale": ("null", lambda v: v is None),
+    "num_attention_heads": int,
+    "num_frames": int,
+    "image_size": (int, list, tuple),
+    "hidden_act": str,
+    "layer_norm_eps": float,
+    "id2label": dict,
+    "global_pool": str,
+    "image_mean": list,
+    "image_std": list,
+    "offset": bool,  # of ViViT's pixels
 }
 SAME_FACT = {  # other words for one of these
     "num_heads": "num_attention_heads",
@@ -195,37 +208,32 @@ SAME_FACT = {  # other words for one of these
 }
 
 
-def pair(value) -> tuple[int, int]:
-    height, width = value if isinstance(value, (list, tuple)) else (value, value)
-    return int(height), int(width)
-
-
 def read_facts(path: Path, settings: dict) -> dict:
-    """The entries of FACTS that are there. ValueError for one that makes no sense, and for a
-    config.json of a network that is not read."""
+    """The entries of FACTS that are there; whether sizes make sense is seen with the network (make
+    in pretrained.py). ValueError for one of another type, and for a network that is not read."""
     kind = settings.get("model_type")
     if kind is not None and kind not in MODEL_TYPES and not str(kind).startswith("VideoMAEv2"):
         raise ValueError(f"{path}: config.json says {str(kind)[:60]!r}, a network that is not read")
-    if "quickgelu" in str(settings.get("architecture")):
-        raise ValueError(f"{path}: {settings['architecture']}: its activation is not a GELU")
     for inner in ("model_config", "vision_config"):  # VideoMAE v2, SigLIP
         if isinstance(settings.get(inner), dict):
             settings = settings | settings[inner]
     if isinstance(timm := settings.get("pretrained_cfg"), dict):
         settings = settings | {"image_mean": timm.get("mean"), "image_std": timm.get("std")}
+    if "quickgelu" in str(settings.get("architecture")):
+        raise ValueError(f"{path}: {settings['architecture']}: its activation is not a GELU")
+    for key in ("cos_attn", "qk_scale"):  # of VideoMAE v2
+        if settings.get(key):
+            raise ValueError(f"{path}: {key} is {settings[key]!r}, which is not computed here")
     facts = {}
     for key, value in settings.items():
         key = SAME_FACT.get(key, key)
         if key not in FACTS or value is None:
             continue
-        expected, makes_sense = FACTS[key]
-        try:
-            fine = makes_sense(value)
-        except (AttributeError, OverflowError, TypeError, ValueError):
-            fine = False
-        if not fine:
-            raise ValueError(f"{path}: {key} is {str(value)[:60]!r}, expected {expected}")
+        if not isinstance(value, FACTS[key]):
+            raise ValueError(f"{path}: {key} is {str(value)[:60]!r}, of another type than expected")
         facts[key] = value
+    if facts.get("hidden_act", "gelu") not in GELU:
+        raise ValueError(f"{path}: hidden_act is {facts['hidden_act'][:60]!r}, expected a GELU")
     return facts
 
 
@@ -300,42 +308,39 @@ def our_name(name: str) -> str | None:
 
 def rename(path: Path, tensors: dict) -> Parts:
     """Gives every tensor our name, or a reason to leave it out, or calls it unexpected."""
-    if not tensors:
-        raise ValueError(f"{path}: no tensors by name where they are expected")
-    strange = []
     for name, tensor in tensors.items():
-        if getattr(tensor, "layout", None) != torch.strided:
-            strange.append(name)
-        elif tensor.nbytes > tensor.untyped_storage().nbytes():  # one element can claim any shape
-            raise ValueError(f"{path}: {name!r} claims {tensor.nbytes} bytes, which it has not")
-    if strange:
-        raise ValueError(f"{path}: expected nothing but dense tensors, found {listed(strange)}")
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        # One stored number can claim to be a tensor of any shape.
+        if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: expected dense tensors alone, {listed([name])} is none")
     parts = Parts(path)
     names = {name: INNER.sub("", str(name)) for name in tensors}
     roots = {plain.split(".")[0] for plain in names.values()}
     shared = f"{roots.pop()}." if len(roots) == 1 else ""  # what all names begin with says nothing
     for name, tensor in tensors.items():
         plain = PREFIX.sub("", names[name].removeprefix(shared))
-        reasons = [why for start, why in LEFT_OUT.items() if re.match(start, plain)]
-        ours = our_name(plain)
-        if reasons:
-            parts.left.setdefault(reasons[0], []).append(name)
-            continue
-        for what, pattern in OTHER_NETWORKS.items():
-            if re.search(pattern, plain, re.IGNORECASE):
-                raise ValueError(f"{path}: refused: {what}, by its {name}")
-        if ours is None or ours in parts.tensors or not tensor.is_floating_point():
+        reason, ours = first_match(LEFT_OUT, plain), our_name(plain)
+        if reason:
+            parts.left.setdefault(reason, []).append(name)
+        elif other := first_match(OTHER_NETWORKS, plain.lower()):
+            raise ValueError(f"{path}: refused: {other}, by its {name}")
+        elif ours is None or ours in parts.tensors or not tensor.is_floating_point():
             parts.unexpected.append(name)
         else:
             parts.tensors[ours], parts.theirs[ours] = tensor.float(), plain
     patch = parts.tensors.get("patch.weight", torch.empty(0))
-    if (
-        patch.ndim not in (2, 4, 5)
-        or not patch.numel()
-        or "blocks.0.fc1.weight" not in parts.theirs
-    ):
-        raise ValueError(f"{path}: no transformer that is known in {listed([*tensors], 4)}")
+    known = patch.ndim in (2, 4, 5) and patch.numel() and "blocks.0.fc1.weight" in parts.theirs
+    if not known:
+        raise ValueError(f"{path}: no transformer that is known in {listed([*tensors], 4) or 'it'}")
     return parts
+
+
+def first_match(patterns: dict[str, str], name: str) -> str:
+    """What is said of the first pattern found in a name; "" if none is."""
+    for pattern, words in patterns.items():
+        if re.search(pattern, name):
+            return words
+    return ""
 
 
 def from_flax(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
@@ -364,20 +369,22 @@ def from_flax(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
 
 
 def recognise(parts: Parts, predictor: dict) -> Family:
-    """The family of FAMILIES. `predictor`: the tensors beside a V-JEPA encoder. ValueError."""
-    patch = parts.tensors["patch.weight"]
-    signs = set(parts.theirs) | ({"predictor"} if predictor else set())
+    """The family by TOLD_BY. `predictor`: the tensors beside a V-JEPA encoder. ValueError."""
+    patch, called = parts.tensors["patch.weight"], parts.theirs["patch.weight"]
+    signs = {word for word, ours in SIGNS.items() if ours in parts.theirs}
     for names in parts.left.values():
         for name in names:
             signs |= set(str(name).split("."))
+    if predictor:
+        signs.add("predictor")
     if patch.ndim == 5:
-        signs.add("video")
-        if patch.shape[2] == 1:
-            signs.add("one-frame")
-    for family in FAMILIES:
-        called = parts.theirs["patch.weight"] == f"{family.patch}.weight"
-        if called and signs >= set(family.has.split()) and not signs & set(family.lacks.split()):
-            return check_v_jepa(parts, predictor) if family.name == "V-JEPA" else family
+        signs |= {"video", "one-frame"} if patch.shape[2] == 1 else {"video"}
+    for name, embedding, expected in TOLD_BY:
+        fits = called == f"{embedding}.weight"
+        for word in expected.split():
+            fits = fits and (word.lstrip("-") in signs) != word.startswith("-")
+        if fits:
+            return check_v_jepa(parts, predictor) if name == "V-JEPA" else FAMILIES[name]
     raise ValueError(
         f"{parts.path}: a transformer of no family that is known, by the names of its tensors: of"
         " those for clips VideoMAE has q_bias and v_bias, ViViT and MAE-ST have a class token,"
@@ -388,15 +395,14 @@ def recognise(parts: Parts, predictor: dict) -> Family:
 def check_v_jepa(parts: Parts, predictor: dict) -> Family:
     """Which of the two: some files of V-JEPA 2 hold a table that it does not read."""
     pos, patch = parts.tensors["pos"], parts.tensors["patch.weight"]
-    first, second = [f for f in FAMILIES if f.patch == TIMM and f.name.startswith("V-JEPA")]
     kinds = sum("mask_tokens." in str(name) for name in predictor)  # V-JEPA has two
     if len(patch) in V_JEPA_2_HEADS or kinds > 2:
         parts.leave("pos", "a table that V-JEPA 2 does not read")
-        return second
+        return FAMILIES["V-JEPA 2"]
     for side in (224, 384):  # the published sizes, 16 frames
         table = v_jepa_table((8, side // patch.shape[3], side // patch.shape[4]), len(patch))
         if table.shape == pos.shape and torch.allclose(table, pos, atol=1e-4):
-            return first
+            return FAMILIES["V-JEPA"]
     raise ValueError(
         f"{parts.path}: its {pos.shape[1]} positions are not V-JEPA's (16 frames of 224 or 384);"
         " V-JEPA 2 would not read them: the encoder may be either"

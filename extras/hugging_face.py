@@ -24,33 +24,35 @@ QKV = ("query", "key", "value")
 
 def to_hugging_face(
     model: CoFinetuneModel, task: str, folder: str | Path, classes: list[str] | None = None
-) -> None:
-    """Writes the encoder and the head of a clip task as save_pretrained does: config.json,
-    preprocessor_config.json and model.safetensors, which transformers reads as its ViViT or
-    VideoMAE for video classification. ValueError for a model that is neither.
+) -> str:
+    """Writes config.json, preprocessor_config.json and model.safetensors as save_pretrained does;
+    -> the class of transformers that reads them. ValueError for a model that none has.
 
-    A bias of keys adds one number to all products of a query, which softmax does not see: VideoMAE
-    has none, so it is not written. VideoMAE's last norm has eps 1e-5 there.
+    Of a clip task: VivitForVideoClassification or VideoMAEForVideoClassification, with its head. A
+    box head none has: the encoder alone, as VivitModel or VideoMAEModel, whose last_hidden_state
+    are the tokens that the box heads pool (ViViT: behind the class token).
     """
     config, head = model.encoder.config, model.heads[task].head
-    vivit = config.cls and config.pool == "cls" and config.pos.startswith("learned")
-    videomae = config.pos == "sincos" and config.pool == "mean-norm" and config.gelu == "none"
-    square = config.size[0] == config.size[1] and config.tubelet[1] == config.tubelet[2]
-    if head.kind != "clip":
-        raise ValueError(f"task {task}: transformers has no box head; name a clip task")
-    if not (vivit or videomae) or not square or vivit and config.eps != config.final_eps:
+    alone, videomae = head.kind == "box", config.pos == "sincos"
+    fits = config.size[0] == config.size[1] and config.tubelet[1] == config.tubelet[2]
+    if videomae:
+        fits = fits and config.gelu == "none" and (alone or config.pool == "mean-norm")
+    else:
+        fits = fits and config.cls and config.pos != "rope" and (alone or config.pool == "cls")
+    if (alone or not videomae) and config.eps != config.final_eps:  # else eps is 1e-5 there
+        fits = False
+    if not fits:
         raise ValueError(
             "transformers has this network as ViViT (class token, learned positions) or VideoMAE"
             " (sincos positions, pool mean-norm, gelu none), of square clips; this is neither:"
             f" cls {config.cls}, pos {config.pos}, pool {config.pool}, gelu {config.gelu},"
             f" size {config.size}, tubelet {config.tubelet}"
         )
-    classes = classes or [f"LABEL_{i}" for i in range(head.classes)]
-    mean, std = model.scale
-    tubelet = config.tubelet
+    kind = "VideoMAE" if videomae else "Vivit"
+    name = f"{kind}Model" if alone else f"{kind}ForVideoClassification"
     table = dict(
-        architectures=[f"{'Vivit' if vivit else 'VideoMAE'}ForVideoClassification"],
-        model_type="vivit" if vivit else "videomae",
+        architectures=[name],
+        model_type=kind.lower(),
         hidden_size=config.width,
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,
@@ -61,15 +63,18 @@ def to_hugging_face(
         attention_probs_dropout_prob=0.0,
         image_size=config.size[0],
         num_frames=config.frames,
-        tubelet_size=list(tubelet) if vivit else tubelet[0],
-        patch_size=tubelet[1],
+        tubelet_size=config.tubelet[0] if videomae else list(config.tubelet),
+        patch_size=config.tubelet[1],
         qkv_bias=True,
-        use_mean_pooling=True,
-        id2label={str(i): name for i, name in enumerate(classes)},
-        label2id={name: i for i, name in enumerate(classes)},
+        use_mean_pooling=not alone,  # VideoMAE: then its norm is the head's
     )
+    if not alone:
+        classes = classes or [f"LABEL_{i}" for i in range(head.classes)]
+        table["id2label"] = {str(i): label for i, label in enumerate(classes)}
+        table["label2id"] = {label: i for i, label in enumerate(classes)}
+    mean, std = model.scale
     processor = dict(
-        image_processor_type="VivitImageProcessor" if vivit else "VideoMAEImageProcessor",
+        image_processor_type=f"{kind}ImageProcessor",
         do_rescale=True,
         rescale_factor=1 / 255,
         offset=False,
@@ -83,27 +88,30 @@ def to_hugging_face(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(table, indent=2))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
-    write_safetensors(folder / "model.safetensors", hub_tensors(model, task, vivit))
+    tensors = encoder_tensors(model, "" if alone else f"{kind.lower()}.", videomae)
+    if not alone:
+        for part, tensor in model.heads[task].fc.named_parameters():
+            tensors[f"classifier.{part}"] = tensor
+        for part in ("weight", "bias") if videomae else ():
+            tensors[f"fc_norm.{part}"] = tensors.pop(f"videomae.layernorm.{part}")
+    write_safetensors(folder / "model.safetensors", tensors)
+    return name
 
 
-def hub_tensors(model: CoFinetuneModel, task: str, vivit: bool) -> dict[str, Tensor]:
-    """The tensors of to_hugging_face by the hub's names."""
-    stem = "vivit." if vivit else "videomae."
+def encoder_tensors(model: CoFinetuneModel, stem: str, videomae: bool) -> dict[str, Tensor]:
+    """By the hub's names. VideoMAE has no bias of keys: it adds one number to all products of a
+    query, which softmax does not see."""
     tensors = {}
-    for kind in ("weight", "bias"):
-        tensors[f"classifier.{kind}"] = getattr(model.heads[task].fc, kind)
     for name, tensor in model.encoder.state_dict().items():
         layer, place = name.split("."), stem
         if layer[0] == "blocks":
             place, layer = f"{stem}encoder.layer.{layer[1]}.", layer[2:]
-        if layer[0] == "norm" and not vivit:
-            tensors[f"fc_norm.{layer[1]}"] = tensor
-        elif layer[0] == "qkv":
-            for part, rows in zip(QKV, tensor.chunk(3), strict=True):
-                if vivit or layer[1] == "weight":
-                    tensors[f"{place}attention.attention.{part}.{layer[1]}"] = rows
-                elif part != "key":
-                    tensors[f"{place}attention.attention.{part[0]}_bias"] = rows
-        else:
+        if layer[0] != "qkv":
             tensors[".".join([place + NAMES[layer[0]], *layer[1:]])] = tensor
+            continue
+        for part, rows in zip(QKV, tensor.chunk(3), strict=True):
+            if layer[1] == "weight" or not videomae:
+                tensors[f"{place}attention.attention.{part}.{layer[1]}"] = rows
+            elif part != "key":
+                tensors[f"{place}attention.attention.{part[0]}_bias"] = rows
     return tensors

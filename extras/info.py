@@ -19,6 +19,9 @@ which recipe and how well, and what `init` would take of it."""
         "checkpoint", help="a file, the folder of a run, or a folder of save_pretrained"
     )
     parser.add_argument("--classes", action="store_true", help="all classes of every head")
+    parser.add_argument(
+        "--frames", type=int, help="of the checkpoint's clips, where it does not say it (UMT)"
+    )
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
@@ -27,7 +30,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     path = Path(options.checkpoint)
     if (path / "last.pt").exists() or (path / "best.pt").exists():
         path = Path(checkpoints.load(path)["path"])
-    weights = pretrained.load(path)
+    weights = pretrained.load(path, options.frames)
     shown = None if options.classes else SHOWN
     lines = network_lines(path, weights) + head_lines(weights, shown)
     if weights.family == pretrained.OWN:

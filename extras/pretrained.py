@@ -5,7 +5,7 @@
     model = build(weights, {"ava": Head("box", 80)})      # or with new ones
     load_encoder(model.encoder, weights)                  # into an encoder that exists already
 
-Read are:
+Read are (`python cofinetune.py info CHECKPOINT` shows what a file holds):
     Hugging Face   ViViT, VideoMAE, V-JEPA 2; ViT, SigLIP, SigLIP 2, DINOv2    folder, shards too
     VideoMAE       pretrained, finetuned, Action-Detection                     .pth
     VideoMAE v2    its own, and its Hugging Face folders
@@ -23,39 +23,20 @@ A file is recognised completely or refused (families.py), and loading is strict:
 or left out for a reason that is reported, or an error. Nothing in a file is executed
 (weight_files.py). Whatever is wrong with a file is a ValueError of one sentence.
 
-`python extras/pretrained.py CHECKPOINT` prints what a file holds. To use this file elsewhere, copy
-it and the two named above in a folder `extras`, beside model.py; they need torch and numpy.
+To use this file elsewhere, copy it and the two named above in a folder `extras`, beside model.py;
+they need torch and numpy.
 """
 
-import argparse
 import dataclasses
 import math
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-if __name__ == "__main__":  # run as a script, Python looks for modules beside this file only
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from extras.families import (
-    ATTENTION_HEADS,
-    GELU,
-    HEAD_BEHIND,
-    V_JEPA_2_HEADS,
-    Family,
-    Parts,
-    from_flax,
-    pair,
-    read_arguments,
-    read_facts,
-    recognise,
-    rename,
-    unwrap,
-)
+from extras import families
+from extras.families import Family, Parts
 from extras.weight_files import listed, one_line, read
 from model import (
     SIZES,
@@ -89,42 +70,202 @@ MAX_TOKENS, MAX_DEPTH = 1 << 18, 256  # 32 frames of 1024x1024 are a quarter of 
 
 
 # ------------------------------------------------------------------------------------------------
+# Loading
+# ------------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path, frames: int | None = None) -> Weights:
+    """Reads a checkpoint of any family that the docstring of this file lists. `frames` of the clips
+    that it was trained with, for a file of which neither tensors nor settings tell it (UMT);
+    elsewhere not read. ValueError or FileNotFoundError for what is not understood completely."""
+    path, content, settings = read(path)
+    try:
+        if "model_config" in content:
+            return load_own(path, content)
+        settings = settings or families.read_arguments(content)
+        return convert(path, content, settings, frames)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path}: tensors that do not fit together: {one_line(error)}") from None
+
+
+def convert(path: Path, content: dict, settings: dict, frames: int | None) -> Weights:
+    """Another project's file as ours: its names, then the encoder, then the head."""
+    facts, predictor = families.read_facts(path, settings), content.get("predictor")
+    tensors, wrapping = families.unwrap(path, content)
+    if path.suffix == ".npz":
+        tensors, facts["num_attention_heads"] = families.from_flax(tensors)
+    parts = families.rename(path, tensors)
+    parts.report += wrapping
+    summary = f"mapped: {len(parts.tensors)} tensors, to "
+    lay_out(parts, facts)
+    family = families.recognise(parts, predictor if isinstance(predictor, dict) else {})
+    config = encoder_config(parts, family, facts, frames)
+    heads, head_state = take_head(parts, family, config)
+    classes, names = {}, list(facts.get("id2label", {}).values())
+    for task, head in heads.items():
+        if len(names) == head.classes and names[0] != "LABEL_0":
+            classes[task] = names
+    report = [f"{summary}{len(parts.tensors)} of the encoder and {len(head_state)} of a head"]
+    for why, left in parts.left.items():
+        report.append(f"left out: {listed(left, 3)}: {why}")
+    report += parts.report
+    weights = Weights(family.name, config, parts.tensors, heads, head_state, classes, report)
+    return check_complete(path, weights, parts.unexpected)
+
+
+def load_own(path: Path, content: dict) -> Weights:
+    """A checkpoint of cofinetune.py: nothing to convert, everything to check."""
+    for key in ("model", "heads", "classes"):
+        if not isinstance(content.get(key), dict):
+            raise ValueError(f"{path}: a checkpoint of this project without {key}")
+    config = make(path, ModelConfig, content["model_config"])
+    heads = {name: make(path, Head, head) for name, head in content["heads"].items()}
+    parts, other = {"encoder": {}, "heads": {}}, []
+    averaged = content.get("ema")
+    tensors = averaged or content["model"]
+    for name, tensor in tensors.items():
+        part, _, rest = str(name).partition(".")
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise ValueError(f"{path}: {name} is no dense tensor")
+        if part in parts:
+            parts[part][rest] = tensor
+        else:
+            other.append(name)
+    report = [f"mapped: all {len(tensors)} tensors, of step {content.get('step')}"]
+    if averaged:
+        report.append("its averaged weights are taken (ema)")
+    encoder, head_state = parts.values()
+    weights = Weights(OWN, config, encoder, heads, head_state, content["classes"], report)
+    return check_complete(path, weights, other)
+
+
+def make(path: Path, kind: type, values: dict) -> ModelConfig | Head:
+    """A ModelConfig or Head with the values of a file, each of the type of its default."""
+    blank = Head("clip", 1) if kind is Head else ModelConfig()
+    try:
+        for name, value in values.items():
+            default = getattr(blank, name)
+            types = (list, tuple) if isinstance(default, tuple) else (type(default), int)
+            if not isinstance(value, types) or value == math.inf:
+                raise TypeError(f"{name} is {value!r}")
+        return kind(**values)
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: no {kind.__name__} for this: {one_line(error)}") from None
+
+
+def check_complete(path: Path, weights: Weights, unexpected: list[str]) -> Weights:
+    """The weights, if they are exactly what their configuration asks for; else every difference."""
+    tokens, depth = math.prod(weights.config.grid), weights.config.depth
+    if tokens > MAX_TOKENS or depth > MAX_DEPTH:
+        raise ValueError(f"{path}: {depth} blocks for {tokens} tokens cannot be right")
+    with torch.device("meta"):  # allocates nothing of what a hostile file claims
+        wanted = CoFinetuneModel(weights.config, weights.heads).state_dict()
+    state = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
+    state |= {f"heads.{name}": tensor for name, tensor in weights.head_state.items()}
+    misshapen, not_finite = [], []
+    for name in [name for name in state if name in wanted]:
+        shapes = tuple(state[name].shape), tuple(wanted[name].shape)
+        if shapes[0] != shapes[1]:
+            misshapen.append(f"{name} {shapes[0]} for {shapes[1]}")
+        elif not state[name].isfinite().all():
+            not_finite.append(name)
+    problems = {
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": unexpected + [name for name in state if name not in wanted],
+        "of another shape": misshapen,
+        "not finite": not_finite,
+    }
+    text = "; ".join(f"{what}: {listed(names)}" for what, names in problems.items() if names)
+    if text:
+        raise ValueError(f"{path}: read as {weights.family}: {text}")
+    return weights
+
+
+# ------------------------------------------------------------------------------------------------
 # The encoder
 # ------------------------------------------------------------------------------------------------
+
+
+def encoder_config(parts: Parts, family: Family, facts: dict, stated: int | None) -> ModelConfig:
+    """What the network computes. The tensors get the layout of VideoTransformer."""
+    name, tensors = family.name, parts.tensors
+    frames, size = native_clip(parts, family, facts, stated)
+    width, hidden = len(tensors["patch.weight"]), len(tensors["blocks.0.fc1.weight"])
+    mean, std = colours(parts, family, facts)
+    eps = final_eps = facts.get("layer_norm_eps", family.eps)
+    if name == "Hugging Face VideoMAE" and "fc_norm.weight" in tensors:
+        final_eps = 1e-5  # that of torch
+    mlp_ratio = hidden / width
+    if int(width * mlp_ratio) != hidden:  # rounded down
+        mlp_ratio = (hidden + 0.5) / width
+    values = dict(
+        frames=frames, size=size, tubelet=tuple(tensors["patch.weight"].shape[2:]), width=width,
+        depth=join_tensors(parts), heads=attention_heads(parts, name, facts), mlp_ratio=mlp_ratio,
+        cls="cls" in tensors, pool=choose_norm(parts, family, facts), eps=eps, final_eps=final_eps,
+        gelu=families.GELU.get(facts.get("hidden_act"), family.gelu),
+        pos=check_table(parts, family), pos_resize=family.pos_resize, mean=mean, std=std,
+    )  # fmt: skip
+    return make(parts.path, ModelConfig, values)
+
+
+def colours(parts: Parts, family: Family, facts: dict) -> tuple[tuple, tuple]:
+    mean, std = family.colours
+    if family.name == "Hugging Face ViViT" and facts.get("offset", True):
+        # What its processor is told contradicts how Scenic trained.
+        parts.report.append("input is [-1, 1] as in training; Hugging Face's feeds [-3, 1]")
+        return mean, std
+    if family.name == "timm ViT" and "image_mean" not in facts:
+        words = "input assumed to be [-1, 1]; of DeiT and MAE it is ImageNet's mean and std"
+        parts.report.append(words)
+    return tuple(facts.get("image_mean", mean)), tuple(facts.get("image_std", std))
+
+
+def attention_heads(parts: Parts, name: str, facts: dict) -> int:
+    width = len(parts.tensors["patch.weight"])
+    heads = facts.get("num_attention_heads")
+    if name == "Hugging Face VideoMAE" and (width, heads) == (384, 16):
+        parts.report.append("6 attention heads, as VideoMAE-S was trained; the config.json says 16")
+        return 6
+    known = families.V_JEPA_2_HEADS if name == "V-JEPA 2" else families.ATTENTION_HEADS
+    if heads is None:
+        heads = known.get(width)
+    if heads is None:
+        heads = max(width // 64, 1)
+        parts.report.append(f"{heads} attention heads of 64 channels taken, the file does not say")
+    return heads
 
 
 def join_tensors(parts: Parts) -> int:
     """Query, key and value of each block into one, LayerScale into the layer before it; -> depth.
     VideoMAE has no key bias: softmax would not see one, so zero is exact."""
-    tensors, width = parts.tensors, len(parts.tensors["patch.weight"])
+    tensors = parts.tensors
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
-    for i in range(depth):
-        block = f"blocks.{i}."
-        for kind, shape in (("weight", (width, width)), ("bias", (width,))):
-            names = [f"{block}{part}.{kind}" for part in "qkv"]
-            if kind == "bias" and names[0] in tensors and names[2] in tensors:
-                tensors.setdefault(names[1], torch.zeros(shape))
-            if all(name in tensors and tensors[name].shape == shape for name in names):
-                tensors[f"{block}qkv.{kind}"] = torch.cat([tensors.pop(name) for name in names])
+    for block in [f"blocks.{i}." for i in range(depth)]:
+        if f"{block}q.bias" in tensors:
+            tensors.setdefault(f"{block}k.bias", torch.zeros_like(tensors[f"{block}q.bias"]))
+        for kind in ("weight", "bias"):
+            rows = [tensors.pop(f"{block}{part}.{kind}", None) for part in "qkv"]
+            if rows != [None] * 3:
+                q, k, v = rows
+                if not q.shape == k.shape == v.shape:
+                    raise ValueError(f"{parts.path}: {block}q, k and v are of different shapes")
+                tensors[f"{block}qkv.{kind}"] = torch.cat(rows)
         for scale, layer in (("ls1", "proj"), ("ls2", "fc2")):
-            rows = [tensors.get(f"{block}{layer}.{kind}") for kind in ("weight", "bias")]
-            if block + scale in tensors and not any(row is None for row in rows):
-                factor = tensors.pop(block + scale)  # (D,)
-                tensors[f"{block}{layer}.weight"] = rows[0] * factor[:, None]
-                tensors[f"{block}{layer}.bias"] = rows[1] * factor
-    if "blocks.0.ls1" in parts.theirs:
-        parts.report.append("LayerScale multiplied into the layers before it, which is exact")
+            factor = tensors.pop(block + scale, None)  # (D,)
+            if factor is not None:
+                for kind, shape in (("weight", (-1, 1)), ("bias", (-1,))):
+                    name = f"{block}{layer}.{kind}"
+                    tensors[name] = tensors[name] * factor.view(shape)
     return depth
 
 
-def inflate_image(tensors: dict[str, Tensor], steps: int, how: str) -> None:
+def inflate_image(tensors: dict[str, Tensor], steps: int) -> None:
     """Makes an image transformer one for clips: the filter sees the second of a tubelet's two
-    frames ("central", as ViViT) or their mean ("average"), the positions repeat in time. A still
-    clip then gives the image's features, exactly if there is no class token or one step in time;
-    with more steps a class token, as a key, is one among that many times more patches."""
+    frames ("central" in ViViT), the positions repeat in time. A still clip then gives the image's
+    features, exactly if there is no class token or one step in time; with more steps a class token,
+    as a key, is one among that many times more patches."""
     image = tensors["patch.weight"][:, :, None]  # (D, 3, 1, p, p)
-    frames = [image * 0, image] if how == "central" else [image / 2, image / 2]
-    tensors["patch.weight"] = torch.cat(frames, 2)
+    tensors["patch.weight"] = torch.cat([torch.zeros_like(image), image], 2)
     if "pos" in tensors:
         rows = tensors["pos"].shape[1]
         patches = math.isqrt(rows) ** 2
@@ -159,10 +300,10 @@ def lay_out(parts: Parts, facts: dict) -> None:
 
 
 def native_clip(
-    parts: Parts, family: Family, facts: dict, stated: int | None, inflate: str
+    parts: Parts, family: Family, facts: dict, stated: int | None
 ) -> tuple[int, tuple[int, int]]:
     """Frames and size of the clips that the positions are for; an image filter is inflated."""
-    tensors = parts.tensors
+    tensors, report = parts.tensors, parts.report
     video = tensors["patch.weight"].ndim == 5
     frames = facts.get("num_frames") or family.frames or stated
     if not frames:
@@ -176,14 +317,14 @@ def native_clip(
     if rows * steps > MAX_TOKENS * 16:
         raise ValueError(f"{parts.path}: {rows} positions for {frames} frames cannot be right")
     side = math.isqrt(rows // (steps if video else 1)) * tensors["patch.weight"].shape[-1]
-    height, width = pair(facts.get("image_size", side or family.size))
+    size = facts.get("image_size", side or family.side)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
     if not video:
-        inflate_image(tensors, steps, inflate)
-        words = f"filter of an image inflated to 2 frames ({inflate}), positions repeated"
-        parts.report.append(words)
+        inflate_image(tensors, steps)
+        report.append("filter of an image inflated to 2 frames, positions repeated")
     elif "num_frames" not in facts or "image_size" not in facts and not rows:
-        words = "the file does not say for which clips:"
-        parts.report.append(f"{words} {frames} frames of {height}x{width} taken")
+        clips = f"{frames} frames of {height}x{width} taken"
+        report.append(f"the file does not say for which clips: {clips}")
     return frames, (height, width)
 
 
@@ -192,9 +333,8 @@ def choose_norm(parts: Parts, family: Family, facts: dict) -> str:
     tensors, width = parts.tensors, len(parts.tensors["patch.weight"])
     if "fc_norm.weight" in tensors:
         parts.unexpected += [parts.theirs[name] for name in tensors if name.startswith("norm.")]
-        for kind in ("weight", "bias"):
-            if f"fc_norm.{kind}" in tensors:
-                tensors[f"norm.{kind}"] = tensors.pop(f"fc_norm.{kind}")
+        for name in [name for name in tensors if name.startswith("fc_norm.")]:
+            tensors[name.removeprefix("fc_")] = tensors.pop(name)
         words = "norm is fc_norm, trained on the mean of tokens; box heads see it per token"
         parts.report.append(words)
         return "mean-norm"
@@ -219,59 +359,6 @@ def check_table(parts: Parts, family: Family) -> str:
     return "sincos"
 
 
-def encoder_config(
-    parts: Parts, family: Family, facts: dict, stated: int | None, flax_heads: int, inflate: str
-) -> ModelConfig:
-    """What the network computes. The tensors get the layout of VideoTransformer."""
-    name, tensors, report = family.name, parts.tensors, parts.report
-    mean, std = family.scale
-    if name == "Hugging Face ViViT" and facts.get("offset", True):
-        # What its processor is told contradicts how Scenic trained.
-        report.append("input is [-1, 1] as in training; Hugging Face's processor feeds [-3, 1]")
-    else:
-        mean, std = facts.get("image_mean", mean), facts.get("image_std", std)
-    if name == "timm ViT" and "image_mean" not in facts:
-        report.append("input assumed to be [-1, 1]; of DeiT and MAE it is ImageNet's mean and std")
-    frames, size = native_clip(parts, family, facts, stated, inflate)
-    width = len(tensors["patch.weight"])
-    special = V_JEPA_2_HEADS if name == "V-JEPA 2" else ATTENTION_HEADS
-    attention = facts.get("num_attention_heads", flax_heads) or special.get(width)
-    if not attention:
-        attention = max(width // 64, 1)
-        report.append(f"{attention} attention heads of 64 channels taken, the file does not say")
-    if name == "Hugging Face VideoMAE" and (width, attention) == (384, 16):
-        attention = 6
-        report.append("6 attention heads, as VideoMAE-S was trained; the config.json says 16")
-    depth = join_tensors(parts)
-    eps = final_eps = facts.get("layer_norm_eps", family.eps)
-    if name == "Hugging Face VideoMAE" and "fc_norm.weight" in tensors:
-        final_eps = 1e-5
-    pool = choose_norm(parts, family, facts)
-    hidden = len(tensors["blocks.0.fc1.weight"])
-    mlp_ratio = hidden / width
-    if int(width * mlp_ratio) != hidden:  # rounded down
-        mlp_ratio = (hidden + 0.5) / width
-    values = dict(
-        frames=frames,
-        size=size,
-        tubelet=tuple(tensors["patch.weight"].shape[2:]),
-        width=width,
-        depth=depth,
-        heads=attention,
-        mlp_ratio=mlp_ratio,
-        cls="cls" in tensors,
-        pool=pool,
-        gelu=GELU[facts["hidden_act"]] if "hidden_act" in facts else family.gelu,
-        eps=eps,
-        final_eps=final_eps,
-        pos=check_table(parts, family),
-        pos_resize=family.pos_resize,
-        mean=tuple(mean),
-        std=tuple(std),
-    )
-    return make(parts.path, ModelConfig, values)
-
-
 # ------------------------------------------------------------------------------------------------
 # The head
 # ------------------------------------------------------------------------------------------------
@@ -280,165 +367,37 @@ def encoder_config(
 def take_head(parts: Parts, family: Family, config: ModelConfig) -> tuple[dict, dict]:
     """({name: Head}, its tensors), both empty if the file has none, or one that reads something
     that the network here has not."""
-    tensors = parts.tensors
-    weight, stem = tensors.get("head.weight"), parts.theirs.get("head.weight", "")
+    weight, stem = parts.tensors.get("head.weight"), parts.theirs.get("head.weight", "")
     if weight is None:
         return {}, {}
-    detection = stem.startswith("roi_head")
-    video_mae = family.name in ("VideoMAE", "UMT")  # whose AVA models norm each token
-    box = detection or video_mae and config.pool == "norm-mean"
+    detection = stem.startswith("roi_head")  # mmaction2's
+    per_token = config.pool == "norm-mean"
+    box = detection or per_token and family.name in ("VideoMAE", "UMT")  # their AVA models
     reason = ""
-    if any(HEAD_BEHIND in why for why in parts.left):
+    if any(families.HEAD_BEHIND in why for why in parts.left):
         reason = "it reads what is left out"
     elif weight.ndim == 2 and weight.shape[1] == 2 * config.width:
         reason = "it reads the class token and the mean, one after the other"
-    elif family.pos == "sincos" and config.pool == "norm-mean" and not box:
+    elif family.pos == "sincos" and per_token and not box:
         reason = "it reads the first token alone"
-    rows = {}
-    for kind in ("weight", "bias"):
-        if f"head.{kind}" in tensors and reason:
-            parts.leave(f"head.{kind}", reason)
-        elif f"head.{kind}" in tensors:
-            rows[kind] = tensors.pop(f"head.{kind}")
+    kinds = [kind for kind in ("weight", "bias") if f"head.{kind}" in parts.tensors]
     if reason:
+        for kind in kinds:
+            parts.leave(f"head.{kind}", reason)
         return {}, {}
-    if detection and weight.shape[:1] != (80,):  # 80: AVA's classes alone
-        rows = {kind: tensor[1:] for kind, tensor in rows.items()}
+    task, rows = "box" if box else "clip", {}
+    for kind in kinds:
+        rows[f"{task}.fc.{kind}"] = parts.tensors.pop(f"head.{kind}")
+    if detection and len(weight) != 80:  # 80: AVA's classes alone
+        rows = {name: tensor[1:] for name, tensor in rows.items()}
         parts.report.append("row 0 of the box head is mmdetection's background: dropped")
-    task = "box" if box else "clip"
-    values = dict(kind=task, classes=rows["weight"].shape[:1].numel())
-    values["roi_size"] = 8 if detection else 7
-    head = make(parts.path, Head, values)
-    return {task: head}, {f"{task}.fc.{kind}": tensor for kind, tensor in rows.items()}
-
-
-def make(path: Path, kind: type, values: dict) -> ModelConfig | Head:
-    """A ModelConfig or Head with the values of a file, each of the type of its default."""
-    blank = Head("clip", 1) if kind is Head else ModelConfig()
-    try:
-        for name, value in values.items():
-            default = getattr(blank, name)
-            types = (list, tuple) if isinstance(default, tuple) else (type(default), int)
-            if not isinstance(value, types) or value == math.inf:
-                raise TypeError(f"{name} is {value!r}")
-        return kind(**values)
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: no {kind.__name__} for this: {one_line(error)}") from None
+    values = dict(kind=task, classes=len(rows[f"{task}.fc.weight"]), roi_size=8 if detection else 7)
+    return {task: make(parts.path, Head, values)}, rows
 
 
 # ------------------------------------------------------------------------------------------------
-# Loading
+# Into a model
 # ------------------------------------------------------------------------------------------------
-
-
-def load(path: str | Path, inflate: str = "central", frames: int | None = None) -> Weights:
-    """Reads a checkpoint of any family that the docstring of this file lists.
-
-    inflate  "central" or "average": how an image filter becomes one for clips
-    frames   of the clips that the checkpoint was trained with, for a file of which neither tensors
-             nor settings tell it (UMT); elsewhere not read
-
-    ValueError or FileNotFoundError for whatever is not understood completely.
-    """
-    if inflate not in ("central", "average"):
-        raise ValueError(f"inflate={inflate!r}, expected 'central' or 'average'")
-    path, content, settings = read(path)
-    if "model_config" in content:
-        return load_own(path, content)
-    try:
-        return convert(path, content, settings or read_arguments(content), inflate, frames)
-    except (ArithmeticError, IndexError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path}: tensors that do not fit together: {one_line(error)}") from None
-
-
-def convert(path: Path, content: dict, settings: dict, inflate: str, frames: int | None) -> Weights:
-    """Another project's file as ours: its names, then the encoder, then the head."""
-    facts, flax_heads = read_facts(path, settings), 0
-    predictor = content.get("predictor")
-    tensors, wrapping = unwrap(path, content)
-    if path.suffix == ".npz":
-        tensors, flax_heads = from_flax(tensors)
-    parts = rename(path, tensors)
-    parts.report += wrapping
-    mapped = len(parts.tensors)
-    lay_out(parts, facts)
-    family = recognise(parts, predictor if isinstance(predictor, dict) else {})
-    config = encoder_config(parts, family, facts, frames, flax_heads, inflate)
-    heads, head_state = take_head(parts, family, config)
-    classes = {}
-    names = list(facts.get("id2label", {}).values())
-    for task, head in heads.items():
-        if len(names) == head.classes and names[0] != "LABEL_0":
-            classes[task] = names
-    summary = f"mapped: {mapped} tensors, to {len(parts.tensors)} of the encoder"
-    if heads:
-        summary += f" and {len(head_state)} of a head"
-    report = [summary]
-    for why, left in parts.left.items():
-        report.append(f"left out: {listed(left, 3)}: {why}")
-    report += parts.report
-    weights = Weights(family.name, config, parts.tensors, heads, head_state, classes, report)
-    return check_complete(path, weights, parts.unexpected)
-
-
-def load_own(path: Path, content: dict) -> Weights:
-    """A checkpoint of cofinetune.py: nothing to convert, everything to check."""
-    kinds = dict(model=dict, model_config=dict, heads=dict, classes=dict)
-    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
-    if wrong:
-        raise ValueError(f"{path}: a checkpoint of this project without {', '.join(wrong)}")
-    config = make(path, ModelConfig, content["model_config"])
-    heads = {name: make(path, Head, head) for name, head in content["heads"].items()}
-    encoder, head_state, other = {}, {}, []
-    averaged = content.get("ema") or {}
-    tensors = averaged or content["model"]
-    for name, tensor in tensors.items():
-        part, _, rest = str(name).partition(".")
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise ValueError(f"{path}: {name} is no dense tensor")
-        if part in ("encoder", "heads"):
-            (encoder if part == "encoder" else head_state)[rest] = tensor
-        else:
-            other.append(name)
-    report = [f"mapped: all {len(tensors)} tensors, of step {content.get('step')}"]
-    if averaged:
-        report.append("its averaged weights are taken (ema)")
-    weights = Weights(OWN, config, encoder, heads, head_state, content["classes"], report)
-    return check_complete(path, weights, other)
-
-
-def check_complete(path: Path, weights: Weights, unexpected: list[str]) -> Weights:
-    """The weights, if they are exactly what their configuration asks for; else every difference."""
-    tokens, depth = math.prod(weights.config.grid), weights.config.depth
-    if tokens > MAX_TOKENS or depth > MAX_DEPTH:
-        raise ValueError(f"{path}: {depth} blocks for {tokens} tokens cannot be right")
-    state = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
-    state |= {f"heads.{name}": tensor for name, tensor in weights.head_state.items()}
-    try:
-        with torch.device("meta"):  # allocates nothing of what a hostile file claims
-            model = CoFinetuneModel(weights.config, weights.heads)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: no model has these sizes: {one_line(error)}") from None
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = {
-        "missing": [],
-        "unexpected": [*unexpected],
-        "of another shape": [],
-        "not finite": [],
-    }
-    for name, tensor in state.items():
-        if name not in wanted:
-            problems["unexpected"].append(name)
-        elif tensor.shape != wanted[name]:
-            words = f"{name} {tuple(tensor.shape)} for {wanted[name]}"
-            problems["of another shape"].append(words)
-        elif not tensor.isfinite().all():
-            problems["not finite"].append(name)
-    problems["missing"] = [name for name in wanted if name not in state]
-    text = "; ".join(f"{what}: {listed(names)}" for what, names in problems.items() if names)
-    if text:
-        raise ValueError(f"{path}: read as {weights.family}: {text}")
-    return weights
 
 
 def load_encoder(encoder: VideoTransformer, weights: Weights) -> None:
@@ -475,8 +434,8 @@ def build(
     config = dataclasses.replace(weights.config, **overrides)
     model = CoFinetuneModel(config, weights.heads if heads is None else heads)
     load_encoder(model.encoder, weights)
+    kept = weights.heads if heads is None else kept_heads(weights, model)
     state = model.heads.state_dict()
-    kept = kept_heads(weights, model) if heads is not None else weights.heads
     for name, tensor in weights.head_state.items():
         if name.partition(".")[0] in kept:
             state[name] = tensor
@@ -486,21 +445,19 @@ def build(
 
 def kept_heads(weights: Weights, model: CoFinetuneModel) -> list[str]:
     """The heads of a model that a checkpoint of this project has under the same name and shape."""
-    state, kept = model.heads.state_dict(), []
-    for task in model.heads:
-        tensors = {n: t for n, t in weights.head_state.items() if n.partition(".")[0] == task}
-        same = all(name in state and state[name].shape == t.shape for name, t in tensors.items())
-        if tensors and same and weights.family == OWN:
+    kept = []
+    for task, head in model.heads.items():
+        theirs, ours = {}, {name: tensor.shape for name, tensor in head.state_dict().items()}
+        for name, tensor in weights.head_state.items():
+            if name.startswith(f"{task}."):
+                theirs[name.removeprefix(f"{task}.")] = tensor.shape
+        if weights.family == OWN and theirs == ours:
             kept.append(task)
     return kept
 
 
-# Of [model]: what may differ from what the weights were trained with.
-LEAVES_INIT = ("frames", "size", "drop_path", "checkpointing")
-
-
 def initialise(
-    path: str | Path, heads: dict[str, Head], settings: dict, free: Iterable[str] = LEAVES_INIT
+    path: str | Path, heads: dict[str, Head], settings: dict
 ) -> tuple[CoFinetuneModel, list[str]]:
     """The model that a run begins with, and sentences that say what became of the checkpoint.
 
@@ -516,13 +473,12 @@ def initialise(
         grids = ["x".join(map(str, grid)) for grid in (native.grid, config.grid)]
         lines.append(f"positions resized from a grid of {grids[0]} to {grids[1]}")
     kept = kept_heads(weights, model)
-    new = [task for task in heads if task not in kept]
     lost = [task for task in weights.heads if task not in kept]
+    new = [task for task in heads if task not in kept]
     for words, tasks in (("head kept", kept), ("head left out", lost), ("new head", new)):
         if tasks:
             lines.append(f"{words}: {', '.join(tasks)}")
-    wanted = dict(settings)
-    wanted = SIZES.get(wanted.pop("arch", ""), {}) | wanted
+    wanted = SIZES.get(settings.get("arch", ""), {}) | settings
     overruled = []
     for key, value in wanted.items():
         value = tuple(value) if isinstance(value, list) else value
@@ -531,47 +487,3 @@ def initialise(
     if overruled:
         lines.append(f"the checkpoint decides, not [model]: {', '.join(overruled)}")
     return model, lines
-
-
-# ------------------------------------------------------------------------------------------------
-# Command line
-# ------------------------------------------------------------------------------------------------
-
-
-def describe(weights: Weights) -> str:
-    config = weights.config
-    size = "x".join(str(side) for side in config.size)
-    scale = f"(pixels in [0, 1] - {list(config.mean)}) / {list(config.std)}"
-    rows = [
-        ("family", weights.family),
-        ("clips", f"{config.frames} frames of {size}, tubelet {config.tubelet}"),
-        ("input", scale if config.mean else "each clip by its own mean and deviation"),
-        ("encoder", f"width {config.width}, depth {config.depth}, heads {config.heads}"),
-        ("", f"pool {config.pool}, pos {config.pos}, gelu {config.gelu}, eps {config.eps}"),
-    ]
-    for name, head in weights.heads.items():
-        rows.append((f"head {name}", f"{head.kind}, {head.classes} classes"))
-    for line in weights.report:
-        rows.append(("report", line))
-    return "\n".join(f"{name:12} {text}" for name, text in rows)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Prints what a checkpoint holds.")
-    parser.add_argument("checkpoint", help="a file, or a folder of save_pretrained")
-    parser.add_argument(
-        "--frames", type=int, help="of the checkpoint's clips, where the file does not say it (UMT)"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        print(describe(load(options.checkpoint, frames=options.frames)), flush=True)
-    except BrokenPipeError:  # of `| head`
-        sys.stdout = None
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

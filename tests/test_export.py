@@ -109,6 +109,9 @@ def test_export_to_a_folder_is_read_by_transformers(checkpoint, tmp_path):
         pixels = (video / 255 - 0.5).div(0.5).permute(0, 1, 4, 2, 3)
         found = theirs(pixel_values=pixels).logits.softmax(1)
     torch.testing.assert_close(found, scores(net, "actions", video), atol=1e-5, rtol=0)
+    said = run_command("export", folder, tmp_path / "alone", "--task", "ava").stdout
+    assert "the encoder alone, since transformers has no box head" in said
+    assert f"transformers.VivitModel.from_pretrained('{tmp_path}/alone')" in said
 
 
 def test_export_that_differs_from_the_model_is_an_error(checkpoint, tmp_path, monkeypatch):

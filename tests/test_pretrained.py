@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import HERE, model_oracle, run_python, tiny_model
+from helpers import model_oracle, run_command, tiny_model
 
 import model as M
 from extras import hugging_face, pretrained, weight_files
@@ -218,9 +218,8 @@ def test_pretrained_reads_every_family_exactly(name, tmp_path):
     assert ("mask_token: what pre" in "".join(found.report)) == name.startswith("VideoMAE")
 
 
-@pytest.mark.parametrize("inflate", ["central", "average"])
 @pytest.mark.parametrize("family", ["timm", "hf", "google", "big_vision", "stacked", "gap"])
-def test_pretrained_image_weights_answer_a_still_clip_as_the_image(family, inflate, tmp_path):
+def test_pretrained_image_weights_answer_a_still_clip_as_the_image(family, tmp_path):
     in_torch, old = family in ("timm", "hf"), family == "google"
     variant = dict(pool="norm-mean") if family == "gap" else PT_VIVIT
     variant = variant | (dict(eps=1e-12, final_eps=1e-12) if family == "hf" else {})
@@ -244,7 +243,7 @@ def test_pretrained_image_weights_answer_a_still_clip_as_the_image(family, infla
             arrays = {n.replace(new, name): a for n, a in arrays.items()}
         start = "" if old else "params/"
         np.savez(path := tmp_path / "vit.npz", **{start + n: a for n, a in arrays.items()})
-    found = pretrained.load(path, inflate=inflate)
+    found = pretrained.load(path)
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     frames = 8 if family == "gap" else 2  # why 2: inflate_image
     video = image[:, :, None].repeat(1, 1, frames, 1, 1)
@@ -254,7 +253,7 @@ def test_pretrained_image_weights_answer_a_still_clip_as_the_image(family, infla
         want = net.heads["clip"].fc(model_oracle(net.encoder, image[:, :, None])[0])
         torch.testing.assert_close(logits, want, rtol=0, atol=1e-5)
         video[:, :, ::2] = 9.0  # the first frame of every tubelet
-        assert torch.equal(built(video, "clip"), logits) == (inflate == "central")
+        assert torch.equal(built(video, "clip"), logits)
 
 
 def pt_own(net, path, **edit):
@@ -387,7 +386,7 @@ def pt_hostile(folder):
     path, huge = folder / "x.pth", torch.zeros(1).expand(10**6, 10**6)
     for words, content in (
         ("holds posix.system", {"model": PtEvil()}),
-        ("claims", {"a": huge}),
+        ("dense", {"a": huge}),
         ("no tensors", {}),
         ("but epoch, optimizer", {"epoch": 3, "optimizer": {}}),
         ("no tensors", {"a": 3}),
@@ -444,16 +443,19 @@ def test_pretrained_damaged_files_load_or_raise_one_sentence(suffix, tmp_path):
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
 
 
-def test_pretrained_command_line(tmp_path, capsys):
+def test_pretrained_is_shown_by_info(tmp_path):
     state = pt_renamed(pt_model(size=(224, 224), **PT_MAE), PT_VIDEOMAE)
-    torch.save({"model": state}, tmp_path / "x.pth")
-    assert pretrained.main([str(tmp_path / "x.pth")]) == 0
-    shown = capsys.readouterr().out
-    for words in ("VideoMAE", "16 frames of 224x224", "0.485", "clip, 5 classes", "does not say"):
+    torch.save({"model": state}, path := tmp_path / "x.pth")
+    shown = run_command("info", path).stdout
+    for words in ("VideoMAE", "16 frames of 224 x 224", "0.485", "clip task), 5", "does not say"):
         assert words in shown
-    assert pretrained.main([str(tmp_path)]) == pretrained.main([str(tmp_path / "y.pth")]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and all(line.startswith(f"error: {tmp_path}") for line in lines)
+    umt = state | {"patch_embed.proj.weight": state["patch_embed.proj.weight"][:, :, :1]}
+    torch.save({"module": umt}, path)
+    assert "--frames 8" in run_command("info", path, code=2).stderr
+    assert "UMT" in run_command("info", path, "--frames", 8).stdout
+    for path in (tmp_path, tmp_path / "y.pth"):
+        lines = run_command("info", path, code=2).stderr.splitlines()
+        assert len(lines) == 1 and lines[0].startswith(f"error: {tmp_path}")
 
 
 def pt_oracle(kind, std=0.1, **settings):
@@ -1263,20 +1265,32 @@ def test_pretrained_goes_back_to_hugging_face(kind, tmp_path):
     back = pretrained.load(folder)
     assert back.config.mean == net.encoder.config.mean and back.classes["clip"] == list("abcde")
     for other, words in (
-        (pt_model("box"), "no box head"),
         (pt_model(**PT_BOX), "this is neither"),
+        (pt_model("box"), "this is neither"),
         (pt_model(size=(32, 48), **PT_VIVIT), "square"),
     ):
         with pytest.raises(ValueError, match=words):
             hugging_face.to_hugging_face(other, next(iter(other.heads)), folder)
 
 
-def test_pretrained_runs_as_a_script_from_any_folder(tmp_path):
-    torch.save({"model": pt_state()}, tmp_path / "x.pth")
-    script = HERE / "extras" / "pretrained.py"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = run_python(script, "x.pth", cwd=tmp_path, env=environment)
-    assert done.returncode == 0 and done.stdout.startswith("family       VideoMAE"), done.stderr
+@pytest.mark.parametrize("kind", ["Vivit", "VideoMAE"])
+def test_pretrained_goes_back_to_hugging_face_without_a_box_head(kind, tmp_path):
+    transformers = pt_transformers()
+    net = pt_model("box", frames=4, size=(48, 48), **PT_VIVIT if kind == "Vivit" else PT_BOX)
+    name = hugging_face.to_hugging_face(net, "box", tmp_path)
+    assert name == f"{kind}Model"
+    oracle, loading = getattr(transformers, name).from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    new = {f"pooler.dense.{part}" for part in ("weight", "bias")} if kind == "Vivit" else set()
+    assert loading.pop("missing_keys") == new and not any(loading.values())
+    video = pt_clips(4, 48)
+    with torch.no_grad():
+        tokens = net.encoder(video)[1].flatten(1, 3)
+        theirs = oracle.eval()(video.transpose(1, 2)).last_hidden_state
+    pt_close(theirs[:, theirs.shape[1] - tokens.shape[1] :], tokens)
+    back = pretrained.load(tmp_path)
+    assert not back.heads and set(back.encoder) == set(net.encoder.state_dict())
 
 
 # ------------------------------------------------------------------------------------------------
