@@ -23,6 +23,7 @@ from extras.weight_files import listed
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # mean and std of pixels in [0, 1]: [-1, 1], as Google
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+CORNERS = "bilinear-corners"
 
 
 @dataclass
@@ -51,10 +52,8 @@ TABLE = (
     ("MAE-ST",                GREY,     16, 224, "mean-norm", "none", 1e-6,  "learned"),
     ("V-JEPA",                IMAGENET, 16, 224, "norm-mean", "none", 1e-6,  "learned"),
     ("V-JEPA 2",              IMAGENET, 64, 256, "norm-mean", "none", 1e-6,  "rope"),
-    ("Scenic ViViT",          HALF,     32, 224, "cls",       "tanh", 1e-6,  "learned",
-     "bilinear-corners"),
-    ("Google ViT",            HALF,     32, 224, "cls",       "tanh", 1e-6,  "learned",
-     "bilinear-corners"),
+    ("Scenic ViViT",          HALF,     32, 224, "cls",       "tanh", 1e-6,  "learned", CORNERS),
+    ("Google ViT",            HALF,     32, 224, "cls",       "tanh", 1e-6,  "learned", CORNERS),
     ("Hugging Face ViT",      HALF,     32, 224, "cls",       "none", 1e-12, "learned"),
     ("timm ViT",              HALF,     32, 224, "cls",       "none", 1e-6,  "learned"),
     ("DINOv2",                IMAGENET, 32, 224, "cls",       "none", 1e-6,  "learned"),

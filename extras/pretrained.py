@@ -101,7 +101,7 @@ def convert(path: Path, content: dict, settings: dict, frames: int | None) -> We
     family = families.recognise(parts, predictor if isinstance(predictor, dict) else {})
     config = encoder_config(parts, family, facts, frames)
     heads, head_state = take_head(parts, family, config)
-    classes, names = {}, list(facts.get("id2label", {}).values())
+    classes, names = {}, [str(name) for name in facts.get("id2label", {}).values()]
     for task, head in heads.items():
         if len(names) == head.classes and names[0] != "LABEL_0":
             classes[task] = names
@@ -145,8 +145,11 @@ def make(path: Path, kind: type, values: dict) -> ModelConfig | Head:
     try:
         for name, value in values.items():
             default = getattr(blank, name)
-            types = (list, tuple) if isinstance(default, tuple) else (type(default), int)
-            if not isinstance(value, types) or value == math.inf:
+            several = isinstance(default, tuple)
+            fits = isinstance(value, (list, tuple) if several else (type(default), int))
+            for number in value if several and fits else ():
+                fits = fits and isinstance(number, (int, float))
+            if not fits or value == math.inf:
                 raise TypeError(f"{name} is {value!r}")
         return kind(**values)
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
@@ -217,7 +220,10 @@ def colours(parts: Parts, family: Family, facts: dict) -> tuple[tuple, tuple]:
     if family.name == "timm ViT" and "image_mean" not in facts:
         words = "input assumed to be [-1, 1]; of DeiT and MAE it is ImageNet's mean and std"
         parts.report.append(words)
-    return tuple(facts.get("image_mean", mean)), tuple(facts.get("image_std", std))
+    mean, std = tuple(facts.get("image_mean", mean)), tuple(facts.get("image_std", std))
+    if not all(0 <= number <= 1 for number in mean + std):  # some count from 0 to 255
+        raise ValueError(f"{parts.path}: image_mean {mean}, image_std {std}: expected 0 to 1")
+    return mean, std
 
 
 def attention_heads(parts: Parts, name: str, facts: dict) -> int:
@@ -244,10 +250,10 @@ def join_tensors(parts: Parts) -> int:
         if f"{block}q.bias" in tensors:
             tensors.setdefault(f"{block}k.bias", torch.zeros_like(tensors[f"{block}q.bias"]))
         for kind in ("weight", "bias"):
-            rows = [tensors.pop(f"{block}{part}.{kind}", None) for part in "qkv"]
-            if rows != [None] * 3:
-                q, k, v = rows
-                if not q.shape == k.shape == v.shape:
+            names = [f"{block}{part}.{kind}" for part in "qkv"]
+            if all(name in tensors for name in names):
+                rows = [tensors.pop(name) for name in names]
+                if not rows[0].shape == rows[1].shape == rows[2].shape:
                     raise ValueError(f"{parts.path}: {block}q, k and v are of different shapes")
                 tensors[f"{block}qkv.{kind}"] = torch.cat(rows)
         for scale, layer in (("ls1", "proj"), ("ls2", "fc2")):
@@ -318,14 +324,14 @@ def native_clip(
         raise ValueError(f"{parts.path}: {rows} positions for {frames} frames cannot be right")
     side = math.isqrt(rows // (steps if video else 1)) * tensors["patch.weight"].shape[-1]
     size = facts.get("image_size", side or family.side)
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     if not video:
         inflate_image(tensors, steps)
         report.append("filter of an image inflated to 2 frames, positions repeated")
     elif "num_frames" not in facts or "image_size" not in facts and not rows:
-        clips = f"{frames} frames of {height}x{width} taken"
+        clips = f"{frames} frames of {'x'.join(map(str, size))} taken"
         report.append(f"the file does not say for which clips: {clips}")
-    return frames, (height, width)
+    return frames, size
 
 
 def choose_norm(parts: Parts, family: Family, facts: dict) -> str:

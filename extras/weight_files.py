@@ -20,14 +20,10 @@ from torch import Tensor
 
 MAX_UNPACKED = 20  # times the file: weights hardly compress, what grows more than this is a bomb
 MAX_HEADER = 100 << 20
-FOLDER_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "best.pt",  # of a run of this project
-    "last.pt",
-)
+FOLDER_FILES = (  # the last two: of a run of this project
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json", "best.pt", "last.pt",
+)  # fmt: skip
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 PROCESSOR_KEYS = ("image_mean", "image_std", "offset")  # the others repeat config.json's names
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin)")
@@ -67,23 +63,16 @@ def _harmless() -> list:
     numbers (learning rates of a schedule that is an array), paths and arguments. By name, since
     modules move between versions. A number is read from its bytes, a path becomes text; arrays,
     times and histories are replaced by Ballast."""
-    paths = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-    ballast = [
-        "numpy.ndarray",
-        "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray._reconstruct",
-        "numpy._core.numeric._frombuffer",
-        "datetime.datetime",
-        "datetime.date",
-        "datetime.timedelta",
-        "types.SimpleNamespace",
-        "mmengine.logging.history_buffer.HistoryBuffer",
-    ]
+    core = ("numpy.core.multiarray", "numpy._core.multiarray")
+    ballast = [f"{module}._reconstruct" for module in core]
+    ballast += ["numpy.ndarray", "numpy._core.numeric._frombuffer", "types.SimpleNamespace"]
+    ballast += [f"datetime.{name}" for name in ("datetime", "date", "timedelta")]
+    ballast += ["mmengine.logging.history_buffer.HistoryBuffer"]
     allowed = [argparse.Namespace, np.dtype]
     allowed += {type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDSUMm"}
-    allowed += [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    for module in ("pathlib", "pathlib._local"):
-        allowed += [(_join_path, f"{module}.{name}") for name in paths]
+    allowed += [(_number, f"{module}.scalar") for module in core]
+    for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
+        allowed += [(_join_path, f"{module}.{name}") for module in ("pathlib", "pathlib._local")]
     return allowed + [(Ballast, name) for name in ballast]
 
 
@@ -138,25 +127,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         header = parse_json(path, file.read(length))
         data = bytearray(file.read())
     header.pop("__metadata__", None)
-    spans = []
-    for name, entry in header.items():
-        try:
+    tensors, end = {}, 0
+    try:
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
             start, stop = entry["data_offsets"]
-            whole = all(type(number) is int and number >= 0 for number in (start, stop, *shape))
-            fits = whole and stop - start == math.prod(shape) * dtype.itemsize
-        except (LookupError, TypeError, ValueError):
-            fits = False
-        if not fits or len(shape) > 8:
-            raise ValueError(f"{path}: {name!r} has no dtype, shape and offsets that agree")
-        spans.append((start, stop, name, dtype, shape))
-    tensors, end = {}, 0
-    for start, stop, name, dtype, shape in sorted(spans, key=lambda span: span[:3]):
-        if start != end or stop > room:
-            raise ValueError(f"{path}: {name!r} lies at bytes {start} to {stop}, expected {end} on")
-        raw = data[start:stop] or bytearray(dtype.itemsize)  # frombuffer takes no empty buffer
-        tensors[name] = torch.frombuffer(raw, dtype=dtype)[: math.prod(shape)].view(shape)
-        end = stop
+            count = math.prod(shape)
+            if (start, stop) != (end, end + count * dtype.itemsize) or stop > room:
+                place = f"of {shape} lies at bytes {start} to {stop} of {room}"
+                raise ValueError(f"{name!r} {place}, expected {end} on")
+            raw = data[start:stop] or bytearray(dtype.itemsize)  # frombuffer takes no empty buffer
+            tensors[name] = torch.frombuffer(raw, dtype=dtype)[:count].view(shape)
+            end = stop
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a safetensors header: {one_line(error)}") from None
     if end != room:
         raise ValueError(f"{path}: its tensors end at byte {end} of {room} bytes of data")
     return tensors

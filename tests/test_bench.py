@@ -9,7 +9,7 @@ import torch
 from helpers import run_command, run_python, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from extras import bench, world
+from extras import bench, bench_files, world
 
 
 def cells(line):
@@ -17,9 +17,8 @@ def cells(line):
 
 
 def test_bench_prints_machine_day_and_a_table(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    done = run_python("cofinetune.py", "bench", "eval", "--quick", env=None)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(bench_files, "CACHE", tmp_path)
+    done = run_command("bench", "eval", "--quick")
     machine, *lines = done.stdout.splitlines()
     assert re.search(r"torch \S+, .* cores .* load [\d.]+, \d{4}-\d\d-\d\d \d\d:\d\d UTC$", machine)
     columns, rule, *rows = (cells(line) for line in lines if line.startswith("|"))

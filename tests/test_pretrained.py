@@ -357,17 +357,17 @@ def pt_hostile(folder):
         ("expected 16 on", dict(data_offsets=[0, 16])),
         ("expected 0 on", dict(data_offsets=[8, 24])),
         ("expected 0 on", dict(data_offsets=[24, 40])),
-        ("agree", dict(data_offsets=[-16, 0])),
-        ("agree", dict(shape=[5])),
-        ("agree", dict(shape=[3])),
-        ("agree", dict(shape=[2**62, 4])),
-        ("agree", dict(shape=[-4, -1])),
-        ("agree", dict(shape=[1.0])),
-        ("agree", dict(shape=[1] * 99)),
-        ("agree", dict(dtype="F31")),
-        ("agree", dict(dtype=[])),
-        ("agree", dict(shape=4)),
-        ("agree", dict(data_offsets=[0])),
+        ("header", dict(data_offsets=[-16, 0])),
+        ("header", dict(shape=[5])),
+        ("header", dict(shape=[3])),
+        ("header", dict(shape=[2**62, 4])),
+        ("header", dict(shape=[-4, -1])),
+        ("header", dict(shape=[1.0])),
+        ("header", dict(shape=[1] * 99)),
+        ("header", dict(dtype="F31")),
+        ("header", dict(dtype=[])),
+        ("header", dict(shape=4)),
+        ("header", dict(data_offsets=[0])),
     ):
         pt_safetensors(path, tensors, **edit)
         yield path, words
@@ -417,6 +417,30 @@ def test_pretrained_refuses_hostile_files_in_one_sentence(tmp_path, monkeypatch)
         text = str(error.value)
         assert text.startswith(f"{path}: ") and words in text and "\n" not in text, text
     assert not (tmp_path / "pt_evil_was_here").exists()
+
+
+def test_pretrained_refuses_settings_that_make_no_sense(tmp_path):
+    pt_safetensors(tmp_path / "model.safetensors", pt_renamed(pt_model(**PT_HF_MAE), PT_HF_QV))
+    good = dict(num_attention_heads=2, num_frames=16, image_size=32, model_type="videomae")
+    for edit, words in (
+        (dict(image_size=[32] * 3), "no ModelConfig"),
+        (dict(image_size=["a", "b"]), "no ModelConfig"),
+        (dict(image_size=10**9), "cannot be right"),
+        (dict(num_frames=10**400), "cannot be right"),
+        (dict(num_frames=-2), "frames is -2"),
+        (dict(num_attention_heads=0), "heads is 0"),
+        (dict(num_attention_heads="2"), "num_attention_heads is '2'"),
+        (dict(hidden_act="relu"), "hidden_act is 'relu'"),
+        (dict(layer_norm_eps=-1.0), "eps is -1.0"),
+        (dict(id2label=["x"]), "id2label"),
+        (dict(image_mean=[123.7, 116.3, 103.5]), "expected 0 to 1"),
+        (dict(image_mean=["a"] * 3), "do not fit together"),
+        (dict(image_std=[0.1] * 2), "three numbers"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(good | edit))
+        with pytest.raises(ValueError, match=words) as error:
+            pretrained.load(tmp_path)
+        assert str(error.value).startswith(f"{tmp_path}/") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".npz"])
