@@ -25,6 +25,7 @@ import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -113,27 +114,37 @@ class Recipe:
 # ------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Learner:
+    """What a run trains, the same from its first step to its last."""
+
+    model: CoFinetuneModel
+    trunk: nn.Module  # the model's encoder as a step calls it: compiled, in DDP
+    criterion: Callable  # the loss of a micro-batch
+    optimisers: list[torch.optim.Optimizer]
+    tasks: dict[str, data.Task]
+
+
 def train_step(
-    step: int, batches: list, tasks: dict, model, trunk, criterion, optimisers, recipe, job: Job
-) -> tuple[dict, float, float]:
+    step: int, batches: list[data.Batch], learner: Learner, recipe: Recipe, job: Job
+) -> tuple[dict[str, float], float, float]:
     """One update: the encoder by every task of the step, each head by its own.
 
     batches: micro-batches of the step's task (with `accumulate`, of every task); all ranks train
-    the same tasks. trunk: the encoder, compiled and in DDP. -> loss by task, norm of the gradient,
-    learning rate as a share of the peak.
+    the same tasks. -> loss by task, norm of the gradient, learning rate as a share of the peak.
     """
+    model, trunk, tasks = learner.model, learner.trunk, learner.tasks
     seed_dropout(recipe.seed, step, job.rank)  # a pure function too, so that resuming is exact
     counts = count_over_ranks(batches, job)
     losses = dict.fromkeys(counts, 0.0)
     for number, batch in enumerate(batches, 1):
         batch = batch.to(job.device)
+        task, count = tasks[batch.task], counts[batch.task]
         with exchange(trunk, last=number == len(batches)), autocast(recipe, job):
             video = data.normalise(batch.video, *model.scale)  # (B, 3, T, H, W)
             features = trunk(video)  # pooled (B, D), tokens (B, t, h, w, D)
             logits = model.classify(features, batch.task, batch.boxes, batch.box_clip)
-            loss = criterion(
-                tasks[batch.task], step, video, features, logits, batch, counts[batch.task]
-            )
+            loss = learner.criterion(task, step, video, features, logits, batch, count)
         (loss / len(counts)).backward()  # the mean over this step's tasks
         losses[batch.task] += loss.item()
         name_suspects(step, batch, logits, losses[batch.task], job)
@@ -142,7 +153,7 @@ def train_step(
     norm = clip_gradients(model, recipe.clip_norm, step)
     share = share_of_peak(step, recipe)  # of the schedule, warm-up and cosine
     scale = tasks[batches[0].task].lr_scale  # accumulate: all tasks have the same
-    take_step(optimisers, share, scale)  # idle heads, whose gradients are None, do not move
+    take_step(learner.optimisers, share, scale)  # idle heads, whose gradients are None, do not move
     return losses, norm, share * scale
 
 
@@ -154,8 +165,8 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
     """
     train_sets, val_sets = open_tasks(recipe, job)
     names = recipe.train_tasks or list(train_sets)
-    trained = {name: train_sets[name] for name in names}
-    stream = data.Stream(trained, recipe.schedule, recipe.seed, recipe.steps)
+    trained_sets = {name: train_sets[name] for name in names}
+    stream = data.Stream(trained_sets, recipe.schedule, recipe.seed, recipe.steps)
     run = Run(recipe, job, stream, train_sets, fresh)  # the folder: last.pt, log, signals
     if run.finished:
         return run.metrics()
@@ -166,6 +177,7 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
     run.resume(model, criterion, optimisers)
     trunk = wrap(model.encoder, recipe, job)
     tasks = {task.name: task for task in recipe.task}
+    learner = Learner(model, trunk, criterion, optimisers, tasks)
     work = workers.ahead(recipe.workers)  # in processes that decode
     batches = data.training_batches(
         stream, run.step, recipe.steps, job.rank, job.size, recipe.micro_batches, work
@@ -173,9 +185,7 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
     model.train()
     for step in run.steps():  # ends early, on all ranks at once, after a signal
         micro_batches = run.next(batches)
-        losses, norm, rate = train_step(
-            step, micro_batches, tasks, model, trunk, criterion, optimisers, recipe, job
-        )
+        losses, norm, rate = train_step(step, micro_batches, learner, recipe, job)
         run.record(step, losses, rate, norm, sum(len(batch.video) for batch in micro_batches))
         if run.evaluation_due(step):
             metrics = evaluate(model, recipe, job, val_sets, run.counts, run.ema)
@@ -265,8 +275,12 @@ def name_suspects(step: int, batch: data.Batch, logits: torch.Tensor, loss: floa
     if math.isfinite(loss):
         return
     bad = ~torch.isfinite(logits).all(1).cpu()
-    clips = bad.nonzero()[:, 0] if batch.boxes is None else batch.box_clip[bad]
-    keys = [batch.keys[clip] for clip in sorted(set(clips.tolist()))] or batch.keys
+    if batch.boxes is None:
+        clips = bad.nonzero()[:, 0]
+    else:
+        clips = batch.box_clip[bad]
+    keys = [batch.keys[clip] for clip in clips.unique().tolist()]
+    keys = keys or batch.keys
     print(
         f"\nstep {step}, task {batch.task}, rank {job.rank}: the loss is not finite; "
         f"clips: {', '.join(map(str, keys))}",
@@ -278,7 +292,9 @@ def name_suspects(step: int, batch: data.Batch, logits: torch.Tensor, loss: floa
 def mean_over_ranks(losses: dict[str, float], step: int, job: Job) -> dict[str, float]:
     """FloatingPointError on every rank at once if a loss of one of them is not finite."""
     sums = job.sum(list(losses.values()))
-    means = {task: total / job.size for task, total in zip(losses, sums, strict=True)}
+    means = {}
+    for task, total in zip(losses, sums, strict=True):
+        means[task] = total / job.size
     if not all(map(math.isfinite, means.values())):
         raise FloatingPointError(
             f"non-finite loss at step {step}: {means}; no weight was changed in this step, and the "
@@ -295,8 +311,11 @@ def average_heads(model: CoFinetuneModel, job: Job) -> None:
     """
     if job.size == 1:
         return
-    grads = [p.grad for p in model.heads.parameters() if p.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
+    grads = []
+    for parameter in model.heads.parameters():
+        if parameter.grad is not None:
+            grads.append(parameter.grad)
+    flat = torch.cat([grad.flatten() for grad in grads])  # one message
     with jobs.errors_of_peers():
         dist.all_reduce(flat)
     parts = flat.split([grad.numel() for grad in grads])
@@ -334,7 +353,10 @@ def open_tasks(recipe: Recipe, job: Job) -> tuple[dict, dict]:
         train_sets[task.name] = dataset
         if task.val:
             val_sets[task.name] = open_once(task, recipe, "val", job)
-        counted = [f"{count} {what}" for what, count in dataset.report.items() if count]
+        counted = []
+        for what, count in dataset.report.items():
+            if count:
+                counted.append(f"{count} {what}")
         job.say(f"{task.name}: {len(dataset.classes)} classes, {', '.join(counted)}")
     return train_sets, val_sets
 
@@ -375,7 +397,8 @@ def stages(recipe: Recipe) -> list[Recipe]:
     method, _, wrapper = recipe.method.partition("+")
     if method not in ("finetune", "downstream"):
         return [recipe]
-    names, weights = {"clip": [], "box": []}, {"clip": 0.0, "box": 0.0}
+    names = {"clip": [], "box": []}
+    weights = {"clip": 0.0, "box": 0.0}
     for task in recipe.task:
         if not recipe.train_tasks or task.name in recipe.train_tasks:
             names[task.kind].append(task.name)
@@ -433,8 +456,11 @@ def evaluate(
 
 def score_of(measured) -> tuple[float, str]:
     """What decides on best.pt, and its name."""
-    scores, name = [one["mAP"] or 0.0 for one in measured if one["kind"] == "box"], "mAP"
-    if not scores:
+    scores, name = [], "mAP"
+    for one in measured:
+        if one["kind"] == "box":
+            scores.append(one["mAP"] or 0.0)
+    if not scores:  # clip tasks alone
         scores, name = [one["top1"] for one in measured], "top-1"
     if len(scores) > 1:
         name = f"mean {name}"
@@ -496,7 +522,10 @@ def evaluate_clips(model, recipe, job, dataset, counts, out) -> dict:
         shares = logits.double().softmax(1).cpu()  # (B, C)
         for i, key in enumerate(batch.keys):
             labels[key] = int(batch.labels[i])
-            sums[key] = sums.get(key, 0) + shares[i] if batch.valid[i] else None
+            if batch.valid[i]:
+                sums[key] = sums.get(key, 0) + shares[i]
+            else:
+                sums[key] = None
     ranks = {}
     for key, shares in sums.items():
         ranks[key] = None if shares is None else rank_of(labels[key], shares)
@@ -529,7 +558,8 @@ def evaluate_boxes(model, recipe, job, dataset, counts, out) -> dict:
     """AVA mAP; a row per box and class, whose score is class probability times detector score."""
     task, detections = dataset.task, {}
     for batch, logits in predictions(model, recipe, job, dataset):
-        scores = (logits.sigmoid() * batch.scores[:, None]).cpu().numpy()  # (K, C)
+        scores = logits.sigmoid() * batch.scores[:, None]  # (K, C)
+        scores = scores.cpu().numpy()
         box_clip = batch.box_clip.numpy()
         for i, key in enumerate(batch.keys):
             mine = box_clip == i
@@ -584,7 +614,8 @@ def map_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
 
 def detection_rows(detections: dict, classes: int) -> ava_eval.Rows:
     """{(video_id, microseconds): (boxes (k, 4), scores (k, C)) | None}: a row per box and class."""
-    videos, times, boxes, scores = [], [], [np.zeros((0, 4))], [np.zeros(0)]
+    videos, times = [], []
+    boxes, scores = [np.zeros((0, 4))], [np.zeros(0)]
     for (video, stamp), value in detections.items():
         if value is None:
             continue

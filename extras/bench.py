@@ -754,20 +754,20 @@ class Steps:
         classes = {name: dataset.classes for name, dataset in train_sets.items()}
         model = checkpoints.build_model(recipe, classes, say=lambda words: None)
         self.model = model.train().to(self.job.device)
-        self.optimisers = method.make_optimisers(self.model, recipe)
-        self.trunk = method.wrap(self.model.encoder, recipe, self.job)
-        self.tasks = {task.name: task for task in recipe.task}
+        self.learner = method.Learner(
+            model=self.model,
+            trunk=method.wrap(self.model.encoder, recipe, self.job),
+            criterion=method.Criterion(),
+            optimisers=method.make_optimisers(self.model, recipe),
+            tasks={task.name: task for task in recipe.task},
+        )
         self.stream = data.Stream(train_sets, recipe.schedule, recipe.seed, recipe.steps)
 
     def batches(self) -> Iterator[list[data.Batch]]:
         return data.training_batches(self.stream, 0, self.recipe.steps, work=ahead(1))
 
     def take(self, step: int, batches: list[data.Batch]) -> None:
-        criterion, recipe = self.method.Criterion(), self.recipe
-        self.method.train_step(
-            step, batches, self.tasks, self.model, self.trunk, criterion, self.optimisers, recipe,
-            self.job,
-        )  # fmt: skip
+        self.method.train_step(step, batches, self.learner, self.recipe, self.job)
 
     def take_bare(self, batch: data.Batch, video: torch.Tensor) -> None:
         """Forward, backward and optimiser alone, of a video that was normalised beforehand."""
@@ -775,7 +775,7 @@ class Steps:
             logits = self.model(video, batch.task, batch.boxes, batch.box_clip)
             loss = clip_loss if batch.boxes is None else box_loss
             loss(logits, batch.labels).backward()
-        for optimiser in self.optimisers:
+        for optimiser in self.learner.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
 

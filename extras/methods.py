@@ -29,7 +29,8 @@ OPTIONS = {
 def make(recipe, model: CoFinetuneModel, plain: Callable) -> Callable:
     """The criterion of recipe.method around the plain one. Before the optimisers are made."""
     if recipe.method == "selfdistil":
-        return SelfDistil(plain, model, **check_options("selfdistil", recipe.method_options))
+        options = check_options("selfdistil", recipe.method_options)
+        return SelfDistil(plain, model, **options)
     if recipe.method == "spottune":
         wrap_encoder(recipe, model)
         return Routed(plain, model.encoder)
@@ -39,7 +40,8 @@ def make(recipe, model: CoFinetuneModel, plain: Callable) -> Callable:
 def wrap_encoder(recipe, model: CoFinetuneModel) -> None:
     """Give the model the encoder of recipe.method, if that has one of its own."""
     if recipe.method == "spottune":
-        model.encoder = SpotTune(model.encoder, **check_options("spottune", recipe.method_options))
+        options = check_options("spottune", recipe.method_options)
+        model.encoder = SpotTune(model.encoder, **options)
 
 
 def check_options(method: str, options: dict) -> dict:
@@ -65,6 +67,10 @@ def expect_number(name: str, value, least: float, most: float = math.inf) -> Non
         raise ValueError(
             f"method_options: {name} = {value!r}, expected a number from {least} to {most}"
         )
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 # ------------------------------------------------------------------------------------------------
@@ -98,13 +104,18 @@ class SelfDistil:
         expect_number("weight", weight, 0)
         expect_number("refresh", refresh, 0)
         expect_number("ema", ema, 0, 1)
-        self.plain, self.model = plain, model
-        self.target, self.weight, self.refresh, self.ema = target, weight, refresh, ema
+        self.plain = plain
+        self.model = model
+        self.target = target
+        self.weight = weight
+        self.refresh = refresh
+        self.ema = ema
         # Not a deepcopy, which would copy, or share, whatever hooks hang on the model.
         heads = {task: head.head for task, head in model.heads.items()}
         self.teacher = CoFinetuneModel(model.encoder.config, heads)
         self.teacher.load_state_dict(model.state_dict())
-        self.teacher.to(next(model.parameters()).device).requires_grad_(False).eval()
+        self.teacher.to(device_of(model))
+        self.teacher.requires_grad_(False).eval()
         self.step = None  # of the distances
         self.distances = {}  # by task of the step, over its micro-batches so far
 
@@ -153,7 +164,8 @@ class SelfDistil:
         """Into the log: the distance of the step, the mean over its tasks, not weighted."""
         if not self.distances:
             return {}
-        return {"distillation": torch.stack(list(self.distances.values())).mean().item()}
+        distances = torch.stack(list(self.distances.values()))
+        return {"distillation": distances.mean().item()}
 
     def state_dict(self) -> dict:
         return self.teacher.state_dict()
@@ -167,14 +179,18 @@ def cosine_distance(ours: Tensor, goal: Tensor) -> Tensor:
 
     By half the squared distance of the unit vectors, which is exactly 0 where both are equal.
     """
-    apart = F.normalize(ours.float(), dim=-1) - F.normalize(goal.float(), dim=-1)
-    return apart.square().sum(-1).reshape(len(apart), -1).mean(1) / 2
+    ours = F.normalize(ours.float(), dim=-1)
+    goal = F.normalize(goal.float(), dim=-1)
+    squares = (ours - goal).square().sum(-1)  # (B, ...)
+    return squares.reshape(len(squares), -1).mean(1) / 2
 
 
 def softmax_distance(ours: Tensor, goal: Tensor) -> Tensor:
     """(B, C) logits twice -> (B,): Kullback-Leibler, goal || ours, of the classes."""
-    ours, goal = ours.float().log_softmax(1), goal.float().log_softmax(1)
-    return (goal.exp() * (goal - ours)).sum(1)
+    ours = ours.float().log_softmax(1)
+    goal = goal.float().log_softmax(1)
+    distance = goal.exp() * (goal - ours)  # (B, C)
+    return distance.sum(1)
 
 
 def sigmoid_distance(ours: Tensor, goal: Tensor) -> Tensor:
@@ -217,11 +233,13 @@ class SpotTune(VideoTransformer):
         pretrained.load_state_dict(encoder.state_dict())
         self.frozen = pretrained.blocks.requires_grad_(False)
         self.temperature, self.at_test = temperature, at_test
+        depth = encoder.config.depth
         small = dict(width=64, depth=1, heads=2, cls=False, pool="norm-mean", drop_path=0.0)
         self.policy = VideoTransformer(replace(encoder.config, **small))
-        self.choice = nn.Linear(64, 2 * encoder.config.depth)  # frozen, finetuned for each block
-        self.usage = torch.zeros(encoder.config.depth)
-        self.to(next(encoder.parameters()).device).train(encoder.training)
+        self.choice = nn.Linear(64, 2 * depth)  # frozen, finetuned for each block
+        self.usage = torch.zeros(depth)
+        self.to(device_of(encoder))
+        self.train(encoder.training)
 
     def train(self, mode: bool = True) -> "SpotTune":
         super().train(mode)
@@ -252,7 +270,8 @@ class SpotTune(VideoTransformer):
             if not self.training and self.at_test == "argmax":
                 return logits.argmax(2).float()
             soft = F.gumbel_softmax(logits, self.temperature)
-        return soft.argmax(2) + (soft - soft.detach())[..., 1]
+        finetuned = soft[..., 1]  # (B, depth)
+        return soft.argmax(2) + (finetuned - finetuned.detach())
 
 
 class Routed:

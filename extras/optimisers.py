@@ -14,35 +14,42 @@ def make_optimisers(model: CoFinetuneModel, recipe) -> list[torch.optim.Optimize
     Layers for layer_decay as in BEiT and VideoMAE: the embedding is 0, block i is i + 1, the final
     norm and all heads are depth + 1.
     """
-    depth = len(model.encoder.blocks)
-    groups = {}  # (matrix of a block?, peak, weight decay) -> parameters
+    last = len(model.encoder.blocks) + 1
+    groups = {}  # (by Muon?, peak, weight decay) -> parameters
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         block = re.match(r"encoder\.blocks\.(\d+)\.", name)
-        layer = depth + 1
+        layer = last
         if block:
             layer = int(block[1]) + 1
         elif name.startswith(("encoder.patch", "encoder.cls", "encoder.pos")):
             layer = 0
-        by_muon = recipe.optimiser == "muon" and block is not None and p.ndim == 2
+        peak = recipe.lr * recipe.layer_decay ** (last - layer)
+        by_muon = False
+        if recipe.optimiser == "muon":
+            by_muon = block is not None and p.ndim == 2  # the matrices of the blocks
+            if not by_muon:
+                peak *= recipe.adam_scale
         decay = recipe.weight_decay
         if p.ndim < 2 or name.endswith((".cls", ".pos")):
             decay = 0.0
-        peak = recipe.lr * recipe.layer_decay ** (depth + 1 - layer)
-        if recipe.optimiser == "muon" and not by_muon:
-            peak *= recipe.adam_scale
-        groups.setdefault((by_muon, peak, decay), []).append(p)
-    tables = {True: [], False: []}
+        group = groups.setdefault((by_muon, peak, decay), [])
+        group.append(p)
+    matrices, rest = [], []
     for (by_muon, peak, decay), params in groups.items():
-        tables[by_muon].append(dict(params=params, lr=peak, peak=peak, weight_decay=decay))
+        table = dict(params=params, lr=peak, peak=peak, weight_decay=decay)
+        if by_muon:
+            matrices.append(table)
+        else:
+            rest.append(table)
     if recipe.optimiser == "sgd":
         # Not fused: that fails (torch 2.13) when a head gets its first gradient after step 0.
-        return [torch.optim.SGD(tables[False], momentum=recipe.momentum)]
-    adamw = torch.optim.AdamW(tables[False], betas=tuple(recipe.betas), fused=True)
+        return [torch.optim.SGD(rest, momentum=recipe.momentum)]
+    adamw = torch.optim.AdamW(rest, betas=tuple(recipe.betas), fused=True)
     if recipe.optimiser == "adamw":
         return [adamw]
-    return [Muon(tables[True], momentum=recipe.momentum), adamw]
+    return [Muon(matrices, momentum=recipe.momentum), adamw]
 
 
 def take_step(optimisers: list[torch.optim.Optimizer], share: float, scale: float) -> None:
@@ -57,10 +64,13 @@ def take_step(optimisers: list[torch.optim.Optimizer], share: float, scale: floa
     for optimiser in optimisers:
         on_gradient = isinstance(optimiser, torch.optim.SGD)
         for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * share * (1.0 if on_gradient else scale)
-            grads = [p.grad for p in group["params"] if p.grad is not None]
-            if on_gradient and scale != 1.0 and grads:
-                torch._foreach_mul_(grads, scale)
+            group["lr"] = group["peak"] * share
+            if not on_gradient:
+                group["lr"] *= scale
+            elif scale != 1.0:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.grad.mul_(scale)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
@@ -70,7 +80,8 @@ def share_of_peak(step: int, recipe) -> float:
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
-    return recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+    cosine = 1 + math.cos(math.pi * done)  # from 2 to 0
+    return recipe.final_lr + (1 - recipe.final_lr) * 0.5 * cosine
 
 
 class Muon(torch.optim.Optimizer):
@@ -82,41 +93,49 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            by_shape = {}
+            by_shape = {}  # matrices of one shape: a few large products instead of many small ones
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
-            for (rows, columns), params in by_shape.items():
-                for p in params:
-                    if not self.state[p]:
-                        self.state[p]["momentum"] = torch.zeros_like(p)
-                buffers = [self.state[p]["momentum"] for p in params]
-                grads = torch.stack([p.grad for p in params])  # (P, rows, columns)
-                slow = torch.stack(buffers).lerp_(grads, 1 - group["momentum"])
-                torch._foreach_copy_(buffers, list(slow))
-                change = orthogonal(grads.lerp_(slow, group["momentum"]))
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(
-                    params,
-                    list(change.to(params[0].dtype)),
-                    alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5,
-                )
+            for params in by_shape.values():
+                self.step_of(params, group["lr"], group["momentum"], group["weight_decay"])
+
+    def step_of(self, params: list, lr: float, momentum: float, weight_decay: float) -> None:
+        """Of P matrices (rows, columns)."""
+        buffers, grads = [], []
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            buffers.append(self.state[p]["momentum"])
+            grads.append(p.grad)
+        grads = torch.stack(grads)  # (P, rows, columns)
+        mean = torch.stack(buffers).lerp_(grads, 1 - momentum)
+        torch._foreach_copy_(buffers, list(mean))
+        ahead = grads.lerp_(mean, momentum)  # Nesterov
+        change = orthogonal(ahead).to(params[0].dtype)
+        rows, columns = params[0].shape
+        rate = lr * max(1.0, rows / columns) ** 0.5
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        torch._foreach_add_(params, list(change), alpha=-rate)
 
 
 def orthogonal(x: torch.Tensor) -> torch.Tensor:
     """(P, rows, columns) -> matrices with the same singular vectors and values from 0.7 to 1.2."""
     fast = x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     x = x.to(torch.bfloat16 if fast else torch.float32)
-    wide = x if x.shape[1] <= x.shape[2] else x.mT  # the smaller of the two Gram matrices
-    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    tall = x.shape[1] > x.shape[2]
+    if tall:  # of the two Gram matrices the smaller
+        x = x.mT
+    norm = x.norm(dim=(1, 2), keepdim=True)  # (P, 1, 1)
+    x = x / norm.clamp(min=1e-7)
     for _ in range(5):
-        gram = wide @ wide.mT
-        wide = torch.baddbmm(
-            wide, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), wide, beta=3.4445
-        )
-    return wide if x.shape[1] <= x.shape[2] else wide.mT
+        gram = x @ x.mT
+        quintic = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, quintic, x, beta=3.4445)
+    return x.mT if tall else x
