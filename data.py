@@ -36,6 +36,7 @@ resume is to start at a step; numbers of workers and of ranks change nothing.
 Shapes: `B` clips, `T,H,W` frames and pixels, `K` boxes in a batch, `C` classes, `V` views.
 """
 
+import contextlib
 import csv
 import functools
 import heapq
@@ -205,69 +206,72 @@ def decode_clip(
     first of them, frames that nobody wants and no other refers to are skipped inside the decoder,
     and the wanted ones are scaled as yuv420p, before they become RGB.
     """
+    with open_stream(path) as stream:
+        if callable(times_sec):
+            times_sec = times_sec(duration_sec(stream))
+        targets = to_ticks(stream, times_sec)
+        canvas = Canvas(len(targets), stream, short_side, size, multiple)
+        if can_seek(stream):
+            # libdav1d loses frames with NONREF. Seeks can land late (MPEG-TS, open GOPs).
+            skip = stream.codec_context.name not in ("libdav1d", "av1", "libaom-av1")
+            for back_sec, skip_here in ((0, skip), (10, False)):
+                if _read_window(stream, targets, back_sec, skip_here, canvas):
+                    return canvas.video
+    with open_stream(path) as stream:
+        places = sorted(range(len(targets)), key=targets.__getitem__)
+        frames = on_screen(stream, sorted(targets))
+        for place, frame in zip(places, frames, strict=True):
+            canvas.put([place], frame)
+        return canvas.video
+
+
+@contextlib.contextmanager
+def open_stream(path: str | Path) -> Iterator[av.VideoStream]:
+    """The video of a file, ready for one thread. What cannot be read in the block: DecodeError."""
     try:
-        with open_video(path) as container:
-            stream = video_stream(container, path)
-            if callable(times_sec):
-                times_sec = times_sec(duration_sec(container, stream))
-            targets = to_ticks(stream, times_sec)
-            canvas = Canvas(len(targets), stream, short_side, size, multiple)
-            if can_seek(container, stream):
-                # libdav1d loses frames with NONREF. Seeks can land late (MPEG-TS, open GOPs).
-                skip = stream.codec_context.name not in ("libdav1d", "av1", "libaom-av1")
-                for back_sec, skip_here in ((0, skip), (10, False)):
-                    back = round(back_sec / stream.time_base)
-                    if _read_window(container, stream, targets, back, skip_here, canvas):
-                        return canvas.video
-        with open_video(path) as container:
-            stream = video_stream(container, path)
-            places = sorted(range(len(targets)), key=targets.__getitem__)
-            frames = on_screen(container, stream, sorted(targets))
-            for place, frame in zip(places, frames, strict=True):
-                canvas.put([place], frame)
-            return canvas.video
+        # `file:`, or the hour in 10:00.mp4 is taken for a protocol. Titles in Latin-1 are no reason
+        # to fail. Open files would wait for the garbage collector.
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            stream = container.streams.best("video")  # video[0] can be a thumbnail
+            if stream is None or stream.codec_context is None:
+                raise DecodeError(f"{path}: no video stream that can be decoded")
+            if stream.disposition & Disposition.attached_pic:
+                raise DecodeError(f"{path}: no video, only sound with a cover picture")
+            # Set before the first packet, ignored later. Workers are the parallelism; threads would
+            # read ahead, and with av.logging.set_level they deadlock (PyAV#751).
+            stream.codec_context.thread_count = 1
+            stream.codec_context.thread_type = "SLICE"
+            yield stream
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(f"{path}: {error.strerror or error}") from error
 
 
-def open_video(path: str | Path) -> av.container.InputContainer:
-    """Always `with`: one that waits for the garbage collector holds 2 MB and a file descriptor."""
-    # `file:`, or the hour in 10:00.mp4 is taken for a protocol. Titles in Latin-1 are no reason to
-    # fail.
-    return av.open(f"file:{path}", metadata_errors="replace")
+def path_of(stream: av.VideoStream) -> str:
+    return stream.container.name.removeprefix("file:")
 
 
-def video_stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
-    """The stream to decode, ready for one thread. DecodeError if there is none."""
-    stream = container.streams.best("video")  # video[0] can be a thumbnail or a smaller rendition
-    if stream is None or stream.codec_context is None:
-        raise DecodeError(f"{path}: no video stream that can be decoded")
-    if stream.disposition & Disposition.attached_pic:
-        raise DecodeError(f"{path}: no video, only sound with a cover picture")
-    # Set before the first packet, ignored later. Workers are the parallelism; threads would read
-    # ahead, and with av.logging.set_level they deadlock (PyAV#751).
-    stream.codec_context.thread_count = 1
-    stream.codec_context.thread_type = "SLICE"
-    return stream
+def format_is(stream: av.VideoStream, flag: Flags) -> bool:
+    return bool(stream.container.format.flags & flag.value)
 
 
-def format_is(container: av.container.InputContainer, flag: Flags) -> bool:
-    return bool(container.format.flags & flag.value)
+def is_avi(stream: av.VideoStream) -> bool:
+    """Its packets tell only the order of decoding, not that of display."""
+    return stream.container.format.name == "avi"
 
 
-def has_clock(container: av.container.InputContainer) -> bool:
+def has_clock(stream: av.VideoStream) -> bool:
     """False where a frame's time depends on where reading began: raw streams know none, MPEG
     program streams (DVDs) only that of some frames."""
-    return container.format.name != "mpeg" and not format_is(container, Flags.no_timestamps)
+    return stream.container.format.name != "mpeg" and not format_is(stream, Flags.no_timestamps)
 
 
-def can_seek(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+def can_seek(stream: av.VideoStream) -> bool:
     """Whether a part of the file tells the times of its frames; else it is read from the start."""
-    if container.format.name == "avi":  # it knows only the order of decoding, not that of display
+    if is_avi(stream):
         return stream.codec_context.reorder_depth == 0
-    if format_is(container, Flags.ts_discont) and scan_clock(container)[0]:
+    if format_is(stream, Flags.ts_discont) and scan_clock(stream)[0]:
         return False  # recordings joined: its clock starts anew
-    return has_clock(container)
+    return has_clock(stream)
 
 
 def to_ticks(stream: av.VideoStream, times_sec: Sequence[float]) -> list[int]:
@@ -281,24 +285,24 @@ def to_ticks(stream: av.VideoStream, times_sec: Sequence[float]) -> list[int]:
     return [start + int(tick) for tick in whole]
 
 
-def frame_rate(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction:
+def frame_rate(stream: av.VideoStream) -> Fraction:
     """Frames per second as the file says; 25 where it does not."""
-    if format_is(container, Flags.no_timestamps):  # the demuxer says 25 for all of them
+    if format_is(stream, Flags.no_timestamps):  # the demuxer says 25 for all of them
         return stream.codec_context.framerate or stream.average_rate or Fraction(25)
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
-def duration_sec(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+def duration_sec(stream: av.VideoStream) -> float:
     """From the first frame to the end of the last one."""
-    if not format_is(container, Flags.ts_discont):
+    if not format_is(stream, Flags.ts_discont):
         if stream.duration:
             return float(stream.duration * stream.time_base)
-        if container.duration:  # of the file only: Matroska, whose clock counts from 0
-            seconds = container.duration / av.time_base
-            if "matroska" in container.format.name:
+        if stream.container.duration:  # of the file only: Matroska, whose clock counts from 0
+            seconds = stream.container.duration / av.time_base
+            if "matroska" in stream.container.format.name:
                 seconds -= float((stream.start_time or 0) * stream.time_base)
             return seconds
-    return scan_clock(container)[1]  # also of a recording that was interrupted
+    return scan_clock(stream)[1]  # also of a recording that was interrupted
 
 
 class Clock:
@@ -309,10 +313,10 @@ class Clock:
     MPEG-TS are ffmpeg's own; elsewhere stamps can be in disorder, by fewer frames than a second's.
     """
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream):
-        broadcast = format_is(container, Flags.ts_discont)  # MPEG-TS, MPEG-PS
-        back_sec = 0.1 if broadcast and has_clock(container) else 1
-        self.step = 1 / (frame_rate(container, stream) * stream.time_base)  # ticks of a frame
+    def __init__(self, stream: av.VideoStream):
+        broadcast = format_is(stream, Flags.ts_discont)  # MPEG-TS, MPEG-PS
+        back_sec = 0.1 if broadcast and has_clock(stream) else 1
+        self.step = 1 / (frame_rate(stream) * stream.time_base)  # ticks of a frame
         self.back = back_sec / stream.time_base
         self.ahead = (10 if broadcast else math.inf) / float(stream.time_base)
         self.start = stream.start_time or 0
@@ -337,20 +341,19 @@ class Clock:
         return self.newest
 
 
-def scan_clock(container: av.container.InputContainer) -> tuple[bool, float]:
+def scan_clock(stream: av.VideoStream) -> tuple[bool, float]:
     """Whether the clock of a file starts anew inside of it, and its length in seconds, by all of
     its packets; of MPEG-TS and -PS nothing else can tell. Once a file in each process."""
-    path = container.name.removeprefix("file:")
+    path = path_of(stream)
     return _scan_clock(path, os.stat(path).st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4096)
 def _scan_clock(path: str, modified_ns: int) -> tuple[bool, float]:
-    with open_video(path) as container:
-        stream = video_stream(container, path)
-        clock, first = Clock(container, stream), None
-        counted = format_is(container, Flags.no_timestamps)
-        for packet in container.demux(stream):
+    with open_stream(path) as stream:
+        clock, first = Clock(stream), None
+        counted = format_is(stream, Flags.no_timestamps)
+        for packet in stream.container.demux(stream):
             if packet.size:
                 tick = clock.tick(None if counted else packet.dts)
                 first = tick if first is None else first
@@ -360,34 +363,30 @@ def _scan_clock(path: str, modified_ns: int) -> tuple[bool, float]:
 
 
 def _read_window(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    targets: list[int],
-    back: int,
-    skip: bool,
-    canvas: "Canvas",
+    stream: av.VideoStream, targets: list[int], back_sec: float, skip: bool, canvas: "Canvas"
 ) -> bool:
-    """Decode what the targets need, from the keyframe before `first - back`; False: impossible."""
+    """Decode what the targets need, from the keyframe `back_sec` before them; False: impossible."""
     start = stream.start_time or 0
     first, last = max(min(targets), start), max(targets)
     try:
-        container.seek(first - back, stream=stream)  # in ticks, since a stream is given
+        back = round(back_sec / stream.time_base)  # ticks, which `seek` takes of a stream
+        stream.container.seek(first - back, stream=stream)
     except av.FFmpegError:
         return False  # a format that cannot seek
     packets = []
-    for packet in container.demux(stream):  # a few seconds of compressed data, nothing is decoded
+    for packet in stream.container.demux(stream):  # a few seconds, nothing is decoded
         if packet.size:
             packets.append(packet)
         if not packet.size or packet.dts is not None and packet.dts > last:  # dts <= pts
             break
-    if container.format.name == "avi" and any(packet.pts != packet.dts for packet in packets):
+    if is_avi(stream) and any(packet.pts != packet.dts for packet in packets):
         return False  # a guess
     # Choosing among packets is exact for B-frames and variable rates, without an index. Those
     # between a keyframe and a cut (discard) are decoded but never on screen.
     shown = sorted({p.pts for p in packets if p.pts is not None and not p.is_discard})
     if not shown or shown[0] > first:
         return False
-    _check_inside(container, stream, targets, shown[-1])
+    _check_inside(stream, targets, shown[-1])
     wanted: dict[int, list[int]] = {}  # timestamp -> places in the clip
     for place, target in enumerate(targets):
         stamp = shown[max(bisect_right(shown, target) - 1, 0)]
@@ -424,21 +423,18 @@ def _decode(
     return False
 
 
-def frames_in_order(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[tuple[int, av.VideoFrame]]:
+def frames_in_order(stream: av.VideoStream) -> Iterator[tuple[int, av.VideoFrame]]:
     """(tick, frame) of all frames from the start on: always right, and slow.
 
     AVI stamps packets in the order of decoding only. So the n-th frame takes the n-th stamp: a gap
     that a recorder left stays where it was. What cannot be decoded before the first frame is left
     out: files that begin inside a group of pictures.
     """
-    clock = Clock(container, stream)
-    counted = format_is(container, Flags.no_timestamps)
-    is_avi = container.format.name == "avi"
+    clock = Clock(stream)
+    counted = format_is(stream, Flags.no_timestamps)
     stamps: list[int] = []  # AVI: a heap of those whose frames are still in the decoder
-    for packet in container.demux(stream):
-        if is_avi and packet.size:
+    for packet in stream.container.demux(stream):
+        if is_avi(stream) and packet.size:
             heapq.heappush(stamps, packet.dts)
         try:
             frames = packet.decode()
@@ -450,19 +446,17 @@ def frames_in_order(
             stamp = frame.pts
             if counted:
                 stamp = None
-            elif is_avi:
+            elif is_avi(stream):
                 stamp = heapq.heappop(stamps) if stamps else None
             yield clock.tick(stamp), frame
         while len(stamps) > stream.codec_context.reorder_depth:  # of packets without a picture
             heapq.heappop(stamps)
 
 
-def on_screen(
-    container: av.container.InputContainer, stream: av.VideoStream, targets: list[int]
-) -> Iterator[av.VideoFrame]:
+def on_screen(stream: av.VideoStream, targets: list[int]) -> Iterator[av.VideoFrame]:
     """The frame at each of these ticks, which increase, of all frames from the start on."""
     shown, since, number = None, 0, 0
-    for now, frame in frames_in_order(container, stream):
+    for now, frame in frames_in_order(stream):
         while shown is not None and targets[number] < now:
             yield shown
             number += 1
@@ -470,21 +464,19 @@ def on_screen(
                 return
         shown, since = frame, now
     if shown is None:
-        raise DecodeError(f"{container.name.removeprefix('file:')}: no frame could be decoded")
-    _check_inside(container, stream, targets, since)
+        raise DecodeError(f"{path_of(stream)}: no frame could be decoded")
+    _check_inside(stream, targets, since)
     for _ in targets[number:]:
         yield shown
 
 
-def _check_inside(
-    container: av.container.InputContainer, stream: av.VideoStream, targets: list[int], end: int
-) -> None:
+def _check_inside(stream: av.VideoStream, targets: list[int], end: int) -> None:
     """DecodeError if all lie over a second outside: a wrong offset would make stills of a set."""
     base, start = stream.time_base, stream.start_time or 0
     first, last = min(targets), max(targets)
     if first > end + 1 / base or last < start - 1 / base:
         raise DecodeError(
-            f"{container.name.removeprefix('file:')}: asked for {float((first - start) * base):.3f}"
+            f"{path_of(stream)}: asked for {float((first - start) * base):.3f}"
             f" to {float((last - start) * base):.3f} s, but the last frame is at "
             f"{float((end - start) * base):.3f} s"
         )

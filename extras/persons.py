@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 
@@ -206,15 +205,11 @@ def watch(path: str | Path, times_sec: Sequence[float]) -> Iterator[np.ndarray]:
     The times increase. The video is decoded once, from its start to the last of them, and one
     picture is in memory. Raises DecodeError.
     """
-    try:
-        with data.open_video(path) as container:
-            stream = data.video_stream(container, path)
-            canvas = data.Canvas(1, stream)
-            for frame in data.on_screen(container, stream, data.to_ticks(stream, times_sec)):
-                canvas.put([0], frame)
-                yield canvas.video[0].copy()
-    except (av.FFmpegError, OSError) as error:
-        raise data.DecodeError(f"{path}: {error.strerror or error}") from error
+    with data.open_stream(path) as stream:
+        canvas = data.Canvas(1, stream)
+        for frame in data.on_screen(stream, data.to_ticks(stream, times_sec)):
+            canvas.put([0], frame)
+            yield canvas.video[0].copy()
 
 
 # ------------------------------------------------------------------------------------------------

@@ -30,12 +30,12 @@ from data import (
     frame_rate,
     frames_in_order,
     has_clock,
+    is_avi,
     list_videos,
+    open_stream,
     open_task,
-    open_video,
     orientation,
     pixel_aspect,
-    video_stream,
 )
 from extras import formats
 from extras.pictures import GREEN, add_caption, draw_boxes, grid, write_png
@@ -93,41 +93,34 @@ def frame_times(path: str | Path, decode: bool = False) -> tuple[np.ndarray, flo
     frames that come out damaged, for a file that ends long before its header says, and for a clock
     that starts anew where `decode_clip` cannot know it.
     """
-    try:
-        with open_video(path) as container:
-            stream = video_stream(container, path)
-            shown, jumps = _packet_ticks(container, stream)
-            start, base = stream.start_time or 0, stream.time_base
-            step_sec = float(1 / frame_rate(container, stream))
-            promised_sec = duration_sec(container, stream)
-            guessed = not has_clock(container)
-            joined = jumps and format_is(container, Flags.ts_discont)
-        if jumps and not joined:
-            raise DecodeError(
-                f"{path}: its clock starts anew inside of it, as of recordings joined, and what "
-                "comes then would never be seen; `prepare` writes it with one clock"
-            )
-        ticks, width, height = _decoded_ticks(path, decode or joined or guessed or not shown)
-        if joined or guessed or not shown:
-            shown = ticks
-        times = np.array([float((tick - start) * base) for tick in shown])
-        if not (joined or guessed) and times[-1] < 0.9 * promised_sec - 1:
-            raise DecodeError(f"{path}: breaks off at {times[-1]:.1f} of {promised_sec:.1f} s")
-        return times, float(times[-1] + step_sec), width, height
-    except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"{path}: {error.strerror or error}") from error
+    with open_stream(path) as stream:
+        shown, jumps = _packet_ticks(stream)
+        start, base = stream.start_time or 0, stream.time_base
+        step_sec = float(1 / frame_rate(stream))
+        promised_sec = duration_sec(stream)
+        guessed = not has_clock(stream)
+        joined = jumps and format_is(stream, Flags.ts_discont)
+    if jumps and not joined:
+        raise DecodeError(
+            f"{path}: its clock starts anew inside of it, as of recordings joined, and what "
+            "comes then would never be seen; `prepare` writes it with one clock"
+        )
+    ticks, width, height = _decoded_ticks(path, decode or joined or guessed or not shown)
+    if joined or guessed or not shown:
+        shown = ticks
+    times = np.array([float((tick - start) * base) for tick in shown])
+    if not (joined or guessed) and times[-1] < 0.9 * promised_sec - 1:
+        raise DecodeError(f"{path}: breaks off at {times[-1]:.1f} of {promised_sec:.1f} s")
+    return times, float(times[-1] + step_sec), width, height
 
 
-def _packet_ticks(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> tuple[list[int], int]:
+def _packet_ticks(stream: av.VideoStream) -> tuple[list[int], int]:
     """The ticks of all frames in their order, without decoding; how often the clock starts anew."""
-    is_avi = container.format.name == "avi"  # as in frames_in_order
-    clock, shown = Clock(container, stream), set()
-    for packet in container.demux(stream):
+    clock, shown = Clock(stream), set()
+    for packet in stream.container.demux(stream):
         if packet.size:
             clock.tick(packet.dts)
-        stamp = packet.dts if is_avi else packet.pts
+        stamp = packet.dts if is_avi(stream) else packet.pts
         if packet.size and stamp is not None and not packet.is_discard:
             shown.add(stamp)
     return sorted(shown), clock.jumps
@@ -136,8 +129,8 @@ def _packet_ticks(
 def _decoded_ticks(path: str | Path, everything: bool) -> tuple[list[int], int, int]:
     """The ticks of all frames, or of the first; upright width and height."""
     ticks, damaged, frame = [], 0, None
-    with open_video(path) as container:
-        for tick, frame in frames_in_order(container, video_stream(container, path)):
+    with open_stream(path) as stream:
+        for tick, frame in frames_in_order(stream):
             ticks.append(tick)
             damaged += everything and frame.is_corrupt
             if not everything:
@@ -205,8 +198,8 @@ def check(source: Path, workers: int, quick: bool = False) -> bool:
 
 
 def _can_seek(path: str) -> bool:
-    with open_video(path) as container:
-        return can_seek(container, video_stream(container, path))
+    with open_stream(path) as stream:
+        return can_seek(stream)
 
 
 def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float]]:
@@ -308,14 +301,13 @@ def prepare_video(
 
 def _encode(source: Path, target: Path, short_side: int, keyframe_sec: float) -> None:
     scaler, encoder, key = VideoReformatter(), None, 0
-    with open_video(source) as container:
-        stream = video_stream(container, source)
-        rate, base = frame_rate(container, stream), stream.time_base
+    with open_stream(source) as stream:
+        rate, base = frame_rate(stream), stream.time_base
         # The header counts a late start in movie_timescale, by default only milliseconds.
         options = {"movflags": "faststart", "movie_timescale": str(base.denominator)}
         with av.open(f"file:{target}", "w", format="mp4", options=options) as output:
             now = stream.start_time or 0  # from there on the first frame is held
-            for tick, frame in frames_in_order(container, stream):
+            for tick, frame in frames_in_order(stream):
                 if encoder is None:
                     encoder = _add_encoder(
                         output, frame, rate, base, pixel_aspect(stream), short_side

@@ -109,16 +109,21 @@ def test_decoder_seeks_further_back(tmp_path, monkeypatch):
     tried, read = [], data._read_window
     late = 0
 
-    class Container:  # its first seek ends `late` ticks too late, on a keyframe
-        def __init__(self, container):
-            self.demux, self.format, self.name = container.demux, container.format, container.name
-            self.inner = container
+    class Stream:  # its first seek ends `late` ticks too late, on a keyframe
+        def __init__(self, stream):
+            self.stream, self.container = stream, self
+
+        def __getattr__(self, name):
+            return getattr(self.stream, name, None) or getattr(self.stream.container, name)
+
+        def demux(self, stream):
+            return self.stream.container.demux(self.stream)
 
         def seek(self, offset, stream):
-            self.inner.seek(offset + (0 if tried else late), stream=stream)
+            self.stream.container.seek(offset + (0 if tried else late), stream=self.stream)
 
-    def window(container, *rest):
-        tried.append(read(Container(container), *rest))
+    def window(stream, *rest):
+        tried.append(read(Stream(stream), *rest))
         return tried[-1]
 
     monkeypatch.setattr(data, "_read_window", window)
@@ -269,9 +274,8 @@ def test_decoder_leaves_time_for_avi_packets_without_a_picture(tmp_path):
     assert len(read_movie(tmp_path / "b.avi")[1]) == 48
     expected = [19 if i in (20, 21) else i for i in range(50)]
     assert numbers(tmp_path / "b.avi", np.arange(50) / 25) == expected
-    with av.open(str(tmp_path / "b.avi")) as file:
-        stream = data.video_stream(file, "")
-        ticks = [tick for tick, _ in data.frames_in_order(file, stream)]
+    with data.open_stream(tmp_path / "b.avi") as stream:
+        ticks = [tick for tick, _ in data.frames_in_order(stream)]
     assert ticks == [i for i in range(50) if i not in (20, 21)]
 
 
@@ -303,11 +307,10 @@ def test_decoder_reads_files_that_begin_inside_a_group_of_pictures(name, share, 
     cut = int(len(content) * share) // 188 * 188
     path = tmp_path / name
     path.write_bytes(content[cut:])
-    with data.open_video(path) as file:
-        stream = data.video_stream(file, path)
+    with data.open_stream(path) as stream:
         start, base = stream.start_time or 0, stream.time_base
         frames = []
-        for tick, frame in data.frames_in_order(file, stream):
+        for tick, frame in data.frames_in_order(stream):
             frames.append(
                 (float((tick - start) * base), movie_number(frame.to_ndarray(format="rgb24")))
             )

@@ -293,9 +293,9 @@ def decoded_frames(monkeypatch):
     """How many frames were decoded from each file that was opened."""
     counts, really = [], data.frames_in_order
 
-    def counting(container, stream):
+    def counting(stream):
         counts.append(0)
-        for pair in really(container, stream):
+        for pair in really(stream):
             counts[-1] += 1
             yield pair
 

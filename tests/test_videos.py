@@ -228,10 +228,9 @@ def test_videos_prepare_makes_frames_that_can_be_skipped(tmp_path, run):
     write_movie(tmp_path / "videos/a.mp4", 100, **H264)
     run("prepare", tmp_path / "videos", tmp_path / "out")
     path = tmp_path / "out/a.mp4"
-    with data.open_video(path) as file:
-        stream = data.video_stream(file, path)
+    with data.open_stream(path) as stream:
         stream.codec_context.skip_frame = "NONREF"
-        assert sum(1 for _ in file.decode(stream)) < 25
+        assert sum(1 for _ in stream.container.decode(stream)) < 25
     assert numbers(path, np.arange(100) / 25) == [*range(100)]
 
 
