@@ -26,7 +26,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import data
-from data import HEADER, ClipRow, files_of, is_video, list_videos, numbered, read_lines, to_number
+from data import (
+    HEADER,
+    SUFFIX,
+    ClipRow,
+    files_of,
+    is_video,
+    list_videos,
+    numbered,
+    read_lines,
+    to_number,
+)
 
 NUMBER = r"-?\d*\.?\d+"
 
@@ -128,7 +138,7 @@ def read_row(line: str) -> tuple[str, str]:
     if '"' in line:  # in quotes, whatever separates the two columns
         rows = [next(csv.reader([line], delimiter=mark)) for mark in ",;\t "]
         name, label = next((row for row in rows if len(row) == 2), ("", ""))
-    elif suffix := _suffix().search(line):
+    elif suffix := re.search(rf"{SUFFIX}(?=[\s,;]|$)", line):  # where the path ends
         name, rest = line[: suffix.end()], line[suffix.end() :]
         label = rest.lstrip(" \t,;")
         _check_label(rest[: len(rest) - len(label)], label)
@@ -149,12 +159,6 @@ def read_row(line: str) -> tuple[str, str]:
     if ".0" in label:
         label = re.sub(r"^(\d+)\.0+$", r"\1", label)  # a spreadsheet's whole number
     return name.strip().replace("\\", "/"), label.strip()
-
-
-@functools.cache
-def _suffix() -> re.Pattern:
-    """Where the path of a video ends."""
-    return re.compile(rf"(?i)\.(?:{data.SUFFIXES})(?=[\s,;]|$)")
 
 
 def _check_label(mark: str, label: str) -> None:
