@@ -858,7 +858,7 @@ def read_clips(
                 raise ValueError(f"{path}: expected a folder per class, found the video {name}")
             yield ClipRow(path, name.split(os.sep)[0], os.path.join(there, name))
         return
-    if "*" in path or path.endswith(".json"):
+    if "*" in os.path.basename(path) or path.endswith(".json"):
         raise ValueError(f"{path}: no list of videos; extras/formats.py reads other formats")
     first = None  # the first line, where it does not name a video
     for number, (where, line) in enumerate(read_lines(path)):

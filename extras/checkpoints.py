@@ -23,19 +23,18 @@ def save(path: Path, state: dict) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # the latter: a full disk, by torch's zip writer
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} could not be written ({error}); the one before it is intact"
-        ) from error
+        # The RuntimeError is of torch's zip writer, which tells positions in the file.
+        why = error if isinstance(error, OSError) else "no space left on the disk?"
+        raise OSError(f"{path} could not be written ({why}); the one before it is intact") from None
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where folders can be opened (not on Windows)."""
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        os.fsync(number)
-        os.close(number)
+    """Make a rename last through a power cut."""
+    number = os.open(folder, os.O_RDONLY)
+    os.fsync(number)
+    os.close(number)
 
 
 def load(path: str | Path) -> dict:
@@ -63,7 +62,10 @@ def recipe_of(state: dict, kind: type):
         tasks = [data.Task(**table) for table in state["recipe"]["task"]]
         return kind(**state["recipe"] | {"task": tasks})
     except (TypeError, LookupError) as error:
-        raise ValueError(f"the checkpoint's recipe is not of this version: {error}") from None
+        words = str(error).replace(".__init__() got an unexpected keyword argument", "'s key")
+        raise ValueError(
+            f"{state['path']}: its recipe is not of this version of the program: {words}"
+        ) from None
 
 
 def make_heads(recipe, classes: dict[str, list[str]]) -> dict[str, Head]:

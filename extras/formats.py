@@ -50,7 +50,7 @@ def read_clips(path: str, split: str, folder: str) -> Iterator[ClipRow]:
     """The rows of a split of a clip task, in any format. For data.open_task."""
     if Path(path).is_dir():
         yield from data.read_clips(path, split, folder)
-    elif "*" in path:
+    elif "*" in Path(path).name:
         yield from _hmdb51(path, split)
     elif path.endswith(".json"):
         yield from _something(path)

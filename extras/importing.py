@@ -15,6 +15,7 @@ import csv
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import tomllib
 from collections import Counter
@@ -109,6 +110,8 @@ def _check_options(
         raise ValueError(f"--group-by {group_by!r}: {error}") from None
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder, expected one with videos")
+    if not (str(source.resolve()) + str(target.resolve())).isprintable():
+        raise ValueError(f"{str(target)!r}: a path that a recipe cannot hold, rename the folder")
     if source.resolve() == target.resolve():
         raise ValueError(f"{target}: the folder to write, expected another than that of the videos")
     if into and not into.is_file():
@@ -714,8 +717,8 @@ def report(task: Task, notes: list[str], problems: list[str], into: Path | None)
     print(
         f"{counts['train']} videos to train, {counts['val']} to validate{test}; "
         f"{len(problems)} problems, all in {task.target / 'problems.txt'}\n"
-        f"next:\n  python cofinetune.py show {recipe}\n"
-        f"  python cofinetune.py train --recipe {recipe}"
+        f"next:\n  python cofinetune.py show {shlex.quote(str(recipe))}\n"
+        f"  python cofinetune.py train --recipe {shlex.quote(str(recipe))}"
     )
 
 

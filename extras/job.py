@@ -179,6 +179,9 @@ def sentence_of(problem: BaseException) -> str:
     if isinstance(problem, torch.OutOfMemoryError):
         reason = str(problem).splitlines()[0]
         return f"error: {reason} Smaller batches, --micro-batches, --model.checkpointing true help"
+    if isinstance(problem, UnicodeEncodeError):
+        around = problem.object[max(problem.start - 30, 0) : problem.end + 30]
+        return f"error: {around!r} is no UTF-8 text (the name of a file?), rename it"
     if isinstance(problem, (ValueError, OSError, FloatingPointError, DecodeError, PeerLost)):
         more = "; the same command goes on from the last checkpoint"
         return f"error: {problem}{more if isinstance(problem, WorkerLost) else ''}"
@@ -189,8 +192,11 @@ def sentence_of(problem: BaseException) -> str:
 
 def run_and_leave(main, words: list[str]) -> None:
     """A program from its command line to its exit status, whatever happens on the way."""
-    for stream in (sys.stdout, sys.stderr):  # file names need not be text of this screen
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))
+        elif isinstance(stream, io.TextIOWrapper):  # names need not be text of this screen
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, stop)
     try:

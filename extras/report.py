@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import textwrap
 import time
 from pathlib import Path
@@ -83,12 +84,12 @@ class Progress:
 
     def __init__(self, job, what: str, total: int):
         self.job, self.what, self.total = job, what, total
-        self.done, self.began = 0, time.time()
+        self.done, self.began = 0, time.monotonic()
         self.shown = self.began
 
     def add(self, count: int) -> None:
         self.done = min(self.done + count, self.total)
-        now = time.time()
+        now = time.monotonic()
         if now - self.shown > 10 and self.done < self.total:
             self.shown = now
             left = round((now - self.began) * (self.total / self.done - 1))
@@ -97,10 +98,11 @@ class Progress:
 
 def next_commands(out: Path, recipe) -> str:
     """What one does with a run that is done."""
+    run = shlex.quote(str(out))
     lines = [
-        f"python cofinetune.py evaluate {out}",
-        f"python cofinetune.py predict {out} VIDEO",
-        f"python cofinetune.py info {out}",
+        f"python cofinetune.py evaluate {run}",
+        f"python cofinetune.py predict {run} VIDEO",
+        f"python cofinetune.py info {run}",
     ]
     if any(task.kind == "box" for task in recipe.task):
         lines[1] += " --boxes detect"

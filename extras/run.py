@@ -146,9 +146,9 @@ class Run:
 
     def next(self, batches: Iterator) -> list:
         """The next micro-batches, with the time that they kept the loop waiting."""
-        began = time.time()
+        began = time.monotonic()
         micro_batches = next(batches)
-        self.log.waited_sec = time.time() - began
+        self.log.waited_sec = time.monotonic() - began
         return micro_batches
 
     def record(self, step: int, losses: dict, rate: float, norm: float, clips: int) -> None:
@@ -278,7 +278,8 @@ class Log:
         self.path, self.job, self.recipe = out / "log.jsonl", job, recipe
         self.tty, self.board = sys.stdout.isatty(), None
         self.waited_sec, self.named = 0.0, set()
-        self.since, self.steps, self.clips, self.waits, self.losses = time.time(), 0, 0, 0.0, {}
+        self.since = time.monotonic()  # a clock that is set must not disturb what is measured
+        self.steps, self.clips, self.waits, self.losses = 0, 0, 0.0, {}
         self.patience_sec = 10  # of the first line, which has the first estimate
         self.stepped = self.since  # when the last step ended
         if not job.first:
@@ -328,8 +329,8 @@ class Log:
         for path in sorted(damaged.keys() - self.named):
             self.named.add(path)
             self.show(f"another clip of its task is trained instead: {damaged[path]}")
-        now = self.stepped = time.time()
-        clock = dict(unix=round(now, 3), waited_sec=round(self.waited_sec, 4))
+        now = self.stepped = time.monotonic()
+        clock = dict(unix=round(time.time(), 3), waited_sec=round(self.waited_sec, 4))
         record = dict(step=step, loss=losses, lr=lr, grad_norm=norm, **extra, time=clock)
         self.file.write(json.dumps(record) + "\n")
         if self.board:
@@ -376,7 +377,7 @@ class Log:
         self.file.write(json.dumps(dict(step=step, metrics=metrics, **more)) + "\n")
         self.file.flush()
         self.show(report.summary(metrics))
-        self.since += time.time() - self.stepped  # the steps before it still count
+        self.since += time.monotonic() - self.stepped  # the steps before it still count
         if self.board:
             for name, measured in metrics["task"].items():
                 value = measured["mAP"] if measured["kind"] == "box" else measured["top1"]

@@ -197,6 +197,15 @@ def check(source: Path, workers: int, quick: bool = False) -> bool:
     return not problems
 
 
+def _identity(path: str) -> tuple | str:
+    """The same for a file by all its names: links, capitals where the disk knows none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path
+    return found.st_dev, found.st_ino
+
+
 def _can_seek(path: str) -> bool:
     with open_stream(path) as stream:
         return can_seek(stream)
@@ -205,7 +214,7 @@ def _can_seek(path: str) -> bool:
 def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float]]:
     """The videos of all tasks -> the times of their keyframes."""
     wanted: dict[str, list[float]] = {}
-    trained: dict[str, set[str]] = {}  # task -> files
+    trained: dict[str, dict] = {}  # task -> files
     for task, root, split in _splits(recipe):
         try:
             dataset = open_task(replace(task, bad_share=1.0), root, split, formats)
@@ -216,14 +225,14 @@ def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float
         print(f"{task.name} {split}: {len(dataset.classes)} classes, " + ", ".join(counts))
         for video, where in dataset.missing.items():
             problems.append(f"{task.name} {split}: {video} is missing, wanted by {where}")
-        files = {os.path.realpath(item.path) for item in dataset.items}
+        files = {_identity(item.path): item.path for item in dataset.items}
         if split == "train":
             trained[task.name] = files
-        both = sorted(files & trained.get(task.name, set())) if split == "val" else []
+        both = files.keys() & trained.get(task.name, {}).keys() if split == "val" else ()
         if both:
             problems.append(
                 f"{task.name}: {len(both)} of the {len(files)} videos to validate on are trained "
-                f"on too, the first is {both[0]}"
+                f"on too, the first is {min(files[same] for same in both)}"
             )
         for item in dataset.items:
             wanted.setdefault(item.path, []).append(item.time_sec)

@@ -536,7 +536,7 @@ def test_import_of_hmdb51_lists(place_clips, tmp_path, own_import):
 
 
 def test_patterns_and_videos_below_folders_in_brackets(place_clips, tmp_path, own_import):
-    folder = tmp_path / "data [1]"
+    folder = tmp_path / "data [1] *?"
     videos = place_clips("run/a.avi", "walk/b.avi", folder=folder / "v[0]")
     for name in ("run/a", "walk/b"):
         row = f"{Path(name).name}.avi 1"
@@ -546,8 +546,13 @@ def test_patterns_and_videos_below_folders_in_brackets(place_clips, tmp_path, ow
     assert dataset.classes == ["run", "walk"]
     assert videos_of(dataset, videos) == {"run/a.avi", "walk/b.avi"}
     write_lines(videos / "l.csv", HEADER, *(f"{n},.4,.1,.1,.5,.9,walk" for n in "ab"))
-    own_import(videos, folder / "own")
+    printed = own_import(videos, folder / "own")
     assert len(open_parts(folder / "own")[0]) == 1
+    assert f"--recipe '{folder}/own/recipe.toml'" in printed  # to be pasted
+    task = data.Task("t", "clip", train=write_lines(folder / "t.txt", "run/a.avi x"), videos="v[0]")
+    assert data.open_task(task, folder, "train", read_clips).classes == ["x"]
+    with pytest.raises(ValueError, match=r"o\\nwn': a path that a recipe cannot hold"):
+        importing.import_task(videos, folder / "o\nwn")
 
 
 def test_import_keeps_lists_of_parts_and_never_trains_the_test(place_clips, tmp_path, own_import):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers import ENVIRONMENT, HERE, run_options, run_python, run_ranks, run_train
+from helpers import ENVIRONMENT, HERE, raise_exit, run_options, run_python, run_ranks, run_train
 
 import cofinetune
 import data
@@ -256,6 +256,49 @@ def test_the_sentence_is_the_last_thing_on_the_screen(tiny_world, tmp_path):
     assert "did you mean --steps" in done.stderr.strip().splitlines()[-2]
 
 
+def test_a_name_that_is_no_text_is_one_sentence():
+    with pytest.raises(UnicodeEncodeError) as caught:
+        os.fsdecode(b"caf\xe9.mp4").encode()
+    assert job.sentence_of(caught.value).startswith("error: 'caf\\udce9.mp4' is no UTF-8 text")
+
+
+def test_a_closed_screen_and_an_ascii_one(monkeypatch, capfd):
+    """`>&-`, and PYTHONIOENCODING=ascii before a class that is called é."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", open(2, "w", encoding="ascii", closefd=False))
+    monkeypatch.setattr(job, "leave", raise_exit)
+
+    def main(words):
+        assert not sys.stdout.isatty()
+        print("lost")
+        print("é", file=sys.stderr)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        job.run_and_leave(main, [])
+    signal.signal(signal.SIGINT, before)
+    sys.stderr.flush()
+    assert capfd.readouterr().err.startswith("\\xe9\n")
+
+
+def test_a_recipe_of_a_newer_version_is_named_with_its_file():
+    for table, key in ((dict(shiny=1, task=[]), "Recipe's key 'shiny'"), ({}, "'task'")):
+        with pytest.raises(ValueError, match=f"last.pt: its recipe is not .* version.*{key}"):
+            checkpoints.recipe_of({"recipe": table, "path": "last.pt"}, Recipe)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    checkpoints.save(tmp_path / "last.pt", {"step": 1})
+
+    def full(state, file):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(OSError, match="no space left on the disk.*; the one before it is intact"):
+        checkpoints.save(tmp_path / "last.pt", {"step": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
 def test_memory_is_named_only_where_it_may_be_the_cause():
     assert "killed by SIGKILL (the system kills when" in launch.sentence_of_killed(1, 9)
     assert "killed by SIGINT; the same" in launch.sentence_of_killed(1, 2)
@@ -279,7 +322,7 @@ def test_a_refusal_to_resume_names_what_changed_in_the_data():
 def test_steps_before_an_evaluation_count_in_the_progress_line(tmp_path, monkeypatch, capsys):
     """Two steps of 1 s, half of it waiting, an evaluation of 100 s between them."""
     clock = [1000.0]
-    monkeypatch.setattr(run.time, "time", lambda: clock[0])
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
     log = run.Log(tmp_path, Job(), Recipe(steps=2, log_every=1000), 0)
     for step in range(2):
         clock[0] += 1.0

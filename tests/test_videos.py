@@ -139,10 +139,11 @@ def test_videos_check_names_keyframes_outside_and_videos_in_both_parts(tmp_path,
     for name in "abc":
         write_movie(folder / f"{name}.mp4", 50, **H264)
     os.symlink("a.mp4", folder / "d.mp4")
-    train, val = ["a.mp4 x", "b.mp4 y"], ["b.mp4 y", "c.mp4 x", "d.mp4 x"]
+    os.link(folder / "a.mp4", folder / "e.mp4")
+    train, val = ["a.mp4 x", "b.mp4 y"], ["b.mp4 y", "c.mp4 x", "d.mp4 x", "e.mp4 x"]
     printed = run("check", clip_recipe(tmp_path, folder, *train, val=val), code=1)
-    assert re.search(r"t: 2 of the 3 videos .*validat.* train.* the first is .*a.mp4", printed)
-    assert "4 videos, 1 problems" in printed
+    assert re.search(r"t: 2 of the 3 videos .*validat.* train.* the first is .*b.mp4", printed)
+    assert "5 videos, 1 problems" in printed
     assert printed == run("check", tmp_path, code=1)  # the folder that import wrote
     assert "0 problems" in run("check", clip_recipe(tmp_path, folder, *train, val=val[1:2]))
     write_lines(tmp_path / "l.pbtxt", 'item { name: "x" id: 1 }')
