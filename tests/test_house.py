@@ -187,3 +187,25 @@ def test_readme_reading_order_exists():
             assert name in known, f"{file}: {name}"
             lines += known[name].end_lineno - known[name].lineno + 1
     assert lines < 900
+
+
+def test_readme_names_the_tests_that_hold_the_method():
+    """Each of its eight sentences names one at least, and all exist."""
+    text = (HERE / "README.md").read_text()
+    section = text[text.index("The method in eight sentences") : text.index("## Own videos")]
+    sentences = re.split(r"^\d\. ", section, flags=re.M)[1:]
+    assert len(sentences) == 8
+    known = set()
+    for path in [HERE / "test_cofinetune.py", *(HERE / "tests").glob("test_*.py")]:
+        known |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.M))
+    for sentence in sentences:
+        named = re.findall(r"`(test_\w+)`", sentence)
+        assert named, sentence
+        assert set(named) <= known, set(named) - known
+
+
+def test_relative_links_lead_to_files():
+    for page in [HERE / "README.md", *(HERE / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), (page.name, target)
