@@ -112,7 +112,7 @@ def _check_options(
         raise ValueError(f"{source}: no such folder, expected one with videos")
     if not (str(source.resolve()) + str(target.resolve())).isprintable():
         raise ValueError(f"{str(target)!r}: a path that a recipe cannot hold, rename the folder")
-    if source.resolve() == target.resolve():
+    if target.exists() and source.samefile(target):  # also where capitals do not count
         raise ValueError(f"{target}: the folder to write, expected another than that of the videos")
     if into and not into.is_file():
         raise ValueError(f"--into {into}: no such recipe")

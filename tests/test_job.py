@@ -11,14 +11,25 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from helpers import ENVIRONMENT, HERE, raise_exit, run_options, run_python, run_ranks, run_train
+import torch
+from helpers import (
+    ENVIRONMENT,
+    HERE,
+    raise_exit,
+    run_command,
+    run_options,
+    run_python,
+    run_ranks,
+    run_train,
+)
 
 import cofinetune
 import data
 from cofinetune import Recipe
-from extras import checkpoints, job, launch, run
+from extras import checkpoints, compare, job, launch, run, workers
 from extras import recipe as recipes
 from extras.job import Job
 
@@ -167,6 +178,40 @@ def test_windows_is_refused_before_anything_fails_to_import():
     done = run_python("-c", words)
     sentence = "error: Windows is not supported; its Linux (WSL 2) is\n"
     assert (done.returncode, done.stderr) == (1, sentence)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_the_demo_is_the_same_under_other_ways_to_start_workers(tiny_run, tmp_path, method):
+    """macOS starts them by spawn, Python 3.14 by forkserver; the world is made by such workers too.
+    Nor is there a sched_getaffinity on macOS."""
+    text = f"import multiprocessing, os; multiprocessing.set_start_method({method!r})"
+    (tmp_path / "sitecustomize.py").write_text(f"{text}\ndel os.sched_getaffinity\n")
+    options = run_options(tmp_path / "world", tmp_path / "run", "--workers", 2, "--preview", 2)
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}:{HERE}"}
+    run_command(*options, run=run_python, env=environment, timeout=600)
+    here, there = (checkpoints.load(out / "last.pt") for out in (tmp_path / "run", tiny_run[0]))
+    for key, value in there["model"].items():
+        assert torch.equal(value, here["model"][key]), key
+
+
+def test_macos_as_far_as_code_can_tell(tmp_path, monkeypatch):
+    """Its memory is counted in bytes, its tensors travel by name, there is no /dev/shm."""
+    used = SimpleNamespace(ru_maxrss=3 * 2**30)
+    monkeypatch.setattr("resource.getrusage", lambda who: used)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert run.memory_gib(torch.device("cpu")) == 3.0
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert compare.core_count() >= 1
+    monkeypatch.setattr(os.path, "isdir", lambda path: False)
+    monkeypatch.setattr(os, "statvfs", None)
+    strategy = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        answers = workers.ahead(2)(torch.ones, range(2, 8), largest=2**60)
+        assert [len(answer) for answer in answers] == [2, 3, 4, 5, 6, 7]
+    finally:
+        torch.multiprocessing.set_sharing_strategy(strategy)
 
 
 class InterruptedAtItsEnd:
