@@ -3,9 +3,9 @@
     python ava_eval.py -g ava_val_v2.2.csv -d detections.csv         # a table; --json for machines
     result = ava_eval.evaluate("ava_val_v2.2.csv", Rows(...))        # the same object; or a path
 
-How the number is computed: section "The metric" below, in twelve sentences and their code. Five
-evaluators use its name, and differ by up to 1.6 points on one file (--compare), so no mAP leaves
-this one without its protocol:
+How the number is computed: `score_tables`, in a dozen sentences and their code. Five evaluators
+use the name, and differ by up to 1.6 points on one file (--compare), so no mAP leaves this one
+without its protocol:
 
     protocol        rows of a    order within     detections on keyframes    keyframe
                     keyframe     a keyframe       the ground truth lacks     time
@@ -62,11 +62,11 @@ class Protocol(NamedTuple):
 
 
 PROTOCOLS = {
-    "official-2020": Protocol(50, "heap", True, False),
-    "official-2019": Protocol(50, "heap", False, True),
-    "official-2018": Protocol(0, "argsort", False, True),
-    "slowfast": Protocol(0, "file", False, True),
-    "mmaction2": Protocol(0, "stable", True, True, mmaction2=True),
+    "official-2020": Protocol(50, "heap", ignore_unknown=True, whole_seconds=False),
+    "official-2019": Protocol(50, "heap", ignore_unknown=False, whole_seconds=True),
+    "official-2018": Protocol(0, "argsort", ignore_unknown=False, whole_seconds=True),
+    "slowfast": Protocol(0, "file", ignore_unknown=False, whole_seconds=True),
+    "mmaction2": Protocol(0, "stable", ignore_unknown=True, whole_seconds=True, mmaction2=True),
 }
 
 
@@ -110,12 +110,6 @@ class Table(NamedTuple):
         starts = np.flatnonzero(changes(key)).tolist()
         return dict(zip(key[starts].tolist(), pairwise([*starts, len(key)]), strict=True))
 
-    def mark(self, keyframes) -> np.ndarray:
-        """(K,) bool: of all keyframes, those given."""
-        marked = np.zeros(len(self.keys), bool)
-        marked[keyframes] = True
-        return marked
-
     def without_rows(self) -> int:
         """How many boxes stand for "nothing there"."""
         return len(self.box_key) - int(changes(self.box).sum())
@@ -126,6 +120,13 @@ def changes(*columns) -> np.ndarray:
     new = np.ones(len(columns[0]), bool)
     new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
     return new
+
+
+def mark(keyframes, keys: dict) -> np.ndarray:
+    """(K,) bool: of all keyframes, those given by number."""
+    marked = np.zeros(len(keys), bool)
+    marked[keyframes] = True
+    return marked
 
 
 # ---- The metric ----------------------------------------------------------------------------------
@@ -168,13 +169,13 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclus
 
     # The ground truth says which keyframes were annotated. Detections on others are ignored, or
     # are false positives, by the protocol. Excluded keyframes count neither way.
-    annotated = det.mark(truth.box_key)
-    excluded = det.mark(exclusions)
-    ignored = np.zeros(len(det.keys), bool)
+    keys = det.keys
+    annotated, excluded = mark(truth.box_key, keys), mark(exclusions, keys)
+    ignored = np.zeros(len(keys), bool)
     if rules.ignore_unknown:
         ignored = ~annotated
     if rules.mmaction2:  # to which a keyframe with other classes alone is unknown
-        ignored = ~det.mark(truth.key()[truth.label >= 0])
+        ignored = ~mark(truth.key()[truth.label >= 0], keys)
     boxes = by_keyframe(truth, ~excluded | rules.mmaction2, truth)
     candidates = by_keyframe(det, ~excluded & ~ignored, truth if rules.mmaction2 else det)
 
@@ -191,24 +192,17 @@ def score_tables(truth: Table, det: Table, labels: list, rules: Protocol, exclus
 
     # All detections of the class, on all keyframes, are ranked by score. Down to each of them
     # precision is the part that are true positives, recall the part of the boxes that is claimed.
-    # Average precision is the area under that curve. mAP is its mean over the classes that have
-    # boxes (`mean`); a class that nobody detected adds 0.
+    # Average precision is the area under that curve, made monotone. mAP is its mean over the
+    # classes that have boxes (`mean`); a class that nobody detected adds 0.
     classes = score_classes(ranked, hits, boxes, len(labels), rules)
 
-    detected = det.mark(det.box_key)
-    keyframes = {
-        "ground_truth": annotated & ~excluded,
-        "detected": detected,
-        "matched": annotated & detected & ~excluded,
-        "ignored": detected & ignored & ~excluded,
-        "excluded": excluded & (annotated | detected),
-    }
+    # What the number rests on.
     rows = count_rows(det, candidates)
     rows["dropped_by_cap"] = capped
     rows["dropped_invalid_box"] = len(candidates.box) - capped - len(hits)
     counts = {
         "person": score_persons(candidates, boxes),
-        "keyframes": {what: int(mask.sum()) for what, mask in keyframes.items()},
+        "keyframes": count_keyframes(annotated, mark(det.box_key, keys), ignored, excluded),
         "rows": rows | {"evaluated": len(hits)},
         "ground_truth_rows": count_rows(truth, boxes) | {"evaluated": len(boxes.box)},
     }
@@ -375,6 +369,18 @@ def mean(ap) -> float | None:
 
 
 # ---- Beside the metric: counts, and persons whatever they do -------------------------------------
+
+
+def count_keyframes(annotated, detected, ignored, excluded) -> dict:
+    """Of masks of all keyframes, (K,) bool."""
+    masks = {
+        "ground_truth": annotated & ~excluded,
+        "detected": detected,
+        "matched": annotated & detected & ~excluded,
+        "ignored": detected & ignored & ~excluded,
+        "excluded": excluded & (annotated | detected),
+    }
+    return {what: int(mask.sum()) for what, mask in masks.items()}
 
 
 def count_rows(table: Table, counted: Table) -> dict:

@@ -48,10 +48,10 @@ def compare(ours, theirs, groundtruth, labelmap=None, exclusions=None, protocol=
     rules = ava_eval.PROTOCOLS[protocol]
     for det in tables:  # after all are read: masks of keyframes are as long as `keys`
         scored.append(ava_eval.score_tables(truth, det, sorted(names), rules, excluded))
+    if not scored[0].counts["ground_truth_rows"]["evaluated"]:
+        raise ValueError(f"{truth.name}: no box of any of the {len(names)} classes")
     groups = ava_eval.groups_of(names, None, (10000, 1000))
     found = differences(*scored, keys, names, groups)
-    if not found:
-        raise ValueError(f"{truth.name}: no box of any of the {len(names)} classes")
     ours, theirs = (det.name for det in tables)
     return {"protocol": protocol, "ours": ours, "theirs": theirs, "differences": found}
 
