@@ -520,16 +520,13 @@ def test_ava_says_why_it_is_zero(tmp_path):
     assert ava_map(tmp_path, truth, [])["mAP"] == 0
 
 
-def test_ava_alone_in_an_empty_folder(tmp_path):
+def test_ava_alone_in_an_empty_folder(tmp_path, capsys):
     shutil.copy(ava_eval.__file__, tmp_path)
     (tmp_path / "g.csv").write_text("v,903\nv,902,0,0,1,1,12")  # the last line may lack its end
     ava_file(tmp_path / "d.csv", ["v,902,0,0,1,1,12,0.5"])
-
-    def run(*flags):
-        command = [sys.executable, "ava_eval.py", "-g", "g.csv", "-d", "d.csv", *flags]
-        return subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True)
-
-    result = json.loads(run("--json", "--compare").stdout)
+    command = [sys.executable, "ava_eval.py", "-g", "g.csv", "-d", "d.csv", "--json", "--compare"]
+    done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True)
+    result = json.loads(done.stdout)
     assert result["protocol"] == "official-2020" and result["mAP"] == 1 and "parts" not in result
     assert result["per_class"][10] == {
         "id": 12,
@@ -539,9 +536,13 @@ def test_ava_alone_in_an_empty_folder(tmp_path):
         "num_det": 1,
         "recall": 1.0,
     }
-    assert "100.00 mAP (official-2020), 1 classes" in run().stdout
     assert list(result["compare"]) == list(ava_eval.PROTOCOLS)
     assert result["compare"]["official-2020"] == 1 and "2 columns" in result["compare"]["slowfast"]
-    assert "100.00 mAP (official-2020)" in run("--compare").stdout
-    broken = run("-l", "missing.pbtxt")
-    assert broken.returncode == 2 and broken.stderr.startswith("error: ")
+    files = ["-g", str(tmp_path / "g.csv"), "-d", str(tmp_path / "d.csv")]
+    for flags in ([], ["--compare"]):
+        assert ava_eval.main(files + flags) == 0
+        shown = capsys.readouterr().out
+        assert "100.00 mAP (official-2020), 1 classes" in shown
+        assert shown.count("100.00 mAP (official-2020)") == 1 + len(flags)
+    assert ava_eval.main([*files, "-l", "missing.pbtxt"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
