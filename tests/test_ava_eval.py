@@ -188,6 +188,30 @@ def test_ava_cap(tmp_path):
         assert [one["num_det"] for one in result["per_class"]] == kept.tolist()
 
 
+def test_ava_cap_at_its_edge(tmp_path):
+    """50 rows on a keyframe, one less, one more: all are kept but the worst of 51."""
+    for n in (49, 50, 51):
+        found = [f"v,902,0,0,1,1,1,.{i + 10}" for i in range(n)] + ["w,902,0,0,1,1,1,.5"]
+        result = ava_map(tmp_path, ["v,902,0,0,1,1,1", "w,902,0,0,1,1,1"], found)
+        assert result["rows"]["dropped_by_cap"] == max(0, n - 50)
+        assert result["rows"]["evaluated"] == min(n, 50) + 1
+
+
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_ava_equal_overlaps_fall_to_the_higher_person_id(tmp_path, before):
+    """As in the official script and in mmaction2, wherever in the files the keyframe stands. The
+    first detection is as near to both boxes; the second finds one, and only if it is free."""
+    rest = [f"u,{902 + i},0,0,1,1,1" for i in range(before)]
+    for ids, ap in (((1, 2), 1), ((2, 1), 0.5)):
+        truth = ["v,902,0,0,.01,.01,1,0"]  # far from both
+        truth += [f"v,902,0,0,.75,1,1,{ids[0]}", f"v,902,.25,0,1,1,1,{ids[1]}"]
+        found = ["v,902,.125,0,.875,1,1,.9", "v,902,0,0,.75,1,1,.8"]
+        found += [f"{row},.95" for row in rest]
+        for protocol in ("official-2020", "official-2019", "mmaction2"):
+            result = ava_map(tmp_path, rest + truth, found, protocol)
+            assert result["mAP"] == pytest.approx((before + 2 * ap) / (before + 3))
+
+
 def test_ava_leaves_other_classes_out_and_counts_them(tmp_path):
     """A label map of fewer classes than the files hold, the poses say: rows of the others count
     neither as boxes nor as detections, though a keyframe that has only them was annotated."""
