@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from extras.weight_files import write_safetensors
-from model import CoFinetuneModel
+from model import CoFinetuneModel, ModelConfig
 
 NAMES = {  # our name: the hub's, of ViViT and of VideoMAE
     "patch": "embeddings.patch_embeddings.projection",
@@ -34,20 +34,7 @@ def to_hugging_face(
     """
     config, head = model.encoder.config, model.heads[task].head
     alone, videomae = head.kind == "box", config.pos == "sincos"
-    fits = config.size[0] == config.size[1] and config.tubelet[1] == config.tubelet[2]
-    if videomae:
-        fits = fits and config.gelu == "none" and (alone or config.pool == "mean-norm")
-    else:
-        fits = fits and config.cls and config.pos != "rope" and (alone or config.pool == "cls")
-    if (alone or not videomae) and config.eps != config.final_eps:  # else eps is 1e-5 there
-        fits = False
-    if not fits:
-        raise ValueError(
-            "transformers has this network as ViViT (class token, learned positions) or VideoMAE"
-            " (sincos positions, pool mean-norm, gelu none), of square clips; this is neither:"
-            f" cls {config.cls}, pos {config.pos}, pool {config.pool}, gelu {config.gelu},"
-            f" size {config.size}, tubelet {config.tubelet}"
-        )
+    check_fits(config, alone, videomae)
     kind = "VideoMAE" if videomae else "Vivit"
     name = f"{kind}Model" if alone else f"{kind}ForVideoClassification"
     table = dict(
@@ -68,10 +55,15 @@ def to_hugging_face(
         qkv_bias=True,
         use_mean_pooling=not alone,  # VideoMAE: then its norm is the head's
     )
+    tensors = encoder_tensors(model, "" if alone else f"{kind.lower()}.", videomae)
     if not alone:
         classes = classes or [f"LABEL_{i}" for i in range(head.classes)]
         table["id2label"] = {str(i): label for i, label in enumerate(classes)}
         table["label2id"] = {label: i for i, label in enumerate(classes)}
+        for part, tensor in model.heads[task].fc.named_parameters():
+            tensors[f"classifier.{part}"] = tensor
+            if videomae:
+                tensors[f"fc_norm.{part}"] = tensors.pop(f"videomae.layernorm.{part}")
     mean, std = model.scale
     processor = dict(
         image_processor_type=f"{kind}ImageProcessor",
@@ -88,14 +80,25 @@ def to_hugging_face(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(table, indent=2))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
-    tensors = encoder_tensors(model, "" if alone else f"{kind.lower()}.", videomae)
-    if not alone:
-        for part, tensor in model.heads[task].fc.named_parameters():
-            tensors[f"classifier.{part}"] = tensor
-        for part in ("weight", "bias") if videomae else ():
-            tensors[f"fc_norm.{part}"] = tensors.pop(f"videomae.layernorm.{part}")
     write_safetensors(folder / "model.safetensors", tensors)
     return name
+
+
+def check_fits(config: ModelConfig, alone: bool, videomae: bool) -> None:
+    """ValueError for a network that is neither; alone: without a head, so pooled in any way."""
+    square = config.size[0] == config.size[1] and config.tubelet[1] == config.tubelet[2]
+    if videomae:
+        same = config.gelu == "none" and (alone or config.pool == "mean-norm")
+    else:
+        same = config.cls and config.pos != "rope" and (alone or config.pool == "cls")
+    one_eps = config.eps == config.final_eps or videomae and not alone  # whose fc_norm has 1e-5
+    if not (square and same and one_eps):
+        raise ValueError(
+            "transformers has this network as ViViT (class token, learned positions) or VideoMAE"
+            " (sincos positions, pool mean-norm, gelu none), of square clips; this is neither:"
+            f" cls {config.cls}, pos {config.pos}, pool {config.pool}, gelu {config.gelu},"
+            f" size {config.size}, tubelet {config.tubelet}"
+        )
 
 
 def encoder_tensors(model: CoFinetuneModel, stem: str, videomae: bool) -> dict[str, Tensor]:
