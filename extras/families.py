@@ -63,19 +63,19 @@ TABLE = (
 )  # fmt: skip
 FAMILIES = {row[0]: Family(*row) for row in TABLE}
 
-# How they are told: what they call the patch embedding, and what they have or lack (-). The first
-# that fits is taken.
+# How they are told: what they call the patch embedding, and what they have or lack (-): tensors of
+# block 0 and outside of blocks by our names, words of names left out. The first that fits is taken.
 HUB, TIMM, FLAX = "embeddings.patch_embeddings.projection", "patch_embed.proj", "embedding"
 TOLD_BY = (
     ("Hugging Face ViViT", HUB, "video cls"),
-    ("Hugging Face VideoMAE", HUB, "video q -cls -k"),
-    ("mmaction2 VideoMAE", "patch_embed.projection", "video q -cls -k"),
-    ("UMT", TIMM, "one-frame q -cls -k"),
-    ("VideoMAE", TIMM, "video q -cls -k"),
+    ("Hugging Face VideoMAE", HUB, "video q.bias -cls -k.bias"),
+    ("mmaction2 VideoMAE", "patch_embed.projection", "video q.bias -cls -k.bias"),
+    ("UMT", TIMM, "one-frame q.bias -cls -k.bias"),
+    ("VideoMAE", TIMM, "video q.bias -cls -k.bias"),
     ("MAE-ST", TIMM, "video cls pos_space"),
     # What V-JEPA adds to its patches V-JEPA 2 lacks, or has and does not read (check_v_jepa).
-    ("V-JEPA", TIMM, "video qkv norm pos -cls -head"),
-    ("V-JEPA 2", TIMM, "video qkv norm -cls -head -fc_norm"),
+    ("V-JEPA", TIMM, "video qkv.bias norm pos -cls -head"),
+    ("V-JEPA 2", TIMM, "video qkv.bias norm -cls -head -fc_norm"),
     ("V-JEPA 2", "embeddings.patch_embeddings.proj", "video -cls -pos"),
     ("Scenic ViViT", FLAX, "video"),
     ("DINOv2", HUB, "ls1 -video"),
@@ -88,18 +88,6 @@ TOLD_BY = (
     ("timm ViT", TIMM, "-video"),
     ("Google ViT", FLAX, "-video"),
 )
-SIGNS = {  # what TOLD_BY calls a tensor, and our name for it; tensors left out go by their own
-    "cls": "cls",
-    "pos": "pos",
-    "pos_space": "pos_space",
-    "norm": "norm.weight",
-    "fc_norm": "fc_norm.weight",
-    "head": "head.weight",
-    "q": "blocks.0.q.bias",
-    "k": "blocks.0.k.bias",
-    "qkv": "blocks.0.qkv.bias",
-    "ls1": "blocks.0.ls1",
-}
 
 # Our name: what the families call it. Flax names have "." for "/" here (from_flax).
 OUTSIDE = {
@@ -370,7 +358,7 @@ def from_flax(arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
 def recognise(parts: Parts, predictor: dict) -> Family:
     """The family by TOLD_BY. `predictor`: the tensors beside a V-JEPA encoder. ValueError."""
     patch, called = parts.tensors["patch.weight"], parts.theirs["patch.weight"]
-    signs = {word for word, ours in SIGNS.items() if ours in parts.theirs}
+    signs = {name.removeprefix("blocks.0.").removesuffix(".weight") for name in parts.theirs}
     for names in parts.left.values():
         for name in names:
             signs |= set(str(name).split("."))
