@@ -18,10 +18,14 @@ import tempfile
 LAUNCHER = "COFINETUNE_LAUNCHER"  # in the environment of the ranks: the pid of this process
 
 
-def sentence_of_killed(rank: int, number: int) -> str:
+def sentence_of_end(rank: int, status: int) -> str:
+    """Of a rank that left no sentence: killed by a signal (status below 0), or stopped by one."""
+    if 0 < status <= 128:
+        return f"rank {rank} ended with status {status}"
+    how, number = ("killed", -status) if status < 0 else ("stopped", status - 128)
     why = " (the system kills when memory runs out)" if number == signal.SIGKILL else ""
     return (
-        f"rank {rank} was killed by {signal.Signals(number).name}{why}; "
+        f"rank {rank} was {how} by {signal.Signals(number).name}{why}; "
         "the same command goes on from the last checkpoint"
     )
 
@@ -45,12 +49,9 @@ def main(arguments: list[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message = failure.message
-        if isinstance(message, dict):
-            message = message.get("message", "")
-        if failure.exitcode < 0:
-            message = sentence_of_killed(rank, -failure.exitcode)
-        if message:
-            print(message, file=sys.stderr)
+        if failure.exitcode < 0 or not isinstance(message, dict):
+            message = {"message": sentence_of_end(rank, failure.exitcode)}
+        print(message["message"], file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval

@@ -22,9 +22,9 @@ from helpers import (
     run_command,
     run_options,
     run_python,
-    run_ranks,
     run_train,
 )
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 import cofinetune
 import data
@@ -112,6 +112,7 @@ def ended(process, out):
         ("worker", signal.SIGKILL, True),
         ("rank", signal.SIGKILL, True),
         ("rank", signal.SIGSEGV, True),
+        ("rank", signal.SIGTERM, True),
         ("launcher", signal.SIGKILL, True),
         ("launcher", signal.SIGTERM, True),
         ("launcher", signal.SIGINT, True),
@@ -141,14 +142,6 @@ def test_a_second_run_is_refused_and_a_killed_worker_is_one_sentence(tiny_world,
     assert process.returncode == 2 and "Traceback" not in output, output
     assert "workers" in output.strip().splitlines()[-1]
     assert checkpoints.load(out / "last.pt")["step"] >= 2
-
-
-@LINUX
-def test_nobody_outlives_a_killed_process(tiny_world, tmp_path):
-    out = tmp_path / "run"
-    process = start(tiny_world, out, False)
-    process.kill()
-    ended(process, out)
 
 
 @LINUX
@@ -297,8 +290,13 @@ def test_the_sentence_is_the_last_thing_on_the_screen(tiny_world, tmp_path):
     assert re.fullmatch(rf"error: {tmp_path}/bad.csv:2: 3 columns instead of .*\n", done.stderr), (
         done.stderr
     )
-    done = run_ranks(1)("cofinetune.py", "--stpes", "3")  # torch's own launcher: within its report
-    assert "did you mean --steps" in done.stderr.strip().splitlines()[-2]
+
+
+def test_torchs_own_launcher_reads_the_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    job.last_words("error: what was wrong")
+    failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
+    assert failure.message["message"] == "error: what was wrong" and failure.timestamp > 1.7e9
 
 
 def test_a_name_that_is_no_text_is_one_sentence():
@@ -345,8 +343,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 
 def test_memory_is_named_only_where_it_may_be_the_cause():
-    assert "killed by SIGKILL (the system kills when" in launch.sentence_of_killed(1, 9)
-    assert "killed by SIGINT; the same" in launch.sentence_of_killed(1, 2)
+    assert "killed by SIGKILL (the system kills when" in launch.sentence_of_end(1, -9)
+    assert "killed by SIGINT; the same" in launch.sentence_of_end(1, -2)
+    assert "rank 1 was stopped by SIGTERM; the same" in launch.sentence_of_end(1, 128 + 15)
+    assert launch.sentence_of_end(0, 3) == "rank 0 ended with status 3"
 
 
 def test_a_refusal_to_resume_names_what_changed_in_the_data():
