@@ -681,7 +681,7 @@ def list_videos(folder: str | Path, above: tuple[str, ...] = ()) -> list[str]:
             continue
         if entry.is_dir():
             for name in list_videos(entry.path, (*above, here)):
-                videos.append(os.path.join(entry.name, name))
+                videos.append(f"{entry.name}{os.sep}{name}")
         elif is_video(entry.name):
             videos.append(entry.name)
     return videos

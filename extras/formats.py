@@ -39,6 +39,7 @@ from data import (
 )
 
 NUMBER = r"-?\d*\.?\d+"
+PATH_END = re.compile(rf"{SUFFIX}(?=[\s,;]|$)")  # of a video
 
 
 # ------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def read_row(line: str) -> tuple[str, str]:
     if '"' in line:  # in quotes, whatever separates the two columns
         rows = [next(csv.reader([line], delimiter=mark)) for mark in ",;\t "]
         name, label = next((row for row in rows if len(row) == 2), ("", ""))
-    elif suffix := re.search(rf"{SUFFIX}(?=[\s,;]|$)", line):  # where the path ends
+    elif suffix := PATH_END.search(line):
         name, rest = line[: suffix.end()], line[suffix.end() :]
         label = rest.lstrip(" \t,;")
         _check_label(rest[: len(rest) - len(label)], label)

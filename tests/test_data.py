@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    ENVIRONMENT,
+    HERE,
     data_batches,
     data_same,
     data_stream,
     data_tasks,
     open_written,
+    run_python,
     write_lines,
     write_movie,
 )
@@ -733,29 +736,43 @@ def test_data_missing_items_are_counted(tmp_path):
     assert (len(dataset), len(dataset.missing), dataset.missing_items) == (1, 2, 3)
 
 
-def test_data_in_ones_own_loop(data_folder):
-    """Two datasets, one encoder, a plain loop: nothing of cofinetune.py."""
-    common = dict(videos="videos", size=32, short_side=[40, 48], frames=4, stride=4, batch=4)
-    tasks = [
-        data.Task("clips", "clip", train="list.txt", **common),
-        data.Task("persons", "box", train="boxes.csv", labels="actions.pbtxt", **common),
-    ]
-    stream = data.Stream({task.name: data.open_task(task, data_folder) for task in tasks}, steps=6)
-    encoder = torch.nn.Conv3d(3, 8, 4, 4)
-    heads = torch.nn.ModuleDict({"clips": torch.nn.Linear(8, 3), "persons": torch.nn.Linear(8, 4)})
-    optimiser = torch.optim.SGD([*encoder.parameters(), *heads.parameters()], 0.1)
-    losses = []
-    for batches in data.training_batches(stream, 0, 6):
-        for batch in batches:
-            video = data.normalise(batch.video, [0.5] * 3, [0.5] * 3)  # (B, 3, T, H, W)
-            features = encoder(video).mean((2, 3, 4))  # (B, D)
-            if batch.boxes is None:
-                loss = torch.nn.functional.cross_entropy(heads["clips"](features), batch.labels)
-            else:
-                logits = heads["persons"](features[batch.box_clip])  # (K, C)
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
-            loss.backward()
-            losses.append(loss.item())
-        optimiser.step()
-        optimiser.zero_grad()
-    assert len(losses) == 6 and np.isfinite(losses).all()
+OWN_LOOP = """
+import sys, data, numpy, torch
+common = dict(videos="videos", size=32, short_side=[40, 48], frames=4, stride=4, batch=4)
+tasks = [
+    data.Task("clips", "clip", train="list.txt", **common),
+    data.Task("persons", "box", train="boxes.csv", labels="actions.pbtxt", **common),
+]
+root = sys.argv[1]
+stream = data.Stream({task.name: data.open_task(task, root) for task in tasks}, steps=6)
+encoder = torch.nn.Conv3d(3, 8, 4, 4)
+heads = torch.nn.ModuleDict({"clips": torch.nn.Linear(8, 3), "persons": torch.nn.Linear(8, 4)})
+optimiser = torch.optim.SGD([*encoder.parameters(), *heads.parameters()], 0.1)
+losses = []
+for batches in data.training_batches(stream, 0, 6):
+    for batch in batches:
+        video = data.normalise(batch.video, [0.5] * 3, [0.5] * 3)  # (B, 3, T, H, W)
+        features = encoder(video).mean((2, 3, 4))  # (B, D)
+        if batch.boxes is None:
+            loss = torch.nn.functional.cross_entropy(heads["clips"](features), batch.labels)
+        else:
+            logits = heads["persons"](features[batch.box_clip])  # (K, C)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
+        loss.backward()
+        losses.append(loss.item())
+    optimiser.step()
+    optimiser.zero_grad()
+assert len(losses) == 6 and numpy.isfinite(losses).all()
+(batch,) = data.evaluation_batches(data.open_task(data.Task("clips", "clip", val="list.txt",
+    train="list.txt", **common), root, "val"), 12)
+assert batch.valid.all() and batch.labels.tolist() == [i % 3 for i in range(12)]
+print(data.decode_clip(root + "/videos/v0.mp4", [0.5, 1.25]).shape)
+"""
+
+
+def test_data_alone_in_ones_own_loop(data_folder, tmp_path):
+    """The file alone in an empty folder: two datasets, one encoder, a plain loop, an evaluation."""
+    shutil.copy(HERE / "data.py", tmp_path)
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "PYTHONPATH"}
+    done = run_python("-c", OWN_LOOP, data_folder, cwd=tmp_path, env=environment)
+    assert (done.stdout, done.stderr) == ("(2, 64, 96, 3)\n", "")
