@@ -202,12 +202,14 @@ def apart(function: Callable, *arguments, ranks: int = 1) -> list:
         answers = []
         for rank in range(ranks):
             place = job | dict(RANK=str(rank), LOCAL_RANK=str(rank))
-            answers.append(pool.submit(in_rank, place, function, arguments))
+            threads = torch.get_num_threads()
+            answers.append(pool.submit(in_rank, place, threads, function, arguments))
         return [answer.result() for answer in answers]
 
 
-def in_rank(place: dict[str, str], function: Callable, arguments: tuple):
+def in_rank(place: dict[str, str], threads: int, function: Callable, arguments: tuple):
     os.environ |= place
+    torch.set_num_threads(threads)
     return function(*arguments)
 
 
@@ -350,18 +352,18 @@ def flops(config: ModelConfig, clips: int) -> float:
     return clips * (3 * config.depth * block + 2 * 2 * cells * d * 3 * math.prod(config.tubelet))
 
 
-def matmul(device: str) -> tuple[Callable[[], None], float]:
-    """Eight products of a good shape for the device, and their operations."""
+def matmul(device: str, products: int) -> tuple[Callable[[], None], float]:
+    """Products of a good shape for the device, and their operations."""
     rows, d = (8192, 8192) if device == "cuda" else (1536, 768)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     a = torch.randn(rows, d, device=device, dtype=dtype)
     b = torch.randn(d, 4 * d, device=device, dtype=dtype)
 
     def multiply() -> None:
-        for _ in range(8):
+        for _ in range(products):
             a @ b
 
-    return multiply, 8 * 2 * rows * d * 4 * d
+    return multiply, products * 2 * rows * d * 4 * d
 
 
 def steps_table(clip: tuple, rounds: int, device: str) -> Table:
@@ -372,7 +374,7 @@ def steps_table(clip: tuple, rounds: int, device: str) -> Table:
     video = torch.randn(count, 3, frames, side, side)
     gap = logits_gap(ours, theirs, video[:1]) if theirs else 0.0
     video = video.to(device)
-    multiply, operations = matmul(device)
+    multiply, operations = matmul(device, products=1 if arch == "tiny" else 8)
     calls = {
         "here": training_step(ours, video, bf16=gpu),
         "here, box head in place of the clip head": training_step(ours, video, "boxes", gpu),
