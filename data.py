@@ -601,7 +601,7 @@ def to_number(text: str) -> float:
 
 
 CLASS_LINES = (  # `1 name` or `1,name`; `name,1`; a name alone
-    r"(?P<number>\d+)[ ,](?P<name>[^,;:\t\"]+)",
+    r"(?P<number>\d+)[ ,]\s*(?P<name>[^,;:\t\"]+)",
     r"(?P<name>[^,;:\t\"]+),(?P<number>\d+)",
     r"(?P<name>[^,;:\t\"]+)",
 )
@@ -627,7 +627,7 @@ def read_classes(path: str | Path) -> dict[int, str]:
                 f"(extras/formats.py reads more): {line[:120]}"
             )
         number = match.groupdict().get("number", str(len(classes)))
-        classes.append((number, match["name"]))
+        classes.append((number, match["name"].strip()))
     return numbered(path, classes)
 
 

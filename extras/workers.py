@@ -66,17 +66,19 @@ def _answers(
 
 
 def _pin_ahead(answers: Iterator, pool: "Pool | None") -> Iterator:
-    """Towards a GPU a thread pins each answer (its method pin_memory), one ahead of its use."""
+    """Towards a GPU a thread pins each answer that can be (its method pin_memory), one ahead of its
+    use."""
+    end = object()
 
     def next_pinned():
-        answer = next(answers, None)
-        return None if answer is None else answer.pin_memory()
+        answer = next(answers, end)
+        return answer.pin_memory() if hasattr(answer, "pin_memory") else answer
 
     device = torch.cuda.current_device()  # a thread begins at 0, and would fill that GPU
     with ThreadPoolExecutor(1, "pin", torch.cuda.set_device, (device,)) as thread:
         try:
             coming = thread.submit(next_pinned)
-            while (answer := coming.result()) is not None:
+            while (answer := coming.result()) is not end:
                 coming = thread.submit(next_pinned)
                 yield answer
         finally:

@@ -176,6 +176,7 @@ def test_data_alone_refuses_what_it_could_misread(line, tmp_path):
     [
         ("adult+male,0\nair drumming,1\n", {0: "adult+male", 1: "air drumming"}),
         ("1 Archery\n2 Biking\n", {1: "Archery", 2: "Biking"}),
+        ("1  a b\n2, c\n", {1: "a b", 2: "c"}),
         ("b b\na 3\n", {0: "b b", 1: "a 3"}),
         ("10 pin bowling\nrun\nwalk\n", ":2:"),
         ("run\n0 walk\n", ":2:"),

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -43,6 +44,30 @@ def test_any_function_of_any_requests_in_their_order():
         assert [answer["request"] for answer in answers] == list(requests)
         for answer in answers:
             assert answer["tensor"].tolist() == [answer["request"]] * 3
+    assert not multiprocessing.active_children()
+
+
+class Pinnable(list):
+    """Its tensor is said to be pinned by the thread that does it."""
+
+    def pin_memory(self):
+        return [*self, threading.current_thread().name]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_thread_pins_answers_for_a_gpu(count, monkeypatch):
+    """In order; what cannot be pinned comes as it is; the thread ends with the loop."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    devices = []
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    answers = list(ahead(count)(lambda number: Pinnable([number]), range(5)))
+    assert [number for number, _ in answers] == [0, 1, 2, 3, 4]
+    assert all(name.startswith("pin") for _, name in answers) and devices == [3]
+    assert list(ahead(count)(lambda number: number or None, range(3))) == [None, 1, 2]
+    endless = ahead(count)(lambda number: number, range(10**9))
+    assert next(endless) == 0
+    endless.close()
     assert not multiprocessing.active_children()
 
 
