@@ -9,6 +9,7 @@ metrics.json     of the end, with detections.csv, preview.png and preview.mp4
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+import data
 from extras import checkpoints, report
 from extras import recipe as recipes
 from extras.job import Interrupt, Job
@@ -37,6 +39,7 @@ class Run:
         self.interrupt, self.state, self.ema = Interrupt(), None, {}
         self.shared: set[str] = set()  # damaged videos that all ranks know
         self.step, self.best, self.best_step = 0, -1.0, 0
+        self.truth = truth_of(recipe)
         if job.first:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock = lock(self.out)
@@ -176,7 +179,14 @@ class Run:
             self.checkpoint(done, "last.pt")
 
     def record_evaluation(self, done: int, metrics: dict, **more) -> None:
-        """Log an evaluation after `done` steps; the best one is kept."""
+        """Log an evaluation after `done` steps; the best one is kept. ValueError if it was of other
+        annotations than the predicted boxes."""
+        for path, content in truth_of(self.recipe).items():
+            if content != self.truth[path]:
+                raise ValueError(
+                    f"{path} was changed since the run began, so the evaluation after step {done} "
+                    "does not count; the same command goes on with the file as it is now"
+                )
         self.log.evaluation(done, metrics, **more)
         if metrics["score"] > self.best:
             self.best, self.best_step = metrics["score"], done
@@ -234,6 +244,16 @@ def data_differences(now: dict, saved: dict) -> list[str]:
         elif now["tasks"][name]["fingerprint"] != saved["tasks"][name]["fingerprint"]:
             different.append(f"task.{name}: other training items, or their annotations changed")
     return sorted(different)
+
+
+def truth_of(recipe) -> dict[str, str]:
+    """The files that boxes are scored by, which an evaluation reads anew -> a digest of each."""
+    digests = {}
+    for task in recipe.task:
+        if task.kind == "box" and task.val:
+            for path in data.files_of(Path(recipe.root) / task.val):
+                digests[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return digests
 
 
 def lock(folder: Path):

@@ -364,6 +364,19 @@ def test_a_refusal_to_resume_names_what_changed_in_the_data():
     assert said(saved | {"draws": 3}).startswith("the version of this program")
 
 
+def test_annotations_that_change_during_a_run_are_not_scored(tmp_path):
+    (tmp_path / "val.csv").write_text("a,1,0,0,1,1,1,0\n")
+    task = data.Task("t", "box", train="t.csv", val="val.csv", flip=0.0)
+    one = run.Run.__new__(run.Run)
+    one.recipe = Recipe(root=str(tmp_path), task=[task])
+    one.truth = run.truth_of(one.recipe)
+    (tmp_path / "val.csv").touch()
+    assert run.truth_of(one.recipe) == one.truth
+    (tmp_path / "val.csv").write_text("a,1,0,0,1,1,2,0\n")
+    with pytest.raises(ValueError, match="val.csv was changed since the run began"):
+        one.record_evaluation(3, {})
+
+
 def test_steps_before_an_evaluation_count_in_the_progress_line(tmp_path, monkeypatch, capsys):
     """Two steps of 1 s, half of it waiting, an evaluation of 100 s between them."""
     clock = [1000.0]
