@@ -641,7 +641,8 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
                     if fields[:2] != keyframe:
                         key = keyframe_number(keys, fields[0].strip(), float(fields[1]))
                         keyframe = fields[:2]
-                    sides = x1, y1, x2, y2 = list(map(number_of, fields[2:6] or "0000"))
+                    sides = fields[2:6] or ["0"] * 4  # of a keyframe with nothing there
+                    sides = x1, y1, x2, y2 = list(map(number_of, sides))
                     if is_truth and (x1 > x2 or y1 > y2):
                         raise ValueError("expected x1 <= x2, y1 <= y2")
                     corners.fromlist(sides)
@@ -666,8 +667,8 @@ def read_csv(path, keys: dict, is_truth: bool, widths: tuple) -> Table:
     rows_of_box = np.diff(first, append=len(score))
     box = np.repeat(np.arange(len(first), dtype=np.int32), rows_of_box)
     corners = np.asarray(corners).reshape(-1, 4)
-    columns = [np.asarray(column) for column in (label, score)]
-    return Table(str(path), keys, np.asarray(box_key), corners, box, *columns)
+    label, score = np.asarray(label), np.asarray(score)
+    return Table(str(path), keys, np.asarray(box_key), corners, box, label, score)
 
 
 def split_row(line: str, widths: tuple) -> list[str]:
