@@ -117,8 +117,10 @@ class Table(NamedTuple):
 
 def changes(*columns) -> np.ndarray:
     """(n,) bool: where a row differs from the one above in some column; the first row does."""
-    new = np.ones(len(columns[0]), bool)
-    new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    new = np.zeros(len(columns[0]), bool)
+    new[:1] = True
+    for column in columns:
+        new[1:] |= column[1:] != column[:-1]
     return new
 
 
@@ -752,7 +754,8 @@ def read_rows(rows: Rows, name: str, keys: dict, is_truth: bool) -> Table:
     for keyframe in zip(video[moved].tolist(), time[moved].tolist(), strict=True):
         number.append(keyframe_number(keys, *keyframe))
     box_key = np.array(number, np.int32)[np.cumsum(moved) - 1]
-    box = (np.cumsum(new) - 1).astype(np.int32)
+    rows_of_box = np.diff(starts, append=len(label))
+    box = np.repeat(np.arange(len(starts), dtype=np.int32), rows_of_box)
     table = Table(name, keys, box_key, corners, box, whole, score)
     return table.take(np.flatnonzero(~nothing)) if nothing.any() else table
 
