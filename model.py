@@ -4,7 +4,8 @@ A clip is cut into tubelets, each a token; a pre-norm transformer mixes the toke
 jointly (ViViT, model 1: Arnab et al. 2021, arXiv 2103.15691). A clip head classifies the pooled
 feature, a box head each person from the tokens under its box. One class covers ViViT (class token
 or mean, learned positions, tanh GELU) and VideoMAE (Tong et al. 2022, arXiv 2203.12602: mean before
-the norm, fixed sin-cos table, exact GELU), so that published weights of both fit (pretrained.py).
+the norm, fixed sin-cos table, exact GELU), so that published weights of both fit; rotary positions
+make it V-JEPA 2 (arXiv 2506.09985).
 
 Shapes, here and in every file of this project:
     B clips   T,H,W frames and pixels   t,h,w tubelet grid   N = t*h*w tokens
@@ -454,8 +455,8 @@ def align_weights(start: Tensor, end: Tensor, cells: int, bins: int) -> Tensor:
         sample = sample.clamp(0, cells - 1)
         apart = (sample[:, :, None] - cell).abs()  # (K, bins, cells)
         share = (1 - apart).clamp(min=0)  # linear: the two cells next to the sample
-        counts = (i < samples)[:, :, None]  # (K, 1, 1); without length it is 0 / 0, and does not
-        weights += torch.where(counts, share, 0)
+        exists = (i < samples)[:, :, None]  # (K, 1, 1); of a box without length no sample: 0 / 0
+        weights += torch.where(exists, share, 0)
     return weights / samples.clamp(min=1)[:, :, None]
 
 
@@ -464,8 +465,8 @@ def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor)
 
     Every clip gets as many slots S as the fullest one has boxes; an empty slot has weights of 0.
     So one product serves all boxes, features are not copied for each box, and no gradient is
-    scattered: backward is deterministic. Boxes are best left on the CPU, where S is counted: a
-    GPU, of which a shape depended, would be waited for.
+    scattered: backward is deterministic. Boxes are best left on the CPU: S is a shape here, and a
+    GPU would have to be waited for to know it.
     """
     clips, h, w, width = features.shape
     p = down.shape[1]
