@@ -104,6 +104,8 @@ def test_ava_persons(tmp_path):
     found[-1] = f"v,902,{near},4,0.6"  # now it comes fourth
     person = ava_map(tmp_path, truth, found)["person"]
     assert person["ap"] == pytest.approx((3 + 4 / 5) / 5)
+    again = [f"v,902,{boxes[0]},1,0.01"]  # elsewhere in the file: one box all the same
+    assert ava_map(tmp_path, truth, found + again)["person"] == person
 
 
 @pytest.mark.parametrize(
