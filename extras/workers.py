@@ -7,7 +7,7 @@ Copied alone it needs torch. `make` is any function of a request:
 
     data.training_batches(stream, 0, 1000, work=ahead(2))
 
-Tensors of the answers travel through shared memory (/dev/shm), all else through pipes.
+Large tensors of the answers travel through shared memory (/dev/shm), all else through pipes.
 """
 
 import atexit
@@ -23,10 +23,13 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.reduction import ForkingPickler
 
 import torch
+from torch.multiprocessing.reductions import reduce_tensor
 
 AHEAD = 2  # answers that each worker makes ahead of their use
+SMALL_BYTES = 2**16  # of a tensor that a pipe takes without waiting for its reader
 EXIT_SEC = 5  # from the end of a worker's pipe to its exit status
 GRACE_SEC = 20  # that a worker still serves after SIGINT or SIGTERM
 FOR_ALL = (signal.SIGINT, signal.SIGTERM)  # signals that reach all processes of a job
@@ -165,6 +168,7 @@ class Pool:
 def _serve(make: Callable, pipe) -> None:
     """The life of a worker."""
     torch.set_num_threads(1)
+    ForkingPickler.register(torch.Tensor, _reduce)
     sys.excepthook = lambda *_: None  # errors go through the pipe; threads' last words are noise
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Ctrl-C and a batch system's SIGTERM reach all processes. What follows is the training
@@ -175,13 +179,21 @@ def _serve(make: Callable, pipe) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_ALL)
     while True:
         try:
-            # `send` moves tensors to shared memory before its first byte leaves: where there is no
+            # Large tensors are in shared memory before the first byte leaves: where there is no
             # room, the error can still be told.
             pipe.send(make(pipe.recv()))
         except EOFError:
             return
         except Exception:
             pipe.send(Problem(traceback.format_exc()))
+
+
+def _reduce(tensor: torch.Tensor) -> tuple:
+    """How a tensor is pickled: a small one by value. One in shared memory costs the loop half a
+    millisecond, for the socket on which it asks for the file descriptor."""
+    if tensor.nbytes <= SMALL_BYTES and tensor.dtype != torch.bfloat16:
+        return torch.from_numpy, (tensor.numpy(),)
+    return reduce_tensor(tensor)
 
 
 def _end_with(parent: int) -> None:

@@ -71,6 +71,27 @@ def test_a_thread_pins_answers_for_a_gpu(count, monkeypatch):
     assert not multiprocessing.active_children()
 
 
+def test_tensors_of_any_size_and_kind_arrive_as_they_were():
+    def make(number):
+        generator = torch.Generator().manual_seed(number)
+        big = torch.randn(3 * workers.SMALL_BYTES // 4, generator=generator)
+        return [
+            big,
+            big[7:11],
+            big[:8].view(2, 4).t(),
+            torch.zeros(0, 4),
+            torch.tensor(number),
+            big[:6] > 0,
+            big[:6].bfloat16(),
+        ]
+
+    for number, answer in enumerate(ahead(1)(make, range(5))):
+        for got, expected in zip(answer, make(number), strict=True):
+            assert got.dtype == expected.dtype and torch.equal(got, expected)
+        assert answer[0].is_shared() and not answer[1].is_shared()
+        answer[1] += 1  # may be written to
+
+
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGBUS, signal.SIGHUP, signal.SIGTERM])
 def test_a_lost_worker_is_one_sentence(kill, monkeypatch):
     """At once, whatever it was doing; the other workers leave with it."""
@@ -91,6 +112,7 @@ def test_a_lost_worker_is_one_sentence(kill, monkeypatch):
 def test_an_answer_that_cannot_be_taken_is_told_with_its_reason(monkeypatch):
     """Its worker lives: whoever tidies /tmp took the folder of its socket."""
     monkeypatch.setattr(workers, "EXIT_SEC", 0.1)
+    monkeypatch.setattr(workers, "SMALL_BYTES", 0)
     folder = multiprocessing.util.get_temp_dir()
     answers, processes = feed(1)
     os.rename(folder, folder + "-away")
@@ -195,6 +217,7 @@ def test_an_answer_that_finds_no_room_is_one_sentence(data_folder, monkeypatch):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", no_room)  # the workers inherit it
+    monkeypatch.setattr(workers, "SMALL_BYTES", 0)
     with pytest.raises(workers.WorkerLost, match="/dev/shm is full.*--shm-size"):
         data_batches(data_stream(data_folder), 0, 2, workers=2)
 
