@@ -89,8 +89,9 @@ class Recipe:
     )  # fmt: skip
     ema: float = setting(0.0, "decay of averaged weights, evaluated too; 0: off", least=0, below=1)
     precision: Literal["float32", "bf16"] = setting(
-        "float32", "float32 (on a GPU TF32) or autocast to bf16", free=True, group="machine"
-    )
+        "float32", "float32 (on a GPU TF32) or autocast to bf16 (fast on GPUs, and CPUs with AMX)",
+        free=True, group="machine",
+    )  # fmt: skip
     compile: bool = setting(False, "torch.compile of the encoder; pays on a GPU", free=True)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute", free=True)
     workers: int = setting(2, "decoding processes per rank", least=0, free=True)
