@@ -29,11 +29,17 @@ they need torch and numpy.
 
 import dataclasses
 import math
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+if __name__ == "__main__":  # as a script it is that command
+    door = Path(__file__).resolve().parent.parent / "cofinetune.py"
+    os.execv(sys.executable, [sys.executable, str(door), "info", *sys.argv[1:]])
 
 from extras import families
 from extras.families import Family, Parts
