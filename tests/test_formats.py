@@ -37,36 +37,6 @@ def test_rows_of_lists(line, name, label, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        "v0.mp4 0 -1",
-        "v0.mp4 50 0",
-        "v0.mp4 1 3",
-        "v0.mp4,1,3",
-        "v0.mp4,50 0",
-        "v0.mp4,0.0,1.2,walk",
-        "v0.mp4, 0.0, 1.2, walk",
-        "v0.mp4 walk 150",
-        "v0.mp4 0.5 walk",
-        "v0.mp4,walk,run",
-        "v0.mp4;walk;run",
-        "v0.mp4\twalk\t3",
-        "v0.mp4,0,.1,.1,.5,.9",
-        "v0.mp4 0,.1,.1,.5,.9",
-        "v0 50 0",
-        "v0,0.0,1.2,walk",
-        '"v0.mp4","walk",3',
-    ],
-)
-def test_lists_of_more_columns_are_refused(line, tmp_path):
-    """Frame counts, seconds, several labels, boxes: never a class."""
-    path = write_lines(tmp_path / "l.txt", "a.mp4 walk", line)
-    with pytest.raises(ValueError) as error:
-        list(formats.read_clips(str(path), "train", ""))
-    assert f"{path}:2: expected `path label`" in str(error.value) and line in str(error.value)
-
-
-@pytest.mark.parametrize(
     "name, text, expected",
     [
         (
