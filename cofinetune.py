@@ -23,7 +23,6 @@ if __name__ == "__main__":  # before torch, whose import takes seconds
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from extras import job as jobs
 from extras import recipe as recipes
 from extras.job import Job
 from extras.optimisers import make_optimisers, share_of_peak, take_step
-from extras.run import Run, write_text
+from extras.run import Run
 from extras.settings import setting
 from model import CoFinetuneModel, box_loss, clip_loss
 
@@ -387,44 +386,6 @@ def wrap(encoder: nn.Module, recipe: Recipe, job: Job) -> nn.Module:
     return encoder
 
 
-def stages(recipe: Recipe) -> list[Recipe]:
-    """The trainings that make up a method, in order.
-
-    `finetune`: the upstream tasks for as many steps as the schedule gives them, then the downstream
-    tasks for theirs, each with a warm-up and a cosine of its own: every dataset is seen as often as
-    in co-finetuning, up to a batch. The idle upstream heads stay in the model, so that the second
-    stage also tells what is left of the upstream accuracy. `downstream` is the second stage alone.
-    """
-    method, _, wrapper = recipe.method.partition("+")
-    if method not in ("finetune", "downstream"):
-        return [recipe]
-    names = {"clip": [], "box": []}
-    weights = {"clip": 0.0, "box": 0.0}
-    for task in recipe.task:
-        if not recipe.train_tasks or task.name in recipe.train_tasks:
-            names[task.kind].append(task.name)
-            weights[task.kind] += task.weight if recipe.schedule == "weighted" else 1.0
-    steps = {"clip": recipe.steps, "box": recipe.steps}  # accumulate: every task at every step
-    if recipe.schedule != "accumulate":
-        steps["clip"] = round(recipe.steps * weights["clip"] / sum(weights.values()))
-        steps["box"] = recipe.steps - steps["clip"]
-    result = []
-    for kind in ("clip", "box"):
-        warmup = round(recipe.warmup * steps[kind] / recipe.steps)
-        stage = dict(steps=steps[kind], train_tasks=names[kind], warmup=warmup)
-        result.append(dataclasses.replace(recipe, method="cofinetune", **stage))
-    upstream, downstream = result
-    if method == "downstream":
-        return [downstream]
-    upstream = dataclasses.replace(
-        upstream, method_options={}, preview=0, out=f"{recipe.out}/upstream"
-    )
-    downstream = dataclasses.replace(
-        downstream, method=wrapper or "cofinetune", init=f"{upstream.out}/last.pt"
-    )
-    return [upstream, downstream]
-
-
 # ------------------------------------------------------------------------------------------------
 # Evaluation: rank r of W takes items r, r + W, ...; gathered by key, every key exactly once
 # ------------------------------------------------------------------------------------------------
@@ -642,7 +603,7 @@ def detection_rows(detections: dict, classes: int) -> ava_eval.Rows:
 
 COMMANDS = {  # name: (module of extras, or "" for here; one line)
     "train": ("", "train a recipe, go on where it stood, evaluate (the default: the demo)"),
-    "evaluate": ("", "the metrics of a checkpoint, alone"),
+    "evaluate": ("evaluation", "the metrics of a checkpoint, alone"),
     "predict": ("predict", "videos -> labelled persons, classes, annotated films"),
     "persons": ("persons", "videos -> boxes of the persons in them, by a detector"),
     "import": ("importing", "own videos and labels -> annotations, a split, a recipe"),
@@ -669,48 +630,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 def run_train(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     recipe = recipes.read(Recipe, options.recipe, overrides)
     job = jobs.join(recipe)
-    for stage in stages(recipe):
+    for stage in methods.stages(recipe):
         train(stage, job, options.fresh)
-
-
-def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a file, or a run's folder (its best.pt, else last.pt)")
-    parser.add_argument("--recipe", help="another one than it was trained by: a file or a name")
-
-
-def run_evaluate(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
-    """The metrics of a checkpoint, with the recipe it was trained by or another one."""
-    if any(key.startswith("model.") for key in overrides):
-        raise ValueError("evaluate: the network is the checkpoint's, --model.KEY cannot change it")
-    state = checkpoints.load(options.checkpoint)
-    out = Path(overrides.pop("out", Path(state["path"]).parent / "evaluation"))
-    if (out / "last.pt").exists():
-        raise ValueError(
-            f"--out {out} is the folder of a run, whose recipe.toml and metrics.json would be "
-            "overwritten; take another one"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    saved = checkpoints.recipe_of(state, Recipe)
-    saved = dataclasses.replace(saved, init="", method="cofinetune")  # trained by now
-    write_text(out / "recipe.toml", recipes.to_toml(saved))
-    recipe = recipes.read(Recipe, options.recipe or str(out / "recipe.toml"), overrides)
-    job = jobs.join(recipe)
-    model = checkpoints.model_of(state, Recipe).to(job.device)
-    datasets = {}
-    for task in recipe.task:
-        if task.val:
-            datasets[task.name] = open_once(task, recipe, "val", job)
-    for name, dataset in datasets.items():
-        if dataset.classes != state["classes"].get(name):
-            heads = {name: len(names) for name, names in state["classes"].items()}
-            raise ValueError(
-                f"task {name} with {len(dataset.classes)} classes has no head in "
-                f"{state['path']}, whose heads and numbers of classes are {heads}"
-            )
-    metrics = evaluate(model, recipe, job, datasets, state["class_counts"], state["ema"], out)
-    if job.first:
-        write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        print(report.summary(metrics), report.class_table(metrics), report.contents(out), sep="\n")
 
 
 def main(words: list[str]) -> int:

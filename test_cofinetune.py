@@ -48,7 +48,7 @@ import cofinetune
 import data
 import model as M
 from cofinetune import Recipe
-from extras import checkpoints, formats, pretrained, world
+from extras import checkpoints, formats, methods, pretrained, world
 from extras import recipe as recipes
 from extras.checkpoints import recipe_of
 from extras.job import Job
@@ -555,7 +555,7 @@ def test_stages_see_every_dataset_as_often_as_cofinetuning():
         ("round_robin", {"train_tasks": '["actions", "ava"]'}, (150, 150)),
     ):
         recipe = recipes.read(Recipe, "demo", words | more | {"schedule": schedule})
-        first, second = cofinetune.stages(recipe)
+        first, second = methods.stages(recipe)
         assert (first.steps, second.steps) == expected
         assert (first.warmup, second.warmup) == tuple(steps // 10 for steps in expected)
         assert second.train_tasks == ["ava"] and "ava" not in first.train_tasks

@@ -1,8 +1,8 @@
 """The one door's mechanics: from the words of a command line to a command and its options.
 
 A command is a module of extras with `add_options(parser)` and `run(options, overrides, method)`, or
-one that serves several with a table COMMANDS of such pairs; train and evaluate stand in
-cofinetune.py. overrides: settings of the recipe that were typed, as text.
+one that serves several with a table COMMANDS of such pairs; train stands in cofinetune.py.
+overrides: settings of the recipe that were typed, as text.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 A method enters a run at one place: `make` returns what computes the loss of a micro-batch, and
 puts another encoder into the model where the method has one. Self-distillation is a criterion
 around the plain one, SpotTune an encoder around the plain one.
-`finetune` and `downstream` are other orders of the same training, `stages` in cofinetune.py;
+`finetune` and `downstream` are other orders of the same training, `stages`;
 `finetune+selfdistil` and `finetune+spottune` put the method on their last stage, as the papers do.
 
 Copy this file and model.py to use the two methods alone.
@@ -35,6 +35,40 @@ def make(recipe, model: CoFinetuneModel, plain: Callable) -> Callable:
         wrap_encoder(recipe, model)
         return Routed(plain, model.encoder)
     return plain
+
+
+def stages(recipe) -> list:
+    """The trainings that make up a method, in order.
+
+    `finetune`: the upstream tasks for as many steps as the schedule gives them, then the downstream
+    tasks for theirs, each with a warm-up and a cosine of its own: every dataset is seen as often as
+    in co-finetuning, up to a batch. The idle upstream heads stay in the model, so that the second
+    stage also tells what is left of the upstream accuracy. `downstream` is the second stage alone.
+    """
+    method, _, wrapper = recipe.method.partition("+")
+    if method not in ("finetune", "downstream"):
+        return [recipe]
+    names = {"clip": [], "box": []}
+    weights = {"clip": 0.0, "box": 0.0}
+    for task in recipe.task:
+        if not recipe.train_tasks or task.name in recipe.train_tasks:
+            names[task.kind].append(task.name)
+            weights[task.kind] += task.weight if recipe.schedule == "weighted" else 1.0
+    steps = {"clip": recipe.steps, "box": recipe.steps}  # accumulate: every task at every step
+    if recipe.schedule != "accumulate":
+        steps["clip"] = round(recipe.steps * weights["clip"] / sum(weights.values()))
+        steps["box"] = recipe.steps - steps["clip"]
+    result = []
+    for kind in ("clip", "box"):
+        warmup = round(recipe.warmup * steps[kind] / recipe.steps)
+        stage = dict(steps=steps[kind], train_tasks=names[kind], warmup=warmup)
+        result.append(replace(recipe, method="cofinetune", **stage))
+    upstream, downstream = result
+    if method == "downstream":
+        return [downstream]
+    upstream = replace(upstream, method_options={}, preview=0, out=f"{recipe.out}/upstream")
+    downstream = replace(downstream, method=wrapper or "cofinetune", init=f"{upstream.out}/last.pt")
+    return [upstream, downstream]
 
 
 def wrap_encoder(recipe, model: CoFinetuneModel) -> None:

@@ -12,7 +12,7 @@ import pytest
 from helpers import HERE, TINY, run_command, run_log, toml_table, write_lines
 
 import cofinetune
-from extras import charts, compare, tables, world
+from extras import charts, compare, methods, tables, world
 from extras import recipe as recipes
 
 PROTOCOLS = sorted((HERE / "docs/protocols").glob("*.toml"))
@@ -99,7 +99,7 @@ def test_every_run_of_every_protocol_has_a_recipe(path, tmp_path):
         for method in protocol.method:
             for point in tables.points_of(method, case.name, chosen):
                 run = comparison.make_run("final", case, method, point, 1)
-                stages = cofinetune.stages(read(protocol.recipe, run.overrides))
+                stages = methods.stages(read(protocol.recipe, run.overrides))
                 updates[method.name] = sum(stage.steps for stage in stages)
     fewer = {name for name in updates if updates[name] != 1200}
     expected = {
@@ -112,16 +112,21 @@ def test_every_run_of_every_protocol_has_a_recipe(path, tmp_path):
     assert f"`{path.stem}`" in page and f"| {count_runs(protocol)} |" in page
 
 
-def test_no_world_is_in_two_protocols():
-    worlds = []
+def test_no_world_tunes_what_is_reported_on_it():
+    """Three protocols share the worlds of their tables, which pairs them; no other two do."""
+    shared = {"methods", "keyframes", "second-set"}
+    tables_of, tuning = {}, set()
     for path in PROTOCOLS:
         protocol = compare.read_protocol(path.stem)
-        for first, count in (
-            (protocol.first_world, protocol.worlds),
-            (protocol.first_tuning_world, protocol.tuning_worlds),
-        ):
-            worlds += range(first, first + count)
-    assert len(set(worlds)) == len(worlds) and not set(worlds) & {*range(10, 40), *range(90, 102)}
+        first = protocol.first_world
+        tables_of[path.stem] = set(range(first, first + protocol.worlds))
+        first = protocol.first_tuning_world
+        tuning |= set(range(first, first + protocol.tuning_worlds))
+    older = {*range(10, 40), *range(90, 102)}
+    for name, worlds in tables_of.items():
+        assert not worlds & (tuning | older)
+        for other, others in tables_of.items():
+            assert other == name or {name, other} <= shared or not worlds & others
 
 
 def test_the_page_says_how_the_world_deals_its_boxes():

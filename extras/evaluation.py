@@ -1,0 +1,52 @@
+"""evaluate: the metrics of a checkpoint, by the recipe it was trained with or another one."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from extras import checkpoints, report
+from extras import job as jobs
+from extras import recipe as recipes
+from extras.run import write_text
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="a file, or a run's folder (its best.pt, else last.pt)")
+    parser.add_argument("--recipe", help="another one than it was trained by: a file or a name")
+
+
+def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+    if any(key.startswith("model.") for key in overrides):
+        raise ValueError("evaluate: the network is the checkpoint's, --model.KEY cannot change it")
+    state = checkpoints.load(options.checkpoint)
+    out = Path(overrides.pop("out", Path(state["path"]).parent / "evaluation"))
+    if (out / "last.pt").exists():
+        raise ValueError(
+            f"--out {out} is the folder of a run, whose recipe.toml and metrics.json would be "
+            "overwritten; take another one"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    saved = checkpoints.recipe_of(state, method.Recipe)
+    saved = dataclasses.replace(saved, init="", method="cofinetune")  # trained by now
+    write_text(out / "recipe.toml", recipes.to_toml(saved))
+    source = options.recipe or str(out / "recipe.toml")
+    recipe = recipes.read(method.Recipe, source, overrides)
+    job = jobs.join(recipe)
+    model = checkpoints.model_of(state, method.Recipe).to(job.device)
+    datasets = {}
+    for task in recipe.task:
+        if task.val:
+            datasets[task.name] = method.open_once(task, recipe, "val", job)
+    for name, dataset in datasets.items():
+        if dataset.classes != state["classes"].get(name):
+            heads = {name: len(names) for name, names in state["classes"].items()}
+            raise ValueError(
+                f"task {name} with {len(dataset.classes)} classes has no head in "
+                f"{state['path']}, whose heads and numbers of classes are {heads}"
+            )
+    counts, ema = state["class_counts"], state["ema"]
+    metrics = method.evaluate(model, recipe, job, datasets, counts, ema, out)
+    if job.first:
+        write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        print(report.summary(metrics), report.class_table(metrics), report.contents(out), sep="\n")
