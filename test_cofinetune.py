@@ -614,8 +614,8 @@ def test_recipes_are_refused_with_every_problem_at_once(tiny_world, tmp_path):
     for word in ("'stpes', did you mean 'steps'", "'xyz'\n", "lr", "adm", "XXL", "batchs"):
         assert word in str(error.value)
     write_lines(bad, *task, 'videos = "nowhere"', "batch = 3")
-    with pytest.raises(ValueError, match="(?s)no.txt does not exist.*nowhere does not exist"):
-        recipes.read(Recipe, str(bad))
+    with pytest.raises(ValueError, match="(?s)out is empty.*no.txt does.*nowhere does not exist"):
+        recipes.read(Recipe, str(bad), {"out": ""})
     done = run_command("--stpes", "3", code=2)
     assert done.stderr == "error: train: unknown option --stpes, did you mean --steps?\n"
     last = tmp_path / "run/last.pt"

@@ -176,7 +176,7 @@ class Run:
     def metrics(self) -> dict | None:
         """None: not finished; or it diverged, which is for good."""
         path = self.out / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 class Comparison:
@@ -296,12 +296,16 @@ class Comparison:
             if task.kind != "box":
                 continue
             parts = {"train": [], "val": []}
-            for row in (Path(self.recipe.root) / task.train).read_text().splitlines(keepends=True):
+            for row in (
+                (Path(self.recipe.root) / task.train)
+                .read_text(encoding="utf-8")
+                .splitlines(keepends=True)
+            ):
                 video = row.split(",")[0]
                 parts["train" if zlib.crc32(video.encode()) % 5 else "val"].append(row)
             for split, rows in parts.items():
                 path = folder / f"{task.name}_{split}.csv"
-                path.write_text("".join(rows))
+                path.write_text("".join(rows), encoding="utf-8")
                 self.held_out[f"task.{task.name}.{split}"] = str(path)
             self.held_out[f"task.{task.name}.val_videos"] = task.videos
             self.held_out[f"task.{task.name}.val_boxes"] = task.train_boxes
@@ -357,9 +361,9 @@ class Comparison:
         note = run.out / "compare.json"
         if not note.exists():
             run.out.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(words, indent=1))
+            note.write_text(json.dumps(words, indent=1), encoding="utf-8")
             return
-        there = json.loads(note.read_text())
+        there = json.loads(note.read_text(encoding="utf-8"))
         for key in sorted(words.keys() | there.keys()):
             if words.get(key) != there.get(key):
                 raise ValueError(
@@ -370,7 +374,7 @@ class Comparison:
     def start(self, run: Run) -> subprocess.Popen:
         command = [sys.executable, str(HERE / "cofinetune.py"), "--recipe", self.protocol.recipe]
         command += [f"--{key}={value}" for key, value in run.overrides.items()]
-        with open(run.out / "output.txt", "a") as output:
+        with open(run.out / "output.txt", "a", encoding="utf-8") as output:
             return subprocess.Popen(  # in its own session, which Ctrl-C does not reach
                 command,
                 stdout=output,
@@ -462,7 +466,7 @@ def has_diverged(run: Run) -> bool:
 
 
 def last_words(output: Path) -> str:
-    return " | ".join(output.read_text().split("\n")[-4:-1])
+    return " | ".join(output.read_text(encoding="utf-8").split("\n")[-4:-1])
 
 
 def outcome(run: Run, status: int) -> float:
@@ -493,7 +497,7 @@ def read_logs(folder: Path, batch: dict[str, int]) -> tuple[set[str], dict[str, 
     trained, clips, updates, seconds = set(), 0, 0, 0.0
     for path in folder.rglob("log.jsonl"):
         times = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             if "loss" not in record:
                 continue

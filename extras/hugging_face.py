@@ -78,7 +78,7 @@ def to_hugging_face(
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(table, indent=2))
+    (folder / "config.json").write_text(json.dumps(table, indent=2), encoding="utf-8")
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
     write_safetensors(folder / "model.safetensors", tensors)
     return name

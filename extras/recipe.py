@@ -142,6 +142,8 @@ def model_config(table: dict) -> ModelConfig:
 def check(recipe) -> list[str]:
     """What would stop the run later on, found before the first video is opened."""
     problems = []
+    if not recipe.out:
+        problems.append("out is empty: expected the run's folder")
     if recipe.schedule == "weighted" and not any(task.weight for task in recipe.task):
         problems.append("schedule weighted: all weights are 0")
     if len(recipe.betas) != 2:

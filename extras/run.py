@@ -52,11 +52,19 @@ class Run:
             self.refuse_another(last)
             self.step, self.best = self.state["step"], self.state["best"]
             self.best_step = self.state["best_step"]
-        if len(set(job.everywhere(self.step))) > 1:
-            raise ValueError(
-                f"the processes start at different steps: {self.out} must lie on a disk that all "
-                "machines share"
-            )
+        here = self.step, stream.state()
+        for rank, (step, items) in enumerate(job.everywhere(here)):
+            if step != self.step:
+                raise ValueError(
+                    f"the processes start at different steps: {self.out} must lie on a disk that "
+                    "all machines share"
+                )
+            if items != here[1]:
+                different = data_differences(here[1], items, f"rank {rank}")
+                raise ValueError(
+                    f"rank {job.rank} and rank {rank} find different data: {'; '.join(different)}; "
+                    "expected the same annotations and videos on all machines"
+                )
 
     def forget(self) -> None:
         """What --fresh deletes, unless the run is to begin with it."""
@@ -232,15 +240,16 @@ class Run:
         checkpoints.save(self.out / name, state)
 
 
-def data_differences(now: dict, saved: dict) -> list[str]:
-    """What differs between two data.Stream.state that no setting of the recipe tells."""
+def data_differences(now: dict, saved: dict, where: str = "checkpoint") -> list[str]:
+    """What differs between two data.Stream.state that no setting of the recipe tells; where: the
+    place of the other one."""
     if now["draws"] != saved.get("draws"):
         return ["the version of this program, which draws other clips from the same seed"]
     different = []
     for name in now["tasks"].keys() & saved["tasks"].keys():
         count, before = now["tasks"][name]["items"], saved["tasks"][name]["items"]
         if count != before:
-            different.append(f"task.{name}: {count} training items (checkpoint: {before})")
+            different.append(f"task.{name}: {count} training items ({where}: {before})")
         elif now["tasks"][name]["fingerprint"] != saved["tasks"][name]["fingerprint"]:
             different.append(f"task.{name}: other training items, or their annotations changed")
     return sorted(different)

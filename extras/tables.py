@@ -145,7 +145,7 @@ def write_report(protocol, rows: list[dict], out: Path) -> None:
         FIGURES[protocol.figure](protocol, finals, out / "compare.svg")
         written += ", compare.svg"
     text = "\n".join(part for part in text if part)
-    (out / "compare.md").write_text(text)
+    (out / "compare.md").write_text(text, encoding="utf-8")
     print(text + f"\nin {out}: {written}")
 
 
@@ -375,12 +375,12 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     columns = []
     for row in rows:
         columns += [column for column in row if column not in columns]
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 
 
 def read_rows(path: Path) -> list[dict]:
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -587,9 +587,11 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         path = folder / name
-        if not path.exists() or path.read_text() != text:  # several runs may share a complete world
+        if (
+            not path.exists() or path.read_text(encoding="utf-8") != text
+        ):  # several runs may share a complete world
             partial = folder / f"{name}.partial"
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
             os.replace(partial, path)
     missing = []
     for name, clips in videos.items():
@@ -611,7 +613,7 @@ def refuse_other_contents(folder: Path, parameters: dict) -> None:
     """ValueError unless `folder` is new, empty, or a world of these parameters."""
     manifest = folder / "world.json"
     if manifest.exists():
-        there, other = json.loads(manifest.read_text()), []
+        there, other = json.loads(manifest.read_text(encoding="utf-8")), []
         for name, value in parameters.items():
             if there.get(name) != value:
                 other.append(f"{name} {there.get(name)}, not {value}")

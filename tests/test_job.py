@@ -1,5 +1,6 @@
 """A job always ends by itself: whatever kills one of its processes, with whatever signal."""
 
+import copy
 import multiprocessing
 import os
 import random
@@ -407,6 +408,30 @@ def open_in_rank(recipe, rank, local, port, results):
     except ValueError as error:
         found = str(error)
     results.put((rank, opened, found))
+
+
+def test_machines_with_other_data_are_refused(tiny_world, tmp_path):
+    """What else would happen: batches of different clips, and a gradient that nobody can repeat."""
+    words = dict(root=str(tiny_world), world="{}", out=str(tmp_path), device="cpu")
+    recipe = recipes.read(Recipe, "demo", words)
+    sets, _ = cofinetune.open_tasks(recipe, Job())
+    stream = data.Stream(sets, steps=recipe.steps)
+    other = copy.deepcopy(stream.state())
+
+    class Pair(Job):
+        def everywhere(self, part):
+            return [part, (0, other)]
+
+    run.Run(recipe, Pair(), stream, sets).lock.close()
+    other["tasks"]["ava"]["items"] -= 1
+    other["tasks"]["actions"]["fingerprint"] += 1
+    items = len(sets["ava"])
+    message = (
+        "rank 0 and rank 1 find different data: task.actions: other training items, or their "
+        rf"annotations changed; task.ava: {items} training items \(rank 1: {items - 1}\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        run.Run(recipe, Pair(), stream, sets)
 
 
 @pytest.mark.parametrize("locals_, broken", [((0, 1), False), ((0, 1), True), ((0, 0), False)])
