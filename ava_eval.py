@@ -47,6 +47,8 @@ import numpy as np
 
 # ---- Protocols, rows -----------------------------------------------------------------------------
 
+MIN_IOU = 0.5  # of a detection and the box that it may claim
+
 
 class Protocol(NamedTuple):
     cap: int  # rows kept per keyframe, the best; 0 = all
@@ -91,7 +93,7 @@ class Table(NamedTuple):
     corners: np.ndarray  # (B, 4) float64
     box: np.ndarray  # (n,) int32 box of each row
     label: np.ndarray  # (n,) int32; when numbered: int16 0 .. C-1, or -1 for other classes
-    score: np.ndarray  # (n,) float64; of ground truth: the person id, or 1
+    score: np.ndarray  # (n,) float64; of ground truth the person id, as the official heap has it
 
     def take(self, rows) -> "Table":
         return self._replace(box=self.box[rows], label=self.label[rows], score=self.score[rows])
@@ -237,8 +239,8 @@ def number_classes(table: Table, labels: list) -> Table:
 
 def by_keyframe(table: Table, counted: np.ndarray, first_in: Table) -> Table:
     """The rows of the classes on the keyframes that are counted, (K,) bool: keyframe by keyframe,
-    each in the order of the file. The keyframes come as they first appear in `first_in`: so they
-    do in the original scripts, and there that ranks equal scores."""
+    each in the order of the file. The keyframes come in the order in which `first_in` has them: so
+    they do in the original scripts, and there that ranks equal scores."""
     box = first_in.box[first_in.label >= 0]
     keyframes, first = np.unique(first_in.box_key[box[changes(box)]], return_index=True)
     turn = np.zeros(len(table.keys), np.int32)
@@ -296,11 +298,11 @@ def match(det: Table, boxes: Table, rules: Protocol) -> np.ndarray:
 
 def most_overlapped(det: Table, boxes: Table, rules: Protocol) -> np.ndarray:
     """(n,) for each detection the row of the box with the largest intersection over union; -1 if
-    that is under 0.5. Of equally large ones it is the first in the order of the original."""
+    that is under MIN_IOU. Of equally large ones it is the first in the order of the original."""
     detection, box = same_class_and_keyframe(det.code(), boxes.code())  # (P,) (P,)
     detected = det.corners.astype(rules.real)[det.box[detection]]
     overlap = iou(detected, boxes.corners.astype(rules.real)[boxes.box[box]])
-    largest = np.full(len(det.box), 0.5)
+    largest = np.full(len(det.box), MIN_IOU)
     np.fmax.at(largest, detection, overlap)
     chosen = overlap == largest[detection]  # several where they are equal
     detection, box = detection[chosen], box[chosen]

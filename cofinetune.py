@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,8 +82,8 @@ class Recipe:
     warmup: int = setting(50, "steps of linear warm-up", least=0)
     final_lr: float = setting(0.0, "end of the cosine, as a share of the peak", least=0)
     clip_norm: float = setting(
-        1.0, "of the gradient, after the exchange; it also takes back much of loss_weight; 0: off",
-        least=0,
+        1.0, "largest norm of the gradient, over all ranks; undoes much of a large loss_weight; 0: "
+        "any", least=0,
     )  # fmt: skip
     ema: float = setting(0.0, "decay of averaged weights, evaluated too; 0: off", least=0, below=1)
     precision: Literal["float32", "bf16"] = setting(
@@ -120,7 +119,7 @@ class Learner:
 
     model: CoFinetuneModel
     trunk: nn.Module  # the model's encoder as a step calls it: compiled, in DDP
-    criterion: Callable  # the loss of a micro-batch
+    criterion: methods.Plain  # the loss of a micro-batch
     optimisers: list[torch.optim.Optimizer]
     tasks: dict[str, data.Task]
 
@@ -134,20 +133,20 @@ def train_step(
     the same tasks. -> loss by task, norm of the gradient, learning rate as a share of the peak.
     """
     model, trunk, tasks = learner.model, learner.trunk, learner.tasks
-    seed_dropout(recipe.seed, step, job.rank)  # a pure function too, so that resuming is exact
-    counts = count_over_ranks(batches, job)
-    losses = dict.fromkeys(counts, 0.0)
+    seed_dropout(recipe.seed, step, job.rank)  # as the data are, so that resuming is exact
+    divisors = divisors_of(batches, job)
+    losses = dict.fromkeys(divisors, 0.0)
     for number, batch in enumerate(batches, 1):
         batch = batch.to(job.device)
-        task, count = tasks[batch.task], counts[batch.task]
+        task, divisor = tasks[batch.task], divisors[batch.task]
         with exchange(trunk, last=number == len(batches)), autocast(recipe, job):
             video = data.normalise(batch.video, *model.scale)  # (B, 3, T, H, W)
             features = trunk(video)  # pooled (B, D), tokens (B, t, h, w, D)
             logits = model.classify(features, batch.task, batch.boxes, batch.box_clip)
-            loss = learner.criterion(task, step, video, features, logits, batch, count)
-        (loss / len(counts)).backward()  # the mean over this step's tasks
+            loss = learner.criterion(task, step, video, features, logits, batch, divisor)
+        (loss / len(divisors)).backward()  # the mean over this step's tasks
         losses[batch.task] += loss.item()
-        name_suspects(step, batch, logits, losses[batch.task], job)
+        report.name_suspects(step, batch, logits, losses[batch.task], job)
     losses = mean_over_ranks(losses, step, job)  # not finite: stops every rank, no weight touched
     average_heads(model, job)  # the encoder's gradients were averaged by DDP
     norm = clip_gradients(model, recipe.clip_norm, step)
@@ -172,7 +171,8 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
         return run.metrics()
     check_evaluation(recipe, val_sets, run.counts)  # what would stop it at the end stops it now
     model = checkpoints.build_model(recipe, run.classes, run.state, job.say).to(job.device)
-    criterion = methods.make(recipe, model, Criterion())  # self-distillation, SpotTune: here
+    methods.wrap_encoder(recipe, model)  # of SpotTune, if that is the method
+    criterion = methods.criterion(recipe, model, task_loss)  # self-distillation adds to it
     optimisers = make_optimisers(model, recipe)
     run.resume(model, criterion, optimisers)
     trunk = wrap(model.encoder, recipe, job)
@@ -183,10 +183,10 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
         stream, run.step, recipe.steps, job.rank, job.size, recipe.micro_batches, work
     )
     model.train()
-    for step in run.steps():  # ends early, on all ranks at once, after a signal
+    for step in run.steps():  # after a signal: saves, and leaves the process
         micro_batches = run.next(batches)
-        losses, norm, rate = train_step(step, micro_batches, learner, recipe, job)
-        run.record(step, losses, rate, norm, sum(len(batch.video) for batch in micro_batches))
+        losses, norm, share = train_step(step, micro_batches, learner, recipe, job)
+        run.record(step, losses, share, norm, sum(len(batch.video) for batch in micro_batches))
         if run.evaluation_due(step):
             metrics = evaluate(model, recipe, job, val_sets, run.counts, run.ema)
             run.record_evaluation(step + 1, metrics)
@@ -202,54 +202,37 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
 
 
 @dataclass
-class Count:
-    """What the parts of a task's loss are divided by."""
+class Divisor:
+    """What the parts of a task's loss are divided by, so that they add up to its mean."""
 
-    clips: int = 0  # of this rank, over the step's micro-batches
-    boxes: float = 0.0  # of all ranks, over the number of ranks
-
-
-class Criterion:
-    """The loss of a micro-batch. Self-distillation (extras/methods.py) is one around this one."""
-
-    def __call__(self, task, step, video, features, logits, batch, count: Count) -> torch.Tensor:
-        return task_loss(task, logits, batch, count)
-
-    def report(self) -> dict:
-        """Added to each line of log.jsonl."""
-        return {}
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        pass
+    clips: int = 0  # of this rank, in the step's micro-batches: each rank has as many
+    boxes: float = 0.0  # of all ranks, over the number of ranks: each has some, or none
 
 
-def task_loss(task: data.Task, logits: torch.Tensor, batch: data.Batch, count: Count):
+def task_loss(task: data.Task, logits: torch.Tensor, batch: data.Batch, divisor: Divisor):
     """One micro-batch's part of the loss of its task.
 
     The sum over micro-batches, averaged over the ranks as DDP does, is the loss of one process on
     the whole batch, however unevenly the boxes fall.
     """
     if task.kind == "box":
-        return task.loss_weight * box_loss(logits, batch.labels, count.boxes)
-    share = len(batch.video) / count.clips
+        return task.loss_weight * box_loss(logits, batch.labels, divisor.boxes)
+    share = len(batch.video) / divisor.clips
     return task.loss_weight * clip_loss(logits, batch.labels, task.smoothing) * share
 
 
-def count_over_ranks(batches: list[data.Batch], job: Job) -> dict[str, Count]:
-    """By task of this step: clips of this rank alone, boxes averaged over the ranks."""
-    counts = {}
+def divisors_of(batches: list[data.Batch], job: Job) -> dict[str, Divisor]:
+    """By task of this step."""
+    divisors = {}
     for batch in batches:
-        count = counts.setdefault(batch.task, Count())
-        count.clips += len(batch.video)
+        divisor = divisors.setdefault(batch.task, Divisor())
+        divisor.clips += len(batch.video)
         if batch.boxes is not None:
-            count.boxes += len(batch.boxes)
-    totals = job.sum([count.boxes for count in counts.values()])
-    for count, total in zip(counts.values(), totals, strict=True):
-        count.boxes = total / job.size
-    return counts
+            divisor.boxes += len(batch.boxes)
+    totals = job.sum([divisor.boxes for divisor in divisors.values()])
+    for divisor, total in zip(divisors.values(), totals, strict=True):
+        divisor.boxes = total / job.size
+    return divisors
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
@@ -259,7 +242,8 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 
 def exchange(trunk: nn.Module, last: bool):
-    """DDP averages gradients in the backward of the last micro-batch: they travel once a step."""
+    """DDP averages the gradients of all micro-batches in the backward of the last: they travel once
+    a step. Around the forward, where DDP decides whether the backward that follows exchanges."""
     if last or not hasattr(trunk, "no_sync"):
         return contextlib.nullcontext()
     return trunk.no_sync()
@@ -267,26 +251,6 @@ def exchange(trunk: nn.Module, last: bool):
 
 def autocast(recipe: Recipe, job: Job):
     return torch.autocast(job.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-
-
-def name_suspects(step: int, batch: data.Batch, logits: torch.Tensor, loss: float, job: Job):
-    """Print, if a loss is not finite, the clips whose logits are not; the whole batch if all are
-    finite."""
-    if math.isfinite(loss):
-        return
-    bad = ~torch.isfinite(logits).all(1).cpu()
-    if batch.boxes is None:
-        clips = bad.nonzero()[:, 0]
-    else:
-        clips = batch.box_clip[bad]
-    keys = [batch.keys[clip] for clip in clips.unique().tolist()]
-    keys = keys or batch.keys
-    print(
-        f"\nstep {step}, task {batch.task}, rank {job.rank}: the loss is not finite; "
-        f"clips: {', '.join(map(str, keys))}",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def mean_over_ranks(losses: dict[str, float], step: int, job: Job) -> dict[str, float]:
@@ -639,7 +603,7 @@ def main(words: list[str]) -> int:
     if words and words[0] in ("-h", "--help"):
         print(door.overview(COMMANDS))
         return 0
-    here = sys.modules[__name__]  # what the commands need of the method; nobody imports this file
+    here = sys.modules[__name__]  # what commands need of the method: they do not import this file
     run, options, overrides = door.parse(words, COMMANDS, here)
     code = run(options, overrides, here)
     if dist.is_initialized():

@@ -118,7 +118,7 @@ class Task:
         0.05, "of the videos, missing or undecodable: tolerated", least=0, most=1, free=True
     )
 
-    frames: int = setting(32, "T", least=1, group="clips")
+    frames: int = setting(32, "of a clip", least=1, group="clips")
     stride: int = setting(2, "between frames, in frames of the clock", least=1)
     fps: float = setting(25.0, "of the clock, not of the files", above=0)
     size: int = setting(224, "px, side of the square clip", least=1)
@@ -128,7 +128,9 @@ class Task:
         free=True)  # fmt: skip
     views: list[int] = setting([1, 1], "evaluated: clips x crops (1 or 3)", least=1, free=True)
     flip: float = setting(0.5, "probability", least=0, most=1)
-    flip_swap: list[list[int]] = setting([], "pairs of labels that a flip exchanges")
+    flip_swap: list[list[int]] = setting(
+        [], "labels that a flip exchanges: action ids; of clips, classes from 0"
+    )
     colour: float = setting(0.0, "c: factors in [1 - c, 1 + c] of jitter_colour", least=0, most=1)
     mixup: float = setting(0.0, "a of Beta(a, a), clip tasks; 0: none", least=0)
 
@@ -137,10 +139,12 @@ class Task:
     repeat_rare: float = setting(
         0.0, "t: items with a label that a share s < t of the items have come sqrt(t / s) times as "
         "often (LVIS, arXiv 1908.03195); 0: equally often", least=0, most=1)  # fmt: skip
-    lr_scale: float = setting(1.0, "times the rate; sgd: exactly, else of its steps", least=0)
+    lr_scale: float = setting(
+        1.0, "of this task's steps; sgd: on its gradients, before the momentum", least=0
+    )
     loss_weight: float = setting(1.0, "times the loss", least=0)
     smoothing: float = setting(0.0, "of the labels, clip tasks", least=0, most=1)
-    prior: float = setting(0.0, "of an action, the head's first bias; 0: none", least=0, below=1)
+    prior: float = setting(0.0, "first probability of an action; 0: a half", least=0, below=1)
     dropout: float = setting(0.0, "before the head", least=0, below=1)
     roi_size: int = setting(7, "bins per side under a box", least=1)
 
@@ -202,7 +206,7 @@ def decode_clip(
     own size, or `size` (h, w), or its aspect at `short_side` px, sides rounded to a `multiple`.
     Raises DecodeError if the video cannot be read or all times lie over a second outside of it.
 
-    These are the frames of the whole video decoded. But decoding starts at the keyframe before the
+    These are the frames of the whole video decoded. But decoding starts at the I-frame before the
     first of them, frames that nobody wants and no other refers to are skipped inside the decoder,
     and the wanted ones are scaled as yuv420p, before they become RGB.
     """
@@ -365,7 +369,7 @@ def _scan_clock(path: str, modified_ns: int) -> tuple[bool, float]:
 def _read_window(
     stream: av.VideoStream, targets: list[int], back_sec: float, skip: bool, canvas: "Canvas"
 ) -> bool:
-    """Decode what the targets need, from the keyframe `back_sec` before them; False: impossible."""
+    """Decode what the targets need, from the I-frame `back_sec` before them; False: impossible."""
     start = stream.start_time or 0
     first, last = max(min(targets), start), max(targets)
     try:
@@ -382,7 +386,7 @@ def _read_window(
     if is_avi(stream) and any(packet.pts != packet.dts for packet in packets):
         return False  # a guess
     # Choosing among packets is exact for B-frames and variable rates, without an index. Those
-    # between a keyframe and a cut (discard) are decoded but never on screen.
+    # between an I-frame and a cut (discard) are decoded but never on screen.
     shown = sorted({p.pts for p in packets if p.pts is not None and not p.is_discard})
     if not shown or shown[0] > first:
         return False
@@ -879,14 +883,14 @@ def read_clips(
 
 
 def crop(video: np.ndarray, boxes: np.ndarray, top: int, left: int, size: int) -> tuple:
-    """-> the square, boxes cut off at its edges, share (n,) of each box's area that is inside, of
-    what a square of this size can hold of it."""
+    """-> the square, the boxes cut off at its edges, how visible (n,) each is: its area inside the
+    square, over the largest area of it that such a square could show."""
     height, width = video.shape[-3:-1]
     moved = (boxes * [width, height, width, height] - [left, top, left, top]) / size
     inside = moved.clip(0, 1)
     most = (moved[:, 2:] - moved[:, :2]).clip(max=1)
-    share = np.prod((inside[:, 2:] - inside[:, :2]) / most, 1)
-    return video[..., top : top + size, left : left + size, :], inside, share
+    visible = np.prod((inside[:, 2:] - inside[:, :2]) / most, 1)
+    return video[..., top : top + size, left : left + size, :], inside, visible
 
 
 def random_crop(rng: np.random.Generator, video: np.ndarray, boxes: np.ndarray, size: int) -> tuple:
@@ -902,11 +906,11 @@ def random_crop(rng: np.random.Generator, video: np.ndarray, boxes: np.ndarray, 
             x1, y1, x2, y2 = boxes[rng.integers(len(boxes))]
             top = int(np.clip((y1 + y2) / 2 * height - size / 2, 0, height - size))
             left = int(np.clip((x1 + x2) / 2 * width - size / 2, 0, width - size))
-        square, inside, share = crop(video, boxes, top, left, size)
-        visible = np.flatnonzero(share >= MIN_VISIBLE)
-        if len(visible) or not len(boxes):
+        square, inside, visible = crop(video, boxes, top, left, size)
+        kept = np.flatnonzero(visible >= MIN_VISIBLE)
+        if len(kept) or not len(boxes):
             break
-    return square, inside, visible
+    return square, inside, kept
 
 
 def fixed_crops(video: np.ndarray, boxes: np.ndarray, size: int, count: int) -> tuple:
@@ -1430,7 +1434,8 @@ class Stream:
 
     The c-th batch of a task is positions [cB, (c + 1)B) of its endless row of epochs, each epoch a
     permutation of its items; rank r of W takes every W-th. So each item comes once before any comes
-    twice, small datasets go round as often as they must, and no rank runs out of data. Schedules:
+    twice (but for repeat_rare), small datasets go round as often as they must, and no rank runs out
+    of data. Schedules:
     round_robin  the tasks in turn
     weighted     in a random order with exactly weight / sum(weights) of all steps each (PolyViT's)
     accumulate   all of them at each step, for one update: the joint objective exactly
@@ -1455,7 +1460,7 @@ class Stream:
             if not weights.sum() > 0:
                 raise ValueError("schedule = 'weighted': all weights are 0")
             share = weights / weights.sum() * steps
-            times = share.astype(int)
+            times = share.astype(int)  # and the largest remainders get one more
             times[np.argsort(times - share, kind="stable")[: steps - times.sum()]] += 1
             rng = random_numbers(seed, "schedule")
             self.numbers = rng.permutation(np.repeat(np.arange(count), times))
@@ -1499,7 +1504,7 @@ class Stream:
         rng = random_numbers(self.seed, "order", task, epoch)
         if self.repeats[task] is None:
             return rng.permutation(size)
-        # Whole repeats for sure, the rest by chance, and `size` items in all.
+        # Systematic sampling: whole repeats for sure, the rest by chance, `size` items in all.
         ends = np.cumsum(self.repeats[task]) * (size / self.repeats[task].sum())
         ends[-1] = size
         times = np.diff(np.floor(ends + rng.random()), prepend=0).astype(int)

@@ -99,7 +99,9 @@ class ModelConfig:
     pos_resize: Literal["bicubic", "bilinear-corners"] = setting(
         "bicubic", "of positions, for other clips than native ones: as VideoMAE, as ViViT (Scenic)"
     )
-    qk_init: Literal["xavier", "mimetic"] = setting("xavier", "queries and keys: apart, or alike")
+    qk_init: Literal["xavier", "mimetic"] = setting(
+        "xavier", "queries and keys: independent, or nearly equal"
+    )
     drop_path: float = setting(
         0.0, "stochastic depth of the last block, rising from 0 at the first", least=0, below=1
     )
@@ -107,7 +109,8 @@ class ModelConfig:
         False, "compute blocks again in backward: a third more time, less memory", free=True
     )
     mean: Colour = setting(
-        (0.5, 0.5, 0.5), "RGB in [0, 1], subtracted from pixels; empty, as std: of each clip"
+        (0.5, 0.5, 0.5),
+        "RGB in [0, 1], subtracted from pixels; with std empty too: each clip by its own",
     )
     std: Colour = setting((0.5, 0.5, 0.5), "RGB, which then divides them", above=0)
 
@@ -367,7 +370,8 @@ class VideoTransformer(nn.Module):
     """video (B, 3, T, H, W) -> pooled (B, D), tokens (B, t, h, w, D).
 
     Clip heads read `pooled`, box heads `tokens` (after the final norm, without the class token);
-    both depend on every parameter. `torch.compile` takes the whole forward as one graph.
+    both depend on every parameter, so that DDP finds none unused. `torch.compile` takes the whole
+    forward as one graph.
     """
 
     def __init__(self, config: ModelConfig):
@@ -461,7 +465,8 @@ def align_weights(start: Tensor, end: Tensor, cells: int, bins: int) -> Tensor:
 
 
 def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor) -> Tensor:
-    """features (B, h, w, D), weights (K, p, h) and (K, p, w) -> the best of the bins, (K, D).
+    """features (B, h, w, D), weights (K, p, h) and (K, p, w) -> (K, D), the
+    maximum over the p x p bins, of each channel by itself.
 
     Every clip gets as many slots S as the fullest one has boxes; an empty slot has weights of 0.
     So one product serves all boxes, features are not copied for each box, and no gradient is
@@ -541,8 +546,9 @@ class TaskHead(nn.Module):
         return self.fc(F.dropout(x, self.head.dropout, self.training))
 
     def persons(self, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
-        """-> (K, D). The keyframe's box stands for the whole clip: mean over time, then the best
-        bin of RoIAlign of the tokens under the box, clipped to the frame."""
+        """-> (K, D). The keyframe's box stands for the whole clip: mean over time, then
+        RoIAlign of the tokens under the box, clipped to the frame, then the largest of its bins in
+        each channel."""
         features = tokens.mean(1)  # (B, h, w, D)
         h, w = features.shape[1:3]
         bins = self.head.roi_size

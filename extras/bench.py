@@ -38,7 +38,7 @@ import torch
 import torch.distributed as dist
 
 import data
-from extras import bench_files, checkpoints, formats, videos, world
+from extras import bench_files, checkpoints, formats, methods, videos, world
 from extras import hugging_face as folders
 from extras import job as jobs
 from extras import recipe as recipes
@@ -759,7 +759,7 @@ class Steps:
         self.learner = method.Learner(
             model=self.model,
             trunk=method.wrap(self.model.encoder, recipe, self.job),
-            criterion=method.Criterion(),
+            criterion=methods.Plain(method.task_loss),
             optimisers=method.make_optimisers(self.model, recipe),
             tasks={task.name: task for task in recipe.task},
         )

@@ -520,7 +520,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(sorted(path.stem for path in FOLDER.glob("*.toml")))
     add("protocol", nargs="?", default="methods", help=f"a file or one of {names} (methods)")
     add("--recipe", help="another recipe than the protocol names: a file or a name")
-    add("--worlds", type=int, help="of the table, from 1 (default: as the protocol says)")
+    add("--worlds", type=int, help="how many, from 1 (default: as the protocol says)")
     add("--jobs", type=int, default=0, help="runs at a time (0: one per core, one on a GPU)")
     add("--tune-only", action="store_true", help="stop before the runs of the table")
     add("--csv", help="no runs: write tables and figure again from a compare.csv")

@@ -2,7 +2,7 @@
 
 A job always ends by itself. Whatever kills one of its processes, the others notice (a closed
 connection, a lost parent), say one sentence and leave within seconds, without waiting for loader
-workers or peers that will never answer: see `Job.watch`, `leave`, and `errors_of_peers`.
+workers or peers that will never answer: see `watch_launcher`, `leave`, and `errors_of_peers`.
 """
 
 import contextlib

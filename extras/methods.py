@@ -1,8 +1,7 @@
 """Rivals of co-finetuning that change the loss or the encoder; the loop stays as it is.
 
-A method enters a run at one place: `make` returns what computes the loss of a micro-batch, and
-puts another encoder into the model where the method has one. Self-distillation is a criterion
-around the plain one, SpotTune an encoder around the plain one.
+A method enters a run at one place: `wrap_encoder` puts its encoder into the model, if it has one of
+its own (SpotTune), and `criterion` returns what computes the loss (self-distillation adds a term).
 `finetune` and `downstream` are other orders of the same training, `stages`;
 `finetune+selfdistil` and `finetune+spottune` put the method on their last stage, as the papers do.
 
@@ -26,15 +25,14 @@ OPTIONS = {
 }
 
 
-def make(recipe, model: CoFinetuneModel, plain: Callable) -> Callable:
-    """The criterion of recipe.method around the plain one. Before the optimisers are made."""
+def criterion(recipe, model: CoFinetuneModel, task_loss: Callable) -> "Plain":
+    """What computes the loss of a micro-batch, by recipe.method. After wrap_encoder."""
     if recipe.method == "selfdistil":
         options = check_options("selfdistil", recipe.method_options)
-        return SelfDistil(plain, model, **options)
+        return SelfDistil(task_loss, model, **options)
     if recipe.method == "spottune":
-        wrap_encoder(recipe, model)
-        return Routed(plain, model.encoder)
-    return plain
+        return Routed(task_loss, model.encoder)
+    return Plain(task_loss)
 
 
 def stages(recipe) -> list:
@@ -72,7 +70,7 @@ def stages(recipe) -> list:
 
 
 def wrap_encoder(recipe, model: CoFinetuneModel) -> None:
-    """Give the model the encoder of recipe.method, if that has one of its own."""
+    """Give the model the encoder of recipe.method, if it has one; before the optimisers exist."""
     if recipe.method == "spottune":
         options = check_options("spottune", recipe.method_options)
         model.encoder = SpotTune(model.encoder, **options)
@@ -107,12 +105,38 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+class Plain:
+    """The loss of the task alone; what self-distillation and SpotTune add to."""
+
+    def __init__(self, task_loss: Callable):
+        self.task_loss = task_loss
+
+    def __call__(
+        self, task, step: int, video: Tensor, features: tuple[Tensor, Tensor], logits: Tensor,
+        batch, divisor,
+    ) -> Tensor:  # fmt: skip
+        """task: data.Task. video: normalised (B, 3, T, H, W). features: of the encoder, pooled
+        (B, D) and tokens (B, t, h, w, D). logits: (B, C) or (K, C). divisor: of the task in this
+        step, cofinetune.Divisor."""
+        return self.task_loss(task, logits, batch, divisor)
+
+    def report(self) -> dict:
+        """Added to each line of log.jsonl."""
+        return {}
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
 # ------------------------------------------------------------------------------------------------
 # Self-distillation
 # ------------------------------------------------------------------------------------------------
 
 
-class SelfDistil:
+class SelfDistil(Plain):
     """The encoder of a while ago, frozen, guides that of now (Zhou et al., arXiv 2205.00506).
 
     What we know of the paper is its abstract: the encoder of the last epoch teaches that of the
@@ -131,14 +155,14 @@ class SelfDistil:
     """
 
     def __init__(
-        self, plain: Callable, model: CoFinetuneModel, *,
+        self, task_loss: Callable, model: CoFinetuneModel, *,
         target: str = "pooled", weight: float = 1.0, refresh: int = 100, ema: float = 0.0,
     ):  # fmt: skip
         expect_one_of("target", target, "pooled", "tokens", "logits")
         expect_number("weight", weight, 0)
         expect_number("refresh", refresh, 0)
         expect_number("ema", ema, 0, 1)
-        self.plain = plain
+        super().__init__(task_loss)
         self.model = model
         self.target = target
         self.weight = weight
@@ -153,14 +177,10 @@ class SelfDistil:
         self.step = None  # of the distances
         self.distances = {}  # by task of the step, over its micro-batches so far
 
-    def __call__(
-        self, task, step: int, video: Tensor, features: tuple[Tensor, Tensor], logits: Tensor,
-        batch, count,
-    ) -> Tensor:  # fmt: skip
-        """The plain loss and weight * distance of the student from the teacher on the same clips.
+    def __call__(self, task, step, video, features, logits, batch, divisor) -> Tensor:
+        """The task's loss and weight * distance of the student from the teacher on the same clips.
 
-        count.clips: of the task in this step on this rank. Where autocast is on, it is on for the
-        teacher too: it sees the clips as the student did.
+        Where autocast is on, it is on for the teacher too: it sees the clips as the student did.
         """
         if step != self.step:
             self.begin(step)
@@ -176,11 +196,10 @@ class SelfDistil:
             rows = softmax_distance(logits, goals)  # (B,)
         else:
             rows = sigmoid_distance(logits, goals)  # (K,)
-        distance = rows.sum() / count.clips
+        distance = rows.sum() / divisor.clips
         before = self.distances.get(batch.task, 0.0)
         self.distances[batch.task] = before + distance.detach()
-        loss = self.plain(task, step, video, features, logits, batch, count)
-        return loss + self.weight * distance
+        return self.task_loss(task, logits, batch, divisor) + self.weight * distance
 
     def begin(self, step: int) -> None:
         """Before a step's first micro-batch: the refresh that is due.
@@ -308,20 +327,12 @@ class SpotTune(VideoTransformer):
         return soft.argmax(2) + (finetuned - finetuned.detach())
 
 
-class Routed:
-    """The plain criterion, and SpotTune's choices in the log."""
+class Routed(Plain):
+    """The loss of the task, and SpotTune's choices in the log."""
 
-    def __init__(self, plain: Callable, encoder: SpotTune):
-        self.plain, self.encoder = plain, encoder
-
-    def __call__(self, *of_a_micro_batch) -> Tensor:
-        return self.plain(*of_a_micro_batch)
+    def __init__(self, task_loss: Callable, encoder: SpotTune):
+        super().__init__(task_loss)
+        self.encoder = encoder
 
     def report(self) -> dict:
         return {"finetuned_share": self.encoder.usage.tolist()}
-
-    def state_dict(self) -> dict:
-        return {}  # the encoder's weights are the model's
-
-    def load_state_dict(self, state: dict) -> None:
-        pass

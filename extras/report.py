@@ -1,13 +1,16 @@
 """What a run shows of its results: on the screen, in curves and in pictures of keyframes."""
 
 import json
+import math
 import os
 import shlex
+import sys
 import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import data
 from extras import pictures
@@ -169,3 +172,23 @@ def preview(recipe, dataset: data.Dataset, detections: dict, path: Path) -> None
 
 def best_labels(names: list[str], scores: np.ndarray, top: int) -> list[str]:
     return [f"{names[c]} {scores[c]:.2f}" for c in np.argsort(-scores)[:top]]
+
+
+def name_suspects(step: int, batch, logits: torch.Tensor, loss: float, job) -> None:
+    """Print, if a loss is not finite, the clips whose logits are not; the whole batch if all are
+    finite."""
+    if math.isfinite(loss):
+        return
+    bad = ~torch.isfinite(logits).all(1).cpu()
+    if batch.boxes is None:
+        clips = bad.nonzero()[:, 0]
+    else:
+        clips = batch.box_clip[bad]
+    keys = [batch.keys[clip] for clip in clips.unique().tolist()]
+    keys = keys or batch.keys
+    print(
+        f"\nstep {step}, task {batch.task}, rank {job.rank}: the loss is not finite; "
+        f"clips: {', '.join(map(str, keys))}",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -162,12 +162,12 @@ class Run:
         self.log.waited_sec = time.monotonic() - began
         return micro_batches
 
-    def record(self, step: int, losses: dict, rate: float, norm: float, clips: int) -> None:
-        """Average the weights, log the step."""
+    def record(self, step: int, losses: dict, share: float, norm: float, clips: int) -> None:
+        """Average the weights, log the step. share: of the peak rate."""
         if self.ema:
             for key, value in self.model.state_dict().items():
                 self.ema[key].lerp_(value, 1 - self.recipe.ema)
-        extra, lr = self.criterion.report(), self.recipe.lr * rate
+        extra, lr = self.criterion.report(), self.recipe.lr * share
         damaged = {}
         for files in self.stream.damaged.values():
             damaged |= files

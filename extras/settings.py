@@ -1,9 +1,9 @@
 """One mechanism for settings: what a dataclass field says of itself decides how it is read, checked
 and explained, and whether a resumed run may change it.
 
-A field's annotation is its type (`Literal[...]`: its choices). Its metadata, as `setting` in
-cofinetune.py, data.py and model.py writes it: help; least, most, above, below (bounds of a number,
-or of each number of a list); free (a resumed run may change it); group (a heading starts here).
+A field's annotation is its type (`Literal[...]`: its choices). Its metadata, as `setting` of
+this file, data.py and model.py writes it: help; least, most, above, below (bounds of a number, or
+of each number of a list); free (a resumed run may change it); group (a heading starts here).
 """
 
 import dataclasses
@@ -135,7 +135,7 @@ def describe(kind: type, prefix: str = "--", leave_out: tuple[str, ...] = ()) ->
             lines.append(f"\n{field.metadata['group']}:")
         rules = []
         if typing.get_origin(field.type) is typing.Literal:
-            rules.append(" | ".join(map(str, typing.get_args(field.type))))
+            rules.append(" | ".join(str(choice) or '""' for choice in typing.get_args(field.type)))
         for name, (_, words) in BOUNDS.items():
             if name in field.metadata:
                 rules.append(f"{words} {field.metadata[name]}")

@@ -15,19 +15,20 @@ def heads_model(seed=0, **options):
     return tiny_model(heads, seed, **dict(cls=True, drop_path=0.3) | options)
 
 
-COUNT = SimpleNamespace(clips=3)
+DIVISOR = SimpleNamespace(clips=3)
 
 
 def make(method, model, plain=None, **options):
     recipe = SimpleNamespace(method=method, method_options=options)
-    return methods.make(recipe, model, plain or nothing)
+    methods.wrap_encoder(recipe, model)
+    return methods.criterion(recipe, model, plain or nothing)
 
 
-def nothing(task, step, video, features, logits, batch, count):
+def nothing(task, logits, batch, divisor):
     return logits.new_zeros(())
 
 
-def supervised(task, step, video, features, logits, batch, count):
+def supervised(task, logits, batch, divisor):
     if batch.task == "clips":
         return M.clip_loss(logits, torch.tensor([0, 1, 2]))
     return M.box_loss(logits, torch.eye(4))
@@ -45,12 +46,12 @@ def forward(model, task, video=None):
 
 
 def distance(criterion, model, task, step):
-    return criterion(None, step, *forward(model, task), COUNT)
+    return criterion(None, step, *forward(model, task), DIVISOR)
 
 
 def gradients(model, criterion, task, step=0):
     """Of one micro-batch, as the loop makes them."""
-    criterion(None, step, *forward(model, task), COUNT).backward()
+    criterion(None, step, *forward(model, task), DIVISOR).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -65,7 +66,10 @@ def test_a_method_that_changes_nothing_is_the_plain_criterion():
     for method in ("cofinetune", "finetune", "downstream"):
         model = heads_model()
         encoder = model.encoder
-        assert make(method, model, supervised) is supervised and model.encoder is encoder
+        criterion = make(method, model, supervised)
+        assert type(criterion) is methods.Plain and model.encoder is encoder
+        *_, logits, batch = arguments = forward(model, "clips")
+        assert criterion(None, 0, *arguments, DIVISOR) == supervised(None, logits, batch, DIVISOR)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -104,8 +108,8 @@ def test_distillation_distances_against_torch(target, task):
         kind = torch.distributions.Bernoulli
         rows = torch.distributions.kl_divergence(kind(logits=goals), kind(logits=logits)).sum(1)
     expected = rows.sum() / len(video)
-    loss = criterion(None, 5, video, features, logits, batch, COUNT)
-    own = supervised(None, 5, video, features, logits, batch, COUNT)
+    loss = criterion(None, 5, video, features, logits, batch, DIVISOR)
+    own = supervised(None, logits, batch, DIVISOR)
     torch.testing.assert_close(loss, own + 3.0 * expected, rtol=1e-4, atol=1e-6)
     assert criterion.report()["distillation"] == pytest.approx(expected.item(), rel=1e-4)
 
@@ -123,7 +127,7 @@ def test_distillation_of_pieces_adds_up_to_that_of_the_batch(target):
         batch = SimpleNamespace(task="boxes", boxes=boxes[mine], box_clip=box_clip[mine] * 0)
         features = moved.encoder(video[clip : clip + 1])
         logits = moved.classify(features, "boxes", batch.boxes, batch.box_clip)
-        parts.append(pieces(None, 0, video[clip : clip + 1], features, logits, batch, COUNT))
+        parts.append(pieces(None, 0, video[clip : clip + 1], features, logits, batch, DIVISOR))
     expected = distance(whole, moved, "boxes", 0)
     torch.testing.assert_close(sum(parts), expected, rtol=1e-4, atol=1e-6)
     assert pieces.report()["distillation"] == pytest.approx(expected.item(), rel=1e-4)
@@ -290,8 +294,9 @@ def test_spottunes_criterion_is_the_plain_one():
     model = heads_model().eval()
     criterion = make("spottune", model, supervised, at_test="sample", temperature=3)
     assert (model.encoder.at_test, model.encoder.temperature) == ("sample", 3)
-    arguments = (None, 0, *forward(model, "clips"), COUNT)
-    assert torch.equal(criterion(*arguments), supervised(*arguments))
+    *_, logits, batch = arguments = forward(model, "clips")
+    loss = criterion(None, 0, *arguments, DIVISOR)
+    assert torch.equal(loss, supervised(None, logits, batch, DIVISOR))
     assert criterion.state_dict() == {}
     criterion.load_state_dict({})
 
