@@ -361,7 +361,7 @@ def test_several_processes_equal_one(tiny_world, tmp_path, ranks):
     assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("optimiser, lr", [("sgd", 0.05), ("adamw", 0.003), ("muon", 0.02)])
+@pytest.mark.parametrize("optimiser, lr", [("sgd", 0.05), ("muon", 0.02)])  # heads: AdamW
 def test_idle_heads_stay_bit_identical(tiny_world, tmp_path, monkeypatch, optimiser, lr):
     """At each step the head of its task moves and no other, although all have momentum by then."""
     moves, train_step = [], cofinetune.train_step
