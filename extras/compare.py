@@ -523,7 +523,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--worlds", type=int, help="how many, from 1 (default: as the protocol says)")
     add("--jobs", type=int, default=0, help="runs at a time (0: one per core, one on a GPU)")
     add("--tune-only", action="store_true", help="stop before the runs of the table")
-    add("--csv", help="no runs: write tables and figure again from a compare.csv")
+    add("--csv", help="no runs: tables and figure again, from a compare.csv")
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
@@ -538,7 +538,12 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
             "one world or more"
         )
     if options.csv:
-        tables.write_report(protocol, tables.read_rows(Path(options.csv)), Path(options.csv).parent)
+        rows = tables.read_rows(Path(options.csv), protocol.name)
+        if not rows:
+            raise ValueError(f"compare: {options.csv} has no rows of protocol {protocol.name}")
+        out = Path(overrides.get("out", Path(options.csv).parent))
+        out.mkdir(parents=True, exist_ok=True)
+        tables.write_report(protocol, rows, out)
         return
 
     def read_recipe(source: str, changes: dict):

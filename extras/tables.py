@@ -381,6 +381,11 @@ def write_rows(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_rows(path: Path, protocol: str) -> list[dict]:
+    """Of a file of several protocols, whose rows name theirs, those of this one."""
+    rows = []
     with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        for row in csv.DictReader(file):
+            if row.pop("protocol", protocol) == protocol:
+                rows.append(row)
+    return rows

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -260,7 +261,7 @@ def test_tuning_then_noise_then_the_table(comparison, tmp_path, capsys):
     comparison().all_phases()
     starts = [path.read_text().split() for path in (tmp_path / "out").rglob("starts")]
     assert len(starts) == len(rows) and all(len(words) == 1 for words in starts)
-    again = tables.read_rows(tmp_path / "out/compare.csv")
+    again = tables.read_rows(tmp_path / "out/compare.csv", "")
     tables.write_report(this.protocol, again, tmp_path)
     assert (tmp_path / "compare.md").read_text() == text
     with open(tmp_path / "out/compare.csv") as first, open(tmp_path / "compare.csv") as second:
@@ -388,7 +389,7 @@ def test_compare_for_real(tmp_path):
         tmp_path / "out",
         *"--steps 6 --warmup 2 --preview 0 --device cpu --jobs 2".split(),
     )
-    rows = tables.read_rows(tmp_path / "out/compare.csv")
+    rows = tables.read_rows(tmp_path / "out/compare.csv", "")
     assert [(row["method"], row["seed"]) for row in rows] == [(m, s) for s in "12" for m in methods]
     assert {(row["clips seen"], row["updates"]) for row in rows} == {("96", "6")}
     logs = {m: run_log(tmp_path / f"out/final/all/{m}/seed2") for m in methods}
@@ -470,83 +471,149 @@ def test_ticks_are_round_and_inside():
         assert all(f"{tick:.3g}" == f"{tick:.2g}" for tick in ticks)
 
 
-def intervals_of(page):
-    return page.replace("−", "-")
+RUNS = HERE / "docs/assets/compare.csv"
+MAP = "mAP (official-2020)"
 
 
-def test_the_page_says_what_the_runs_of_version_1_say():
+@pytest.fixture(scope="module")
+def page():
+    """docs/comparison.md with every run of spaces as one, and signs as Python writes them."""
+    text = (HERE / "docs/comparison.md").read_text().replace("\u2212", "-")
+    return " ".join(text.split())
+
+
+def spell_interval(values):
+    mean, low, high = tables.paired(np.array(values))
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def unsigned(interval):
+    """As a sentence says "behind by"."""
+    return interval.replace("+", "")
+
+
+def test_the_page_says_what_the_runs_of_version_1_say(page):
     """Every interval of docs/comparison.md that assets/compare.csv can give."""
-    page = intervals_of((HERE / "docs/comparison.md").read_text())
     scores = {}
-    for row in csv.DictReader(open(HERE / "docs/assets/compare.csv")):
-        if row["protocol"] != "given":
-            score = float(row["ava mAP (official-2020)"])
+    for row in csv.DictReader(open(RUNS)):
+        if row["protocol"].startswith("worlds"):
+            score = float(row[f"ava {MAP}"])
             scores.setdefault(row["method"], {})[int(row["seed"])] = score
     finetune = "finetune@task.ava.lr_scale=2"
     one_set = 'cofinetune@train_tasks=["actions","ava"]@steps=800@warmup=64@lr=0.16'
     weighted = "cofinetune@schedule=weighted@task.actions.weight=3@task.templates.weight=2@lr=0.16"
 
     def difference(one, other, first, last):
-        values = [scores[one][s] - scores[other][s] for s in range(first, last + 1)]
-        mean, low, high = tables.paired(np.array(values))
-        return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return spell_interval([scores[one][s] - scores[other][s] for s in range(first, last + 1)])
 
     for method in [*scores][1:]:
         assert difference(method, finetune, 20, 24) in page, method
     assert difference("cofinetune", finetune, 30, 39) + " | 9 of 10 |" in page
     assert difference(one_set, "cofinetune", 20, 24) in page
-    costs = difference(weighted, "cofinetune", 20, 24)
-    assert costs == "-0.071 [-0.121, -0.022]" and "0.071 [0.022, 0.121]" in page
+    assert unsigned(difference("cofinetune", weighted, 20, 24)) + " to round robin" in page
 
 
-def test_the_page_says_what_the_runs_of_given_say():
-    page = intervals_of((HERE / "docs/comparison.md").read_text())
-    protocol = compare.read_protocol("given")
-    finetuning, co_finetuning, downstream, rare = protocol.method
-    rows = tables.read_rows(HERE / "docs/assets/compare.csv")
-    rows = [row for row in rows if row["protocol"] == "given"]
-    assert f"{tables.noise_of_a_run(protocol, rows):.3f} (three runs" in page
-    rows = [row for row in rows if row["phase"] == "final"]
-    assert len(rows) == 36
+class Runs:
+    """Those of a protocol that the page tells of."""
 
-    def difference(method, other, columns):
-        protocol.reference = other.name
+    def __init__(self, name):
+        self.protocol = compare.read_protocol(name)
+        self.rows = tables.read_rows(RUNS, name)
+        self.final = [row for row in self.rows if row["phase"] == "final"]
+        self.methods = {method.name: method for method in self.protocol.method}
+
+    def differences(self, name, other, column, case=""):
+        """By world; column: of the box task, or one less another."""
+        self.protocol.reference = other
         values = 0
-        for sign, column in zip((1, -1), columns.split(" less "), strict=False):
-            one = tables.difference(protocol, rows, protocol.case[0], method, f"ava {column}")
+        for sign, part in zip((1, -1), column.split(" less "), strict=False):
+            one = tables.difference(
+                self.protocol, self.final, compare.Case(case), self.methods[name], f"ava {part}"
+            )
             values = values + sign * one
-        mean, low, high = tables.paired(values)
-        return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return values
 
-    kinds = {"all": "all", "motions": "motions (`actions`)", "relations": "relations (`templates`)"}
+    def interval(self, *arguments):
+        return spell_interval(self.differences(*arguments))
+
+    def ahead(self, *arguments):
+        values = self.differences(*arguments)
+        return f"{(values > 0).sum()} of {len(values)}"
+
+    def upstream(self, name, case=""):
+        """Mean top-1 of the two clip tasks."""
+        tops = []
+        for task in ("actions", "templates"):
+            tops.append(tables.series(self.final, case, name, f"{task} top-1").mean())
+        return "{:.2f}, {:.2f}".format(*tops)
+
+
+def check_said(page, said):
+    for words in said:
+        assert words in page, words
+
+
+def test_the_page_says_what_the_runs_of_methods_say(page):
+    runs = Runs("methods")
+    one, co, down, rare, two, random, few = runs.methods
+    assert len(runs.final) == 63
+    said = [f"{tables.noise_of_a_run(runs.protocol, runs.rows):.3f} (three runs of each"]
+    for name in (co, rare, two, random):
+        row = runs.interval(name, one, MAP), runs.ahead(name, one, MAP), runs.upstream(name)
+        said.append(f"| {' | '.join(row)} |")
+    for name in (down, few):
+        said.append(f"| {runs.interval(name, one, MAP)} | {runs.ahead(name, one, MAP)} | none |")
+    said.append(f"mAP {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f} | |")
+    said.append(f"{runs.interval(co, two, MAP)}, {runs.ahead(co, two, MAP)} worlds")
+    said.append(f"less co-finetuning {runs.interval(down, co, MAP)}, in random order")
+    said.append(f"in random order {runs.interval(down, random, MAP)}")
+    said.append(f"behind co-finetuning by {unsigned(runs.interval(co, few, MAP))}")
+    said.append(f"with two rates by {unsigned(runs.interval(two, few, MAP))}")
+    said.append(f"less round robin {runs.interval(random, co, MAP)}")
+    taught = {"motions": " (`actions`)", "relations": " (`templates`)", "all": ""}
     for kind in ("all", "motions", "relations", "looks", "poses"):
-        line = [kinds.get(kind, f"{kind} (nothing)")]
+        cells = [kind + taught.get(kind, " (nothing)")]
         for group in ("", "head", "mid", "tail"):
-            column = f"{kind} {group}".replace("all ", "").strip() or "mAP (official-2020)"
-            line.append(difference(co_finetuning, finetuning, column))
-        assert f"| {' | '.join(line)} |" in page
-    every = "mAP (official-2020)"
-    assert difference(co_finetuning, finetuning, every) + " | 9 of 9 |" in page
-    for said in (
-        difference(downstream, co_finetuning, every) + " on worlds 171-179".replace("-", "–"),
-        "tail less head " + difference(co_finetuning, finetuning, "tail less head"),
-        "among motions " + difference(co_finetuning, finetuning, "motions tail less motions head"),
-        "rises alike, " + difference(downstream, finetuning, "tail less head"),
-        difference(rare, co_finetuning, every) + ", tail",
-        "tail " + difference(rare, co_finetuning, "tail"),
-        "on looks " + difference(rare, co_finetuning, "looks"),
-    ):
-        assert said in page.replace("\n", " "), said
-    behind = difference(finetuning, downstream, every)
-    assert behind == "-0.023 [-0.034, -0.012]" and "0.023 [0.012, 0.034] behind" in page
-    tops = {}
-    for method in (co_finetuning, finetuning):
-        for column in ("actions top-1", "templates top-1"):
-            top = tables.series(rows, "", method.name, column).mean()
-            tops.setdefault(method.name, []).append(f"{top:.2f}")
-    kept, left = (" and ".join(values) for values in tops.values())
-    assert f"{kept} on the two clip tasks (worlds 171–179)" in page
-    assert f"{left} are left" in page.replace("\n   ", " ")
+            column = f"{kind} {group}".replace("all", "").strip() or MAP
+            cells.append(runs.interval(co, two, column))
+        said.append(f"| {' | '.join(cells)} |")
+    said.append(f"Tail less head is {runs.interval(co, two, 'tail less head')}; against")
+    said.append(f"first runs, {runs.interval(co, one, 'tail less head')} (head")
+    for group in ("head", "mid", "tail"):
+        said.append(f"{group} {runs.interval(co, one, group)}")
+    said.append(f"less co-finetuning: {runs.interval(rare, co, MAP)}, tail")
+    said.append(f"tail {runs.interval(rare, co, 'tail')}: no effect shown")
+    for other in (one, two):
+        row = runs.interval(co, other, MAP), runs.ahead(co, other, MAP)
+        said.append(f"| {' | '.join(row)} |")
+    check_said(page, said)
+    readme = " ".join((HERE / "README.md").read_text().replace("\u2212", "-").split())
+    check_said(readme, [f"{runs.interval(co, other, MAP)} with" for other in (one, two)])
+    check_said(readme, [f"{runs.interval(down, co, MAP)} less co-finetuning"])
+
+
+def test_the_page_says_how_the_rates_of_methods_were_tuned(page):
+    runs = Runs("methods")
+    *_, two, random, few = runs.methods.values()
+    means = {}
+    for method in (two, random, few):
+        for point in tables.points_of(method, "", {}):
+            score = tables.mean_score(runs.rows, "", method.name, point)
+            means.setdefault(method.name, []).append(f"{score:.3f}")
+    for name, values in means.items():
+        title = "finetuning, second stage" if name == two.name else name
+        place = page.index(f"171–179, {title}")
+        found = re.findall(r"0\.\d{3}", page[place:])[: len(values)]
+        assert found == values, name
+    best = tables.choose(runs.protocol, runs.rows)["", two.name]
+    assert best == {"lr": 0.04, "task.ava.lr_scale": 4} and tables.at_an_edge(two, best)
+
+
+@pytest.mark.parametrize("name", ["methods"])
+def test_the_figures_of_the_page_are_drawn_from_its_runs(name, tmp_path):
+    runs = Runs(name)
+    tables.FIGURES[runs.protocol.figure](runs.protocol, runs.final, tmp_path / "now.svg")
+    assert (tmp_path / "now.svg").read_text() == (HERE / f"docs/assets/{name}.svg").read_text()
 
 
 # ------------------------------------------------------------------------------------------------
