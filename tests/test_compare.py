@@ -136,8 +136,7 @@ def test_the_page_says_how_the_world_deals_its_boxes():
     for kind, names in world.KINDS.items():
         rare, between, frequent = sorted({counts[name] for name in names})
         third = len(names) // 3
-        first = f"{third} classes of" if third > 1 else f"{third} of"
-        groups = f"{first} {frequent} | {third} of {between} | {third} of {rare}"
+        groups = " | ".join(f"{third} × {count}" for count in (frequent, between, rare))
         assert f"| {kind} | {groups} | {', '.join(names)} |" in page
 
 
@@ -558,15 +557,24 @@ def test_the_page_says_what_the_runs_of_methods_say(page):
     one, co, down, rare, two, random, few = runs.methods
     assert len(runs.final) == 63
     said = [f"{tables.noise_of_a_run(runs.protocol, runs.rows):.3f} (three runs of each"]
-    for name in (co, rare, two, random):
-        row = runs.interval(name, one, MAP), runs.ahead(name, one, MAP), runs.upstream(name)
+    for name in (co, rare, two, random, down, few):
+        upstream = "none" if name in (down, few) else runs.upstream(name)
+        row = runs.interval(name, one, MAP), runs.ahead(name, one, MAP), upstream
         said.append(f"| {' | '.join(row)} |")
-    for name in (down, few):
-        said.append(f"| {runs.interval(name, one, MAP)} | {runs.ahead(name, one, MAP)} | none |")
-    said.append(f"mAP {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f} | |")
-    said.append(f"{runs.interval(co, two, MAP)}, {runs.ahead(co, two, MAP)} worlds")
-    said.append(f"less co-finetuning {runs.interval(down, co, MAP)}, in random order")
-    said.append(f"in random order {runs.interval(down, random, MAP)}")
+    said.append(
+        f"is {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f}, paired by world"
+    )
+    said.append(f"| {runs.upstream(one)} |")
+    said.append(f"{runs.interval(co, one, MAP)} with one rate for both stages")
+    said.append(
+        f"{runs.interval(co, two, MAP)}, {runs.ahead(co, two, MAP)} worlds, with one for each"
+    )
+    said.append(f"as those, {runs.interval(random, two, MAP)}.")
+    said.append(f"two rates took {runs.interval(two, one, MAP)} of the lead")
+    said.append(f"these less co-finetuning {runs.interval(down, co, MAP)}")
+    said.append(f"less random order {runs.interval(down, random, MAP)}")
+    said.append(f"it is behind by {unsigned(runs.interval(down, one, MAP))} with one rate")
+    said.append(f"with one rate, by {unsigned(runs.interval(down, two, MAP))} with two")
     said.append(f"behind co-finetuning by {unsigned(runs.interval(co, few, MAP))}")
     said.append(f"with two rates by {unsigned(runs.interval(two, few, MAP))}")
     said.append(f"less round robin {runs.interval(random, co, MAP)}")
@@ -577,15 +585,24 @@ def test_the_page_says_what_the_runs_of_methods_say(page):
             column = f"{kind} {group}".replace("all", "").strip() or MAP
             cells.append(runs.interval(co, two, column))
         said.append(f"| {' | '.join(cells)} |")
-    said.append(f"Tail less head is {runs.interval(co, two, 'tail less head')}; against")
-    said.append(f"first runs, {runs.interval(co, one, 'tail less head')} (head")
-    for group in ("head", "mid", "tail"):
-        said.append(f"{group} {runs.interval(co, one, group)}")
-    said.append(f"less co-finetuning: {runs.interval(rare, co, MAP)}, tail")
-    said.append(f"tail {runs.interval(rare, co, 'tail')}: no effect shown")
+    said.append(f"has it there too ({runs.interval(down, two, 'motions')};")
+    said.append(f"less downstream alone {runs.interval(co, down, 'motions')})")
+    rare_gain = runs.interval(co, one, "tail"), runs.ahead(co, one, "tail")
+    said.append("the tail gains {} over one rate, {} worlds".format(*rare_gain))
+    said.append(f"over two, {runs.interval(co, two, 'tail')}, it is not shown")
+    said.append(f"{runs.interval(co, one, 'tail less head')} over one rate,")
+    said.append(f"{runs.interval(co, two, 'tail less head')} over two.")
+    said.append(f"less co-finetuning {runs.interval(rare, co, MAP)}, tail")
+    said.append(f"tail {runs.interval(rare, co, 'tail')}.")
     for other in (one, two):
         row = runs.interval(co, other, MAP), runs.ahead(co, other, MAP)
         said.append(f"| {' | '.join(row)} |")
+    pairs = [(a, b) for a in (co, random) for b in (one, two, down)] + [(two, one), (down, one)]
+    spreads = [runs.differences(*pair, MAP).std(ddof=1) for pair in pairs]
+    said.append(f"by {min(spreads):.3f} to {max(spreads):.3f}, so that nine")
+    for worlds, words in ((9, "a true difference of"), (6, "six one of")):
+        found = [tables.found_four_times_in_five(f(spreads), worlds) for f in (min, max)]
+        said.append("{} {:.3f} to {:.3f}".format(words, *found))
     check_said(page, said)
     readme = " ".join((HERE / "README.md").read_text().replace("\u2212", "-").split())
     check_said(readme, [f"{runs.interval(co, other, MAP)} with" for other in (one, two)])
