@@ -40,7 +40,7 @@ from extras import job as jobs
 from extras import recipe as recipes
 from extras.job import Job
 from extras.optimisers import make_optimisers, share_of_peak, take_step
-from extras.run import Run
+from extras.run import Run, start_over
 from extras.settings import setting
 from model import CoFinetuneModel, box_loss, clip_loss
 
@@ -85,7 +85,9 @@ class Recipe:
         1.0, "largest norm of the gradient, over all ranks; undoes much of a large loss_weight; 0: "
         "any", least=0,
     )  # fmt: skip
-    ema: float = setting(0.0, "decay of averaged weights, evaluated too; 0: off", least=0, below=1)
+    ema: float = setting(
+        0.0, "decay of averaged weights, which are evaluated too; 0: off", least=0, below=1
+    )
     precision: Literal["float32", "bf16"] = setting(
         "float32", "float32 (on a GPU TF32) or autocast to bf16 (fast on GPUs, and CPUs with AMX)",
         free=True, group="machine",
@@ -156,7 +158,7 @@ def train_step(
     return losses, norm, share * scale
 
 
-def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
+def train(recipe: Recipe, job: Job) -> dict:
     """Train to recipe.steps, from where the run's folder stands; evaluate -> the metrics (rank 0).
 
     A loss that is not finite, too many damaged videos, a full disk: FloatingPointError, ValueError,
@@ -166,7 +168,7 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
     names = recipe.train_tasks or list(train_sets)
     trained_sets = {name: train_sets[name] for name in names}
     stream = data.Stream(trained_sets, recipe.schedule, recipe.seed, recipe.steps)
-    run = Run(recipe, job, stream, train_sets, fresh)  # the folder: last.pt, log, signals
+    run = Run(recipe, job, stream, train_sets)  # the folder: last.pt, log, signals
     if run.finished:
         return run.metrics()
     check_evaluation(recipe, val_sets, run.counts)  # what would stop it at the end stops it now
@@ -184,13 +186,13 @@ def train(recipe: Recipe, job: Job, fresh: bool = False) -> dict:
     )
     model.train()
     for step in run.steps():  # after a signal: saves, and leaves the process
+        if run.evaluation_due(step):  # of what last.pt may hold: a resumed run makes up for it
+            metrics = evaluate(model, recipe, job, val_sets, run.counts, run.ema)
+            run.record_evaluation(step, metrics)
+            model.train()
         micro_batches = run.next(batches)
         losses, norm, share = train_step(step, micro_batches, learner, recipe, job)
         run.record(step, losses, share, norm, sum(len(batch.video) for batch in micro_batches))
-        if run.evaluation_due(step):
-            metrics = evaluate(model, recipe, job, val_sets, run.counts, run.ema)
-            run.record_evaluation(step + 1, metrics)
-            model.train()
         run.keep(step)
     metrics = evaluate(model, recipe, job, val_sets, run.counts, run.ema, run.out)
     return run.finish(metrics)
@@ -334,6 +336,13 @@ def check_evaluation(recipe: Recipe, val_sets: dict, counts: dict) -> None:
     """Evaluate nothing, so that files that cannot be evaluated stop the run before it begins."""
     for name, dataset in val_sets.items():
         if dataset.task.kind == "box":
+            excluded = dataset.report["excluded keyframes"]
+            if excluded and recipe.protocol == "official-2020":
+                raise ValueError(
+                    f"task {name}: exclude_val leaves out {excluded} annotated keyframes, whose "
+                    "boxes official-2020 would count as missed: delete their rows, or take another "
+                    "protocol"
+                )
             nothing = detection_rows({}, len(dataset.classes))
             ava_eval.evaluate(detections=nothing, **map_settings(recipe, dataset, counts[name]))
 
@@ -371,7 +380,8 @@ def evaluate(
         measure = evaluate_boxes if dataset.task.kind == "box" else evaluate_clips
         result["task"][name] = measure(model, recipe, job, dataset, counts[name], out)
     if job.first:
-        result["score"], result["score_is"] = score_of(result["task"].values())
+        trained = [result["task"][name] for name in recipe.train_tasks if name in result["task"]]
+        result["score"], result["score_is"] = score_of(trained or result["task"].values())
     if ema:
         raw = {key: value.clone() for key, value in model.state_dict().items()}
         model.load_state_dict(ema)
@@ -594,8 +604,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 def run_train(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     recipe = recipes.read(Recipe, options.recipe, overrides)
     job = jobs.join(recipe)
-    for stage in methods.stages(recipe):
-        train(stage, job, options.fresh)
+    stages = methods.stages(recipe)
+    if options.fresh:
+        start_over(stages, job)
+    for stage in stages:
+        train(stage, job)
 
 
 def main(words: list[str]) -> int:

@@ -638,7 +638,11 @@ def read_classes(path: str | Path) -> dict[int, str]:
 def _pbtxt_classes(path: str | Path) -> list[tuple[str, str]]:
     text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     classes = []
-    for block in re.findall(r"(?:label|item)\s*\{((?:[^{}\"]|\"[^\"]*\")*)\}", text):
+    blocks = re.findall(r"(?:label|item)\s*\{((?:[^{}\"]|\"[^\"]*\")*)\}", text)
+    begun = len(re.findall(r"\b(?:label|item)\s*\{", re.sub(r"\"[^\"\n]*\"", "", text)))
+    if len(blocks) < begun:
+        raise ValueError(f"{path}: {begun} items begin, {len(blocks)} are whole; was it cut off?")
+    for block in blocks:
         name = re.search(r'name:\s*"(.*?)"', block)
         number = re.search(r"\b(?:label_)?id:\s*(\d+)", block)
         classes.append((number[1] if number else "", name[1] if name else ""))
@@ -1301,7 +1305,7 @@ def _open_clips(task: Task, split: str, paths: dict[str, str], formats: ModuleTy
 def _listed_classes(path: str, rows: Iterable[ClipRow]) -> dict[int, str]:
     """The classes of a task without a list of them: numbers up to the highest, or sorted names."""
     labels = {row.label for row in rows}
-    if not all(label.isdecimal() for label in labels):
+    if not all(re.fullmatch(r"0|[1-9]\d*", label) for label in labels):  # folders 01, 02: names
         return dict(enumerate(sorted(labels)))
     count = max(map(int, labels), default=-1) + 1
     if count > 100_000:
@@ -1315,7 +1319,7 @@ def _listed_classes(path: str, rows: Iterable[ClipRow]) -> dict[int, str]:
 def _check_flips(task: Task, classes: list[str]) -> None:
     """A flipped "left to right" is a wrong label, unless it becomes "right to left"."""
     first, other = int(task.kind == "box"), {"left": "right", "right": "left"}
-    numbers = {name: number for number, name in enumerate(classes, first)}
+    numbers = {name.lower(): number for number, name in enumerate(classes, first)}
     given, missing = [sorted(pair) for pair in task.flip_swap], []
     for name, number in numbers.items():
         turned = re.sub("left|right", lambda word: other[word[0]], name)
@@ -1551,13 +1555,15 @@ def repeat_factors(dataset: Dataset) -> np.ndarray | None:
     threshold, items = dataset.task.repeat_rare, dataset.items
     if not threshold:
         return None
-    if dataset.task.kind == "box":
-        shown = np.logical_or.reduceat(items.labels, items.first[:-1])  # (items, C)
-    else:
-        shown = np.eye(len(dataset.classes), dtype=bool)[items.label]
-    share = shown.mean(0).clip(min=1e-9)  # (C,)
-    factors = np.sqrt(threshold / share).clip(min=1)  # (C,)
-    return np.where(shown, factors, 1).max(1)  # by the rarest label
+    if dataset.task.kind == "clip":
+        count = np.bincount(items.label, minlength=len(dataset.classes))  # (C,)
+        return rarity(count / len(items), threshold)[items.label]
+    shown = np.logical_or.reduceat(items.labels, items.first[:-1])  # (items, C)
+    return np.where(shown, rarity(shown.mean(0), threshold), 1).max(1)  # by the rarest label
+
+
+def rarity(share: np.ndarray, threshold: float) -> np.ndarray:
+    return np.sqrt(threshold / share.clip(min=1e-9)).clip(min=1)  # (C,)
 
 
 def one_by_one(make: Callable, requests: Iterable, largest: int = 0, kept: int = 1) -> Iterator:

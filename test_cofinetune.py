@@ -205,6 +205,66 @@ def test_resume_equals_an_uninterrupted_run(tiny_world, tmp_path):
     assert run_apart(whole, out) == 0 and run_log(whole) == run_log(out)
 
 
+def test_an_evaluation_that_was_killed_is_made_up_for(tiny_world, tmp_path, monkeypatch):
+    """What was trained before it is saved by then."""
+    whole, out, more = tmp_path / "a", tmp_path / "b", ["--save-every", 4, "--eval-every", 4]
+    run_train(tiny_world, whole, *more, steps=9)
+    evaluate, calls = cofinetune.evaluate, []
+
+    def dying(*arguments):
+        calls.append(checkpoints.load(out / "last.pt")["step"])
+        if len(calls) == 2:
+            raise ArithmeticError("in the middle of it")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(cofinetune, "evaluate", dying)
+    with pytest.raises(ArithmeticError):
+        run_train(tiny_world, out, *more, steps=9)
+    run_train(tiny_world, out, *more, steps=9)
+    assert calls == [4, 8, 8, 9]
+    assert run_apart(whole, out) == 0 and run_log(whole) == run_log(out)
+    best = [checkpoints.load(folder / "best.pt") for folder in (whole, out)]
+    assert best[0]["step"] == best[1]["step"] and best[0]["best"] == best[1]["best"]
+
+
+def test_the_best_checkpoint_is_that_of_the_trained_tasks(tiny_world, tmp_path):
+    """The head that is not trained has a mAP that never changes; without validation: the last."""
+    more = ["--train-tasks", '["actions"]', "--eval-every", 3]
+    metrics = run_train(tiny_world, tmp_path / "a", *more, steps=9)
+    assert metrics["score_is"] == "top-1"
+    assert metrics["score"] == metrics["task"]["actions"]["top1"]
+    unseen = []
+    for task in ("actions", "templates", "ava"):
+        unseen += [f"--task.{task}.val", ""]
+    run_train(tiny_world, tmp_path / "b", *unseen, "--eval-every", 3, steps=7)
+    assert checkpoints.load(tmp_path / "b/best.pt")["step"] == 7
+
+
+def test_fresh_forgets_all_stages_before_the_first(tiny_world, tmp_path, monkeypatch):
+    """One that is stopped in its first stage is not taken for the finished run of before."""
+    words = [*run_options(tiny_world, tmp_path, *NO_EVALUATION, steps=4), "--method", "finetune"]
+    cofinetune.main(words)
+    train_step = cofinetune.train_step
+    monkeypatch.setattr(cofinetune, "train_step", lambda *_: (_ for _ in ()).throw(OSError("ends")))
+    with pytest.raises(OSError, match="ends"):
+        cofinetune.main([*words, "--fresh"])
+    assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "last.pt").exists()
+    monkeypatch.setattr(cofinetune, "train_step", train_step)
+    cofinetune.main(words)
+    assert checkpoints.load(tmp_path / "last.pt")["recipe"]["train_tasks"] == ["ava"]
+
+
+def test_excluded_keyframes_that_would_count_as_missed_are_refused(tiny_world, tiny_run, tmp_path):
+    """official-2020 has no exclusions; official-2019 has."""
+    video, second = (tiny_world / "ava/val.csv").read_text().split(",")[:2]
+    write_lines(tmp_path / "excluded.csv", f"{video},{second}")
+    words = ["evaluate", tiny_run[0] / "last.pt", "--task.ava.exclude_val"]
+    words += [tmp_path / "excluded.csv", "--out", tmp_path / "out"]
+    refused = run_command(*words, code=2).stderr
+    assert "task ava: exclude_val leaves out 1 annotated keyframes, whose boxes" in refused
+    assert "by official-2019" in run_command(*words, "--protocol", "official-2019").stdout
+
+
 def test_sigterm_saves_and_a_full_disk_keeps_the_checkpoint(tiny_world, tmp_path):
     options = run_options(
         tiny_world, tmp_path, "--log-every", 1, "--save-every", 1000, "--workers", 1, steps=400

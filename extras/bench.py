@@ -42,6 +42,7 @@ from extras import bench_files, checkpoints, formats, methods, videos, world
 from extras import hugging_face as folders
 from extras import job as jobs
 from extras import recipe as recipes
+from extras.run import start_over
 from extras.workers import ahead
 from model import SIZES, CoFinetuneModel, Head, ModelConfig, box_loss, clip_loss
 
@@ -796,7 +797,8 @@ def loop_table(folder: Path, title: str, rounds: int, overrides: dict, method, *
 
     def files() -> tuple[float, float]:
         with quiet():
-            method.train(recipe, steps.job, fresh=True)
+            start_over([recipe], steps.job)
+            method.train(recipe, steps.job)
         seconds, waits = logged(recipe)
         return seconds.mean(), waits.mean()
 
@@ -911,7 +913,8 @@ def train_in_rank(train: Callable, recipe) -> None:
             job = jobs.Job(rank, size, torch.device("cuda", 0), dist.group.WORLD)
         else:
             job = jobs.join(recipe)
-        train(recipe, job, fresh=True)
+        start_over([recipe], job)
+        train(recipe, job)
         job.barrier()  # gloo may abort when a rank leaves while another still speaks
 
 

@@ -46,6 +46,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
                 f"{state['path']}, whose heads and numbers of classes are {heads}"
             )
     counts, ema = state["class_counts"], state["ema"]
+    method.check_evaluation(recipe, datasets, counts)
     metrics = method.evaluate(model, recipe, job, datasets, counts, ema, out)
     if job.first:
         write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")

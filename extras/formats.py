@@ -82,18 +82,19 @@ def _kinetics(path: str) -> Iterator[ClipRow]:
 
 
 def _stretches(path: str) -> Iterator[ClipRow]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        next(rows)
-        for row in rows:
-            where = f"{path}:{rows.line_num}"
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            if number == 1 or not line.strip():
+                continue
             try:
+                row = next(csv.reader([line], strict=True))
                 name, start, end, label = row
                 start_sec, end_sec = to_number(start), to_number(end)
                 if not 0 <= start_sec < end_sec or not label.strip():
                     raise ValueError("expected 0 <= start < end and a label")
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}: {','.join(row)[:120]}") from None
+            except (ValueError, csv.Error) as error:
+                raise ValueError(f"{where}: {error}: {line.strip()[:120]}") from None
             yield ClipRow(where, label.strip(), name, start_sec, end_sec)
 
 
@@ -311,7 +312,10 @@ class Videos(data.Videos):
         if file is None and (kinetics := re.fullmatch(r"(.+)_\d{6}_\d{6}", stem)):
             file = self._of_class(kinetics[1], row.label)  # clips under their bare id
         if folder and file and Path(file).parent.name not in (folder, row.label, ""):
-            return None
+            file = None
+        if file is None:
+            files = self.find(row.name)
+            file = files[0] if len(files) == 1 else None
         return file
 
     def _of_class(self, stem: str, label: str) -> str | None:
@@ -320,7 +324,7 @@ class Videos(data.Videos):
         for file in files if len(files) > 1 else ():
             if Path(plain_path(file)).parent.name.replace("_", " ") == plain_path(label):
                 return file
-        return files[0] if files else None
+        return files[0] if len(files) == 1 else None
 
 
 def _common_tail(one: list[str], other: list[str]) -> int:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -147,27 +148,36 @@ def preview(recipe, dataset: data.Dataset, detections: dict, path: Path) -> None
     detected ones, with the two best labels, in amber."""
     task = dataset.task
     truth = data.read_boxes(os.path.join(recipe.root, task.val), len(dataset.classes), False, {})
-    items = []
+    items, stills = [], []
     for item in dataset.items:
         if item.key in truth and detections[item.key] is not None:
             items.append(item)
-    stills, film = [], []
-    for item in items[:: max(len(items) // recipe.preview, 1)][: recipe.preview]:
-        persons, (boxes, scores) = truth[item.key], detections[item.key]
-        texts = [[dataset.classes[label - 1] for label in sorted(p.labels)] for p in persons]
-        texts += [best_labels(dataset.classes, row, 2) for row in scores]
-        colours = [pictures.GREEN] * len(persons) + [pictures.AMBER] * len(boxes)
-        boxes = np.concatenate([np.reshape([p.box for p in persons], (-1, 4)), boxes])
-        times = item.time_sec + (np.arange(task.frames) - task.frames // 2) * task.step_sec
-        drawn = []
-        for frame in data.decode_clip(item.path, times):
-            drawn.append(pictures.draw_boxes(frame, boxes, texts, colours))
-        stills.append(drawn[task.frames // 2])
-        if drawn[0].shape == stills[0].shape:  # a film has frames of one size
-            film += drawn
-    if stills:
+    items = items[:: max(len(items) // recipe.preview, 1)][: recipe.preview]
+
+    def film() -> Iterator[np.ndarray]:  # one clip in memory at a time
+        for item in items:
+            drawn = draw_clip(task, item, truth[item.key], detections[item.key], dataset.classes)
+            stills.append(drawn[task.frames // 2])
+            if drawn[0].shape == stills[0].shape:  # a film has frames of one size
+                yield from drawn
+
+    if items:
+        pictures.write_video(path.with_suffix(".mp4"), film(), 1 / task.step_sec)
         pictures.write_png(path.with_suffix(".png"), pictures.grid(stills))
-        pictures.write_video(path.with_suffix(".mp4"), film, 1 / task.step_sec)
+
+
+def draw_clip(task: data.Task, item: data.Item, persons: list, detected: tuple, names) -> list:
+    """The frames of an item with all boxes. detected: boxes (k, 4), scores (k, C)."""
+    boxes, scores = detected
+    texts = [[names[label - 1] for label in sorted(person.labels)] for person in persons]
+    texts += [best_labels(names, row, 2) for row in scores]
+    colours = [pictures.GREEN] * len(persons) + [pictures.AMBER] * len(boxes)
+    boxes = np.concatenate([np.reshape([person.box for person in persons], (-1, 4)), boxes])
+    times = item.time_sec + (np.arange(task.frames) - task.frames // 2) * task.step_sec
+    drawn = []
+    for frame in data.decode_clip(item.path, times):
+        drawn.append(pictures.draw_boxes(frame, boxes, texts, colours))
+    return drawn
 
 
 def best_labels(names: list[str], scores: np.ndarray, top: int) -> list[str]:

@@ -26,11 +26,32 @@ from extras import recipe as recipes
 from extras.job import Interrupt, Job
 
 
+def start_over(stages: list, job: Job) -> None:
+    """--fresh: delete what earlier runs left in the folders of all stages, before the first begins:
+    one that is stopped then is not taken for the old run. Not where a launcher starts it again."""
+    if job.first and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        for recipe in stages:
+            out = Path(recipe.out)
+            out.mkdir(parents=True, exist_ok=True)
+            with lock(out):
+                forget(recipe, out)
+    job.barrier()
+
+
+def forget(recipe, out: Path) -> None:
+    """Delete the checkpoints and records in the folder, unless the run is to begin with one."""
+    old = [out / "last.pt", out / "best.pt", *out.glob("step-*.pt")]
+    if recipe.init and Path(recipe.init).resolve() in [path.resolve() for path in old]:
+        raise ValueError(f"--fresh would delete init = {recipe.init}: take another --out")
+    for path in (*old, out / "log.jsonl", out / "metrics.json"):
+        path.unlink(missing_ok=True)
+
+
 class Run:
     """What `train` leans on so that nothing is lost: it begins where last.pt stands, and every
     checkpoint counts on a log that is on the disk."""
 
-    def __init__(self, recipe, job: Job, stream, train_sets: dict, fresh: bool = False):
+    def __init__(self, recipe, job: Job, stream, train_sets: dict):
         """Look into the folder. ValueError if it holds another recipe's run, or one at work."""
         self.recipe, self.job, self.stream = recipe, job, stream
         self.out = Path(recipe.out)
@@ -43,8 +64,6 @@ class Run:
         if job.first:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock = lock(self.out)
-            if fresh and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-                self.forget()
         job.barrier()
         last = self.out / "last.pt"
         if last.exists():
@@ -65,14 +84,6 @@ class Run:
                     f"rank {job.rank} and rank {rank} find different data: {'; '.join(different)}; "
                     "expected the same annotations and videos on all machines"
                 )
-
-    def forget(self) -> None:
-        """What --fresh deletes, unless the run is to begin with it."""
-        old = [self.out / "last.pt", self.out / "best.pt", *self.out.glob("step-*.pt")]
-        if self.recipe.init and Path(self.recipe.init).resolve() in [p.resolve() for p in old]:
-            raise ValueError(f"--fresh would delete init = {self.recipe.init}: take another --out")
-        for path in (*old, self.out / "log.jsonl", self.out / "metrics.json"):
-            path.unlink(missing_ok=True)
 
     def refuse_another(self, last: Path) -> None:
         """ValueError if the checkpoint is of another recipe, other items or other classes."""
@@ -100,6 +111,7 @@ class Run:
         return self.step == self.recipe.steps and (self.out / "metrics.json").exists()
 
     def metrics(self) -> dict:
+        self.interrupt.restore()
         self.job.say(f"{self.out} is done already; --fresh starts over")
         return json.loads((self.out / "metrics.json").read_text(encoding="utf-8"))
 
@@ -174,12 +186,12 @@ class Run:
         self.log.step(step, losses, lr, norm, clips * self.job.size, damaged, extra)
 
     def evaluation_due(self, step: int) -> bool:
-        every, done = self.recipe.eval_every, step + 1
-        return bool(every) and done % every == 0 and done < self.recipe.steps
+        """Before this step, of the weights that a checkpoint of this number holds."""
+        every = self.recipe.eval_every
+        return every > 0 and step > 0 and step % every == 0
 
     def keep(self, step: int) -> None:
-        """The checkpoints that are due; after the evaluation, which a resumed run does not make up
-        for."""
+        """The checkpoints that are due after this step."""
         recipe, done = self.recipe, step + 1
         if recipe.keep_every and done % recipe.keep_every == 0:
             self.checkpoint(done, f"step-{done}.pt")
@@ -190,13 +202,13 @@ class Run:
         """Log an evaluation after `done` steps; the best one is kept. ValueError if it was of other
         annotations than the predicted boxes."""
         for path, content in truth_of(self.recipe).items():
-            if content != self.truth[path]:
+            if content != self.truth.get(path):
                 raise ValueError(
                     f"{path} was changed since the run began, so the evaluation after step {done} "
                     "does not count; the same command goes on with the file as it is now"
                 )
         self.log.evaluation(done, metrics, **more)
-        if metrics["score"] > self.best:
+        if metrics["score"] > self.best or not metrics["task"]:  # without validation: the last
             self.best, self.best_step = metrics["score"], done
             self.checkpoint(done, "best.pt")
 
@@ -274,9 +286,11 @@ def lock(folder: Path):
     try:
         # Not flock, which the loader's forked workers would inherit and keep.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         file.close()
         raise ValueError(f"{folder}: a run is at work in this folder; take another --out") from None
+    except OSError as error:  # a disk that knows no locks
+        print(f"{folder} cannot be locked ({error}): start no second run in it", file=sys.stderr)
     return file
 
 
@@ -329,8 +343,7 @@ class Log:
             if not line.endswith("}\n"):  # a kill can leave half a line
                 continue
             record = json.loads(line)
-            end = start + 1 if "metrics" in record else start
-            if "final" not in record and record["step"] < end:
+            if "final" not in record and record["step"] < start:
                 kept.append(line)
         return kept
 

@@ -532,7 +532,9 @@ def test_data_flip_swaps_labels(data_folder, tmp_path):
         tmp_path / "labels.pbtxt", 'item { name: "go left" id: 1 } item { name: "go right" id: 2 }'
     )
     boxes = clips | dict(kind="box", lines=["1,0,0,0,1,1,2"], labels="labels.pbtxt")
+    named = [line.title() for line in lines]
     for options, message in (
+        (clips | dict(lines=named), r"flip = 0.5 .*flip_swap = \[\[0, 1\]\]"),
         (clips, r"flip = 0.5 .*flip_swap = \[\[0, 1\]\]"),
         (boxes, r"flip_swap = \[\[1, 2\]\]"),
         (clips | dict(flip_swap=[[1, 0], [1, 2]]), r"\[1, 2\], but the labels are 0..1"),
@@ -777,3 +779,15 @@ def test_data_alone_in_ones_own_loop(data_folder, tmp_path):
     environment = {key: value for key, value in ENVIRONMENT.items() if key != "PYTHONPATH"}
     done = run_python("-c", OWN_LOOP, data_folder, cwd=tmp_path, env=environment)
     assert (done.stdout, done.stderr) == ("(2, 64, 96, 3)\n", "")
+
+
+def test_an_action_list_that_was_cut_off_is_refused(tmp_path):
+    path = write_lines(tmp_path / "a.pbtxt", 'item { name: "a" id: 1 }', 'label { name: "b"')
+    with pytest.raises(ValueError, match="a.pbtxt: 2 items begin, 1 are whole"):
+        data.read_classes(path)
+
+
+def test_class_folders_with_leading_zeros_are_names(tmp_path):
+    lines = ["01/1.mp4 01", "02/2.mp4 02"]
+    opened = open_written(tmp_path, "clip", lines, touch="01/1.mp4; 02/2.mp4")
+    assert opened.classes == ["01", "02"]

@@ -189,6 +189,7 @@ def test_published_files_in_full():
         ("a.csv", ["run/1.mp4,run,4,0", "run/2.mp4 run"], "a.csv:2: expected `class/file,class"),
         ("a.csv", ["label,youtube_id,time_start,time_end", "a,b,1,x"], "a.csv:2: 'x' is not a num"),
         ("a.json", ['[{"id": 1, "template": "x"}]'], "a.json: entry 1 has no id or no template"),
+        ("a.csv", ["video,start,end,label", "", 'a,1,2,"x', "b,1,2,y"], "a.csv:3: unexpected end"),
         ("a.json", ['["x"]'], "a.json: entry 1 has no id or no template"),
         ("a.json", ['{"x": 1}'], "a.json: expected a JSON list, found dict"),
         ("a_test_split1.txt", ["x.avi 1", "y.avi 3"], "a_test_split1.txt:2: expected `file.avi 0`"),
@@ -225,3 +226,15 @@ def test_data_alone_names_the_other_formats(tmp_path):
         task = data.Task("t", "clip", train=name.replace("a_", "*_"), flip=0.0)
         with pytest.raises(ValueError, match="extras/formats.py"):
             data.open_task(task, tmp_path)
+
+
+def test_formats_never_guess_between_files_of_one_name():
+    videos = formats.Videos("", ["cam1/0001.mp4", "cam2/0001.mp4", "other/0002.mp4"])
+    for name, file in (
+        ("0001.mp4", None),
+        ("cam2/0001.avi", "cam2/0001.mp4"),
+        ("cam2/0001", "cam2/0001.mp4"),
+        ("old/cam2/0001.mp4", "cam2/0001.mp4"),
+        ("0002.avi", "other/0002.mp4"),
+    ):
+        assert videos.clip(data.ClipRow("a:1", "walk", name)) == file, name
