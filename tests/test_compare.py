@@ -606,7 +606,29 @@ def test_the_page_says_what_the_runs_of_methods_say(page):
     check_said(page, said)
     readme = " ".join((HERE / "README.md").read_text().replace("\u2212", "-").split())
     check_said(readme, [f"{runs.interval(co, other, MAP)} with" for other in (one, two)])
-    check_said(readme, [f"{runs.interval(down, co, MAP)} less co-finetuning"])
+    check_said(readme, [f"{runs.interval(co, down, MAP)} at 64"])
+
+
+def test_the_page_says_what_the_runs_of_keyframes_say(page):
+    runs = Runs("keyframes")
+    two, co, down = runs.methods
+    assert len(runs.final) == 54
+    said = []
+    for case in ("32", "64", "256"):
+        row = [case]
+        for pair in ((co, two), (co, down)):
+            row += [runs.interval(*pair, MAP, case), runs.ahead(*pair, MAP, case)]
+        row.append(runs.interval(down, two, MAP, case))
+        said.append(f"| {' | '.join(row)} |")
+    said += [
+        f"{group} by {runs.interval(co, two, group, '32')}" for group in ("head", "mid", "tail")
+    ]
+    said.append(f"most ({runs.interval(co, two, 'relations', '32')})")
+    check_said(page, said)
+    readme = " ".join((HERE / "README.md").read_text().replace("\u2212", "-").split())
+    check_said(
+        readme, [f"{runs.interval(co, down, MAP, case)} at {case}" for case in ("32", "256")]
+    )
 
 
 def test_the_page_says_how_the_rates_of_methods_were_tuned(page):
@@ -626,7 +648,7 @@ def test_the_page_says_how_the_rates_of_methods_were_tuned(page):
     assert best == {"lr": 0.04, "task.ava.lr_scale": 4} and tables.at_an_edge(two, best)
 
 
-@pytest.mark.parametrize("name", ["methods"])
+@pytest.mark.parametrize("name", ["methods", "keyframes"])
 def test_the_figures_of_the_page_are_drawn_from_its_runs(name, tmp_path):
     runs = Runs(name)
     tables.FIGURES[runs.protocol.figure](runs.protocol, runs.final, tmp_path / "now.svg")
