@@ -86,7 +86,7 @@ class Recipe:
         "any", least=0,
     )  # fmt: skip
     ema: float = setting(
-        0.0, "decay of averaged weights, which are evaluated too; 0: off", least=0, below=1
+        0.0, "decay of averaged weights, evaluated beside the last ones; 0: off", least=0, below=1
     )
     precision: Literal["float32", "bf16"] = setting(
         "float32", "float32 (on a GPU TF32) or autocast to bf16 (fast on GPUs, and CPUs with AMX)",

@@ -259,6 +259,16 @@ class Videos(data.Videos):
             stems.setdefault(stem, []).append(file)
         return stems
 
+    @functools.cached_property
+    def by_folder(self) -> dict[tuple[str, str], list[str]]:
+        """(name of the folder, stem) -> files: of 0001/rgb.mp4, 0002/rgb.mp4, ... those of one."""
+        files: dict[tuple[str, str], list[str]] = {}
+        for stem, of_stem in self.stems.items():
+            for file in of_stem:
+                folder = plain_path(file).split("/")[-2:-1]
+                files.setdefault(("".join(folder).replace("_", " "), stem), []).append(file)
+        return files
+
     def find(self, name: str) -> list[str]:
         """The files that `name` can mean: one where all is well, none or several.
 
@@ -276,7 +286,11 @@ class Videos(data.Videos):
         if last in self.stems:
             stem, suffix = last, ""
         best, files = (0, False, False), []
-        for file in self.stems.get(stem, []):
+        candidates = self.stems.get(stem, [])
+        if folders:
+            candidates = self.by_folder.get((folders[-1].replace("_", " "), stem), [])
+            candidates = candidates + self.by_folder.get(("", stem), [])
+        for file in candidates:
             plain = plain_path(file)
             *parents, own = plain.split("/")
             agreeing = _common_tail(folders, parents)
@@ -321,10 +335,10 @@ class Videos(data.Videos):
     def _of_class(self, stem: str, label: str) -> str | None:
         """The file of this stem; of several, the one in the folder of its class."""
         files = self.stems.get(plain_path(stem), [])
-        for file in files if len(files) > 1 else ():
-            if Path(plain_path(file)).parent.name.replace("_", " ") == plain_path(label):
-                return file
-        return files[0] if len(files) == 1 else None
+        if len(files) > 1:
+            folder = plain_path(label).replace("_", " ")
+            files = self.by_folder.get((folder, plain_path(stem)), [])[:1]
+        return files[0] if files else None
 
 
 def _common_tail(one: list[str], other: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 from helpers import SHARED, open_written, write_lines
@@ -238,3 +239,13 @@ def test_formats_never_guess_between_files_of_one_name():
         ("0002.avi", "other/0002.mp4"),
     ):
         assert videos.clip(data.ClipRow("a:1", "walk", name)) == file, name
+
+
+def test_formats_find_one_of_many_files_of_one_name():
+    """Of a folder per recording in time that does not grow with their number each."""
+    files = [f"{number:05d}/rgb.mp4" for number in range(20_000)]
+    videos, began = formats.Videos("", files), time.process_time()
+    for number in range(0, 20_000, 10):
+        row = data.ClipRow("a:1", "walk", f"old/{number:05d}/rgb.avi")
+        assert videos.clip(row) == files[number]
+    assert time.process_time() - began < 5  # asking all of them for each took minutes
