@@ -196,6 +196,10 @@ def read_whole(text: str) -> int:
 
 def read_seconds(text: str) -> float:
     """Seconds, or hours:minutes:seconds, or minutes:seconds."""
+    if text.count(":") > 2:
+        raise ValueError(f"{text!r} is a time code with frames (SMPTE), not hours:minutes:seconds")
+    if ":" in text and "-" in text:  # -0:05 would be 5 s
+        raise ValueError(f"{text!r} is not a time")
     seconds = 0.0
     for part in text.split(":"):
         seconds = 60 * seconds + read_number(part)
@@ -328,6 +332,8 @@ def _boxes_by_header(table: Table, first_frame: int) -> list[Mark]:
     for where, cells in table.rows:
         row = _row_by_name(table, where, cells)
         mark = Mark(where, row["video"], row.get("label", ""))
+        if mark.label == "-1":  # AVA's: no action
+            mark.label = ""
         try:
             if clock == "frame":
                 mark.frame = read_whole(row["frame"]) - first_frame

@@ -15,7 +15,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from extras.annotations import Library, Mark, decode_text, read_number, read_whole
+from extras.annotations import Clock, Library, Mark, decode_text, read_number, read_whole
 
 # ------------------------------------------------------------------------------------------------
 # Tracks: boxes at some frames, between which tools interpolate
@@ -46,7 +46,7 @@ class Track:
 def sample_track(track: Track, keyframes: np.ndarray | None) -> list[Mark]:
     """The track at keyframes, or (None) at the frames of its boxes; interpolated between two."""
     shapes = sorted(track.shapes, key=lambda shape: shape.frame)
-    frames = [shape.frame for shape in shapes]
+    frames = np.array([shape.frame for shape in shapes])
     marks = []
     for frame in frames if keyframes is None else keyframes:
         last = int(np.searchsorted(frames, frame, "right")) - 1
@@ -272,7 +272,7 @@ def _cvat_corners(node: Node) -> np.ndarray:
 
 
 def read_label_studio(name: str, tasks: list, library: Library) -> list[Mark]:
-    """The json of a video project: rectangles (in per cent, frames from 1) with their labels."""
+    """The json of a video project: rectangles (in per cent) with their labels."""
     marks = []
     for number, task in enumerate(tasks, 1):
         where = f"{name}: task {number}"
@@ -284,15 +284,38 @@ def read_label_studio(name: str, tasks: list, library: Library) -> list[Mark]:
                 if "sequence" not in value:
                     continue
                 track = Track(_uploaded(video), result.get("id", str(person)), (100, 100), [])
+                files = library.find(track.video)
+                clock = library.clock(files[0]) if len(files) == 1 else ""
                 for box in value["sequence"]:
                     x, y = box["x"], box["y"]
                     corners = np.array([x, y, x + box["width"], y + box["height"]], float)
-                    shape = Shape(where, box["frame"] - 1, corners, value.get("labels") or [""])
+                    frame = _frame_of_video(box["frame"], value, clock)
+                    shape = Shape(where, frame, corners, value.get("labels") or [""])
                     track.shapes.append(shape)
                     if not box.get("enabled", True):  # shown, and gone from the next frame on
-                        track.shapes.append(Shape(where, box["frame"], corners, [""], True))
+                        track.shapes.append(Shape(where, frame + 1, corners, [""], True))
                 marks += sample_track(track, library.keyframes(track.video))
     return marks
+
+
+def _frame_of_video(number: int, value: dict, clock: Clock | str) -> int:
+    """Label Studio's frame, from 1 -> the frame of the video that is shown at its time.
+
+    Its frames are those of the project's `frameRate` (24 if none is set), not the video's:
+    https://github.com/HumanSignal/label-studio/issues/3315. The export says how many the video
+    has of them; where it does not, or has as many as the video (or one more, of a part of a
+    frame), they are taken for the video's.
+    """
+    count, duration_sec = value.get("framesCount"), value.get("duration")
+    if not count or not duration_sec or not isinstance(clock, Clock):
+        return number - 1
+    frames = len(clock.times_sec)
+    if abs(count - frames) <= 1:
+        return number - 1
+    time_sec = (number - 1) * duration_sec / count
+    if time_sec >= clock.end_sec:  # none of the video: what is said of it needs a number
+        return math.ceil(frames * time_sec / clock.end_sec)
+    return int(np.searchsorted(clock.times_sec, time_sec + 1e-3, "right")) - 1
 
 
 def _uploaded(address: str) -> str:
@@ -342,8 +365,9 @@ def _framed(where: str, picture: str, library: Library) -> Mark:
 
 
 def read_yolo(name: str, content: bytes, library: Library, classes: dict[int, str]) -> list[Mark]:
-    """A txt for each frame; rows `class cx cy w h [track or score]` or `class x y x y x y ...`."""
-    marks = []
+    """A txt for each frame; rows `class x y x y x y ...` (a polygon) or `class cx cy w h` and
+    perhaps track, score, or points x y visibility (a pose), of which the box is taken."""
+    marks, forms = [], []
     for number, line in enumerate(decode_text(name, content).splitlines(), 1):
         if not line.strip():
             continue
@@ -351,19 +375,53 @@ def read_yolo(name: str, content: bytes, library: Library, classes: dict[int, st
         mark = _framed(where, name, library)
         try:
             label, *values = [read_number(word) for word in line.split()]
-            if len(values) < 4:
-                raise ValueError(f"{len(values) + 1} columns, expected class cx cy w h")
+            forms.append(_yolo_forms(values))
         except ValueError as error:
             raise ValueError(f"{where}: {error}: {line}") from None
-        if len(values) < 6:
-            x, y, width, height = values[:4]
-            mark.box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-        else:
-            mark.box = _around(values[::2], values[1::2])
+        mark.box = values
         mark.size = (1.0, 1.0)
         mark.label = classes.get(int(label), f"class {int(label)}")
         marks.append(mark)
+    sure = {form for names in forms if len(names) == 1 for form in names}
+    for mark, names in zip(marks, forms, strict=True):
+        if len(names) > 1:
+            names = sure  # what the other rows of the file are
+        if len(names) != 1:
+            raise ValueError(
+                f"{mark.where}: a box with track and score, or a pose, or a polygon? Expected "
+                "class cx cy w h, or a polygon that does not look like one of these"
+            )
+        mark.box = _yolo_box(mark.box) if "box" in names else _around(mark.box[::2], mark.box[1::2])
     return marks
+
+
+def _yolo_forms(values: Sequence[float]) -> set[str]:
+    """What the numbers after the class can be: "box" (with more behind it), "polygon", or both."""
+    count, more = len(values), values[4:]
+    if count in (4, 5):
+        return {"box"}
+    forms = set()
+    if count >= 6 and count % 2 == 0 and -0.1 <= min(values) and max(values) <= 1.1:
+        forms.add("polygon")
+    if count == 6:  # a track is a whole number
+        fits = any(value == int(value) for value in more)
+    else:
+        fits = count > 6 and (count - 4) % 3 == 0 and set(more[2::3]) <= {0, 1, 2}
+    if fits:
+        corners = _yolo_box(values)
+        if not forms or -0.1 <= min(corners) and max(corners) <= 1.1:
+            forms.add("box")
+    if not forms:
+        raise ValueError(
+            f"{count + 1} columns, expected class cx cy w h (and track, score, or points x y "
+            "visibility), or a polygon in [0, 1]"
+        )
+    return forms
+
+
+def _yolo_box(values: Sequence[float]) -> list[float]:
+    x, y, width, height = values[:4]
+    return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
 
 
 def read_coco(name: str, content: dict, library: Library) -> list[Mark]:
@@ -393,6 +451,9 @@ def read_labelme(name: str, content: dict, library: Library) -> list[Mark]:
         mark = _framed(f"{name}: shape {number}", picture, library)
         xs, ys = np.array(shape["points"], float).T
         mark.box = _around(xs, ys)
+        if shape.get("shape_type") == "circle":  # its centre, and a point on it
+            radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
+            mark.box = [xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius]
         mark.size = (content["imageWidth"], content["imageHeight"])
         mark.label, mark.person = shape["label"], str(shape.get("group_id") or "")
         marks.append(mark)

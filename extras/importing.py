@@ -31,6 +31,7 @@ from extras.annotations import Clock, Library, Mark
 from extras.recipe import load, make_tasks, read_tasks
 
 PARTS = ("train", "val", "test")
+PART_ENDS = (".csv", ".txt", "_boxes.csv")  # of the files of a part
 CLIPS_OPENED = 500  # to know their length; the command `check` reads all
 
 
@@ -61,7 +62,7 @@ def import_task(
     notes: list[str] = []
     found, others = sources.find_sources(library, given, target)
     if found:
-        marks = sources.read_marks(found, others, library, unit, attributes, notes)
+        marks = sources.read_marks(found, others, library, given, unit, attributes, notes)
     elif given and given.is_file():
         raise ValueError("; ".join(source.said for source in others[:3]))
     else:
@@ -87,7 +88,8 @@ def import_task(
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
     task = Task(usable, parts, ids, library, target)
     problems = sorted(problems + one_sided_classes(task), key=_line_of)
-    write_task(task, given, into, notes + problems, split_settings(seed, val_share, group_by))
+    settings = split_settings(seed, val_share, group_by)
+    problems = write_task(task, given, into, notes, problems, settings)
     report(task, notes, problems, into)
 
 
@@ -148,7 +150,9 @@ def unify_classes(marks: list[Mark], problems: list[str]) -> dict[str, int]:
     """One spelling where classes differ in case, blanks, - or _: the commonest; -> class: id."""
     spellings: dict[str, dict[str, list[Mark]]] = {}
     for mark in marks:
-        plain = re.sub(r"[\s_-]+", " ", mark.label.casefold()).strip() or mark.label
+        plain = re.sub(r"[\s_-]+", " ", mark.label.casefold()).strip()
+        if not plain or re.fullmatch(r"-\d+", mark.label):  # -1 is not 1
+            plain = mark.label
         spellings.setdefault(plain, {}).setdefault(mark.label, []).append(mark)
     names = set()
     for same in spellings.values():
@@ -244,15 +248,14 @@ def choose_parts(
     if named == {"train", "test"}:
         notes.append("no validation part is named: the test part is validated on")
         stated = {file: part.replace("test", "val") for file, part in stated.items()}
-    elif named == {"train"}:
-        stated = {}
+    elif named == {"train"} and all(mark.file in stated for mark in marks):
+        stated = {}  # all may be trained; what is validated on is drawn
     classes: dict[str, set[str]] = {}  # of each group of videos that stay together
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, None]] = {}  # its files, in order
     for mark in marks:
         group = group_of(mark.file, group_by)
         classes.setdefault(group, set()).update({mark.label} - {""})
-        if mark.file not in groups.setdefault(group, []):
-            groups[group].append(mark.file)
+        groups.setdefault(group, {})[mark.file] = None
     fixed: dict[str, str] = {}
     for group, files in groups.items():
         for part in PARTS:  # a group that they divide stays divided; the rest of it is trained
@@ -265,24 +268,40 @@ def choose_parts(
     for group, files in groups.items():
         for file in files:
             parts[file] = stated.get(file) or drawn[group]
-    if "train" not in parts.values() or "val" not in parts.values():
-        raise ValueError(
-            f"{len(groups)} videos (or groups of them) with labels, expected two or more: one to "
-            "train and one to validate"
-        )
+    _check_parts(parts, stated, len(groups), problems)
     return parts
+
+
+def _check_parts(
+    parts: dict[str, str], stated: dict[str, str], groups: int, problems: list[str]
+) -> None:
+    if {"train", "val"} <= set(parts.values()):
+        return
+    if len(stated) == len(parts):  # then all are validated or tested
+        reasons = [problem for problem in problems if ": taken for " in problem]
+        raise ValueError(
+            f"of {len(parts)} videos none is left to train: "
+            f"{'; '.join(reasons[:3]) or 'the files name no train part'}"
+        )
+    raise ValueError(
+        f"{groups} videos (or groups of them) with labels, expected two or more: one to train and "
+        "one to validate"
+    )
 
 
 def _stated_parts(marks: list[Mark], problems: list[str]) -> dict[str, str]:
     """file -> the part that the user's files name; of several the one furthest from training."""
     stated: dict[str, str] = {}
+    said = set()
     for mark in marks:
         before = stated.get(mark.file, mark.part)
         if mark.part and before and mark.part != before:
             first, last = sorted((mark.part, before), key=PARTS.index)
-            problem = f"{mark.where}: {mark.file} is in {first} and in {last}: taken for {last}"
-            if problem not in problems:
-                problems.append(problem)
+            if (mark.file, first, last) not in said:
+                said.add((mark.file, first, last))
+                problems.append(
+                    f"{mark.where}: {mark.file} is in {first} and in {last}: taken for {last}"
+                )
             stated[mark.file] = last
         elif mark.part:
             stated[mark.file] = mark.part
@@ -439,15 +458,23 @@ class Task:
 
 
 def write_task(
-    task: Task, given: Path | None, into: Path | None, problems: list[str], settings: str
-) -> None:
-    """Write everything beside the target, read it as training will, then put it in its place."""
+    task: Task,
+    given: Path | None,
+    into: Path | None,
+    notes: list[str],
+    problems: list[str],
+    settings: str,
+) -> list[str]:
+    """Write everything beside the target, read it as training will, then put it in its place.
+
+    -> the problems, with that of a recipe which was kept and is not right for what was written.
+    """
     target = task.target.resolve()
     texts = {
         "actions.pbtxt": [
             f'label {{ name: "{name}" label_id: {number} }}' for name, number in task.ids.items()
         ],
-        "problems.txt": problems,
+        "problems.txt": [],
         "split.csv": [f'video,part,"{settings}"', *_split_rows(task)],
     }
     for part in PARTS:
@@ -455,6 +482,12 @@ def write_task(
     own = [(target / name).resolve() for name in texts]
     if given and given.resolve() in own:
         raise ValueError(f"{given} would be overwritten: take another folder than {target}")
+    former = _former_files(target, sorted(texts))
+    new = recipe_text(task, texts)
+    kept = into or task.target / "recipe.toml"
+    if kept.exists():
+        problems = [*problems, *_misfits(kept, task, new)]
+    texts["problems.txt"] = notes + problems
     draft = target.with_name(f".{target.name}.importing")  # as deep: relative paths are right
     shutil.rmtree(draft, ignore_errors=True)  # of an import that was killed
     draft.mkdir(parents=True)
@@ -462,14 +495,18 @@ def write_task(
         for name, lines in texts.items():
             text = "".join(f"{line}\n" for line in lines)
             (draft / name).write_text(text, encoding="utf-8")
-        (draft / "recipe.toml").write_text(recipe_text(task, texts), encoding="utf-8")
+        (draft / "recipe.toml").write_text(new, encoding="utf-8")
         _read_back(draft / "recipe.toml", task)
         recipe = _recipe_with_task(task, texts, into) if into else ""
         target.mkdir(parents=True, exist_ok=True)
         if into or (target / "recipe.toml").exists():
             (draft / "recipe.toml").unlink()
-        for path in sorted(draft.iterdir()):
+        ready = sorted(draft.iterdir(), key=lambda path: (path.name != "split.csv", path.name))
+        for path in ready:  # split.csv first: by it the folder is import's
             path.replace(target / path.name)
+        for name in former:
+            if name not in texts:  # evaluation, for instance, would go on with old boxes
+                (target / name).unlink(missing_ok=True)
         if into:
             part = into.with_name(f"{into.name}.part")
             part.write_text(recipe, encoding="utf-8")
@@ -478,6 +515,64 @@ def write_task(
         raise ValueError(str(error).replace(str(draft), str(task.target))) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    return problems
+
+
+def _former_files(target: Path, names: list[str]) -> list[str]:
+    """What an import before this one wrote of the parts; ValueError if `names` are others' files.
+
+    An import is known by the first line of its split.csv, which has its settings; where that was
+    deleted, to draw anew, by its problems and actions.
+    """
+    split = target / "split.csv"
+    lines = split.read_bytes().splitlines() if split.is_file() else []
+    if lines and lines[0].startswith(b'video,part,"seed '):
+        parts = {line.rpartition(b",")[2].decode(errors="replace") for line in lines[1:]}
+        return [f"{part}{end}" for part in parts & set(PARTS) for end in PART_ENDS]
+    if not lines and (target / "problems.txt").exists() and (target / "actions.pbtxt").exists():
+        return [f"{part}{end}" for part in PARTS for end in PART_ENDS]
+    for name in names:
+        if (target / name).exists():
+            raise ValueError(
+                f"{target / name} is there and would be replaced, but this is no folder of an "
+                "import: take another one to write"
+            )
+    return []
+
+
+def _misfits(kept: Path, task: Task, new: str) -> list[str]:
+    """A sentence if a recipe that is kept has the task otherwise than it is now; or nothing.
+
+    new: the text of a recipe of its own. val_boxes that import does not write are the user's.
+    """
+
+    def full(root: Path, path: str) -> str:
+        return os.path.realpath(root / path) if path else ""
+
+    (meant,), _ = make_tasks(tomllib.loads(new)["task"])
+    folder = task.target.resolve()
+    for there, root in read_tasks(kept):
+        if there.name != meant.name and full(root, there.train) != full(folder, meant.train):
+            continue
+        wrong = []
+        for key in ("kind", "train", "val", "labels", "videos", "val_boxes"):
+            before, now = getattr(there, key), getattr(meant, key)
+            if key == "kind":
+                same = before == now
+            else:
+                same = full(root, before) == full(folder, now)
+            if key == "val_boxes":
+                same |= full(root, before) not in ("", full(folder, "val_boxes.csv"))
+            if not same:
+                wrong.append(f"{key} = {before!r}, now {now!r}")
+        if wrong:
+            return [
+                f"{kept} was kept and does not fit what was written: {'; '.join(wrong)} (change "
+                "it, or delete the recipe and import again)"
+            ]
+        return []
+    own = kept == task.target / "recipe.toml"
+    return [f"{kept} was kept and has no task {meant.name!r}"] if own else []
 
 
 def _split_rows(task: Task) -> list[str]:
@@ -637,7 +732,7 @@ def _task_text(task: Task, texts: dict[str, list[str]], root: Path, values: dict
 
 def _recipe_with_task(task: Task, texts: dict[str, list[str]], into: Path) -> str:
     """The text of the recipe `into` with the task at its end, or as it is if it has it already."""
-    text = into.read_text(encoding="utf-8")
+    text = into.read_text(encoding="utf-8-sig")  # some editors' UTF-8 begins with a mark
     table = load(into)
     others = table["task"]
     root = into.parent / table.get("root", ".")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ PART_WORDS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "validate": "val",  # Kinetics'
     "dev": "val",
     "eval": "val",
     "test": "test",
@@ -66,7 +68,14 @@ def find_sources(
         if path.suffix.lower() not in (*TEXTS, *CLASS_LISTS, ".zip"):
             strange.append(path)
             continue
-        for source in _open_source(path):
+        try:
+            opened = list(_open_source(path))
+        except ValueError as error:
+            if given == path:
+                raise
+            others.append(Source(str(path), b"", said=str(error)))
+            continue
+        for source in opened:
             try:
                 source.kind = kind_of(source, library)
                 sources.append(source)
@@ -80,8 +89,9 @@ def find_sources(
     chosen: list[Source] = []
     for kinds in (BOX_KINDS, STRETCH_KINDS, CLIP_KINDS):
         chosen = chosen or [source for source in sources if source.kind in kinds]
+    taken = {id(source) for source in chosen}
     for source in sources:
-        if source not in chosen:
+        if id(source) not in taken:
             source.said = f"{source.name}: a {source.kind}, not read beside a {chosen[0].kind}"
             others.append(source)
     return chosen, others
@@ -122,7 +132,8 @@ def _open_source(path: Path) -> Iterator[Source]:
                 text = name.suffix.lower() in (*TEXTS, *CLASS_LISTS)
                 if text and not entry.is_dir() and not hidden:
                     yield Source(f"{path}/{entry.filename}", archive.read(entry))
-    except (zipfile.BadZipFile, RuntimeError) as error:  # damaged; with a password
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        # damaged; RuntimeError: with a password, or compressed in another way
         raise ValueError(f"{path}: {error}, expected a zip with annotations") from None
 
 
@@ -229,18 +240,24 @@ def read_marks(
     sources: list[Source],
     others: list[Source],
     library: Library,
+    given: Path | None,
     unit: str,
     attributes: Sequence[str],
     notes: list[str],
 ) -> list[Mark]:
     """What all sources say; `part` as the names of the files say where the rows do not.
 
-    unit: of the boxes in tables, see read_boxes_table; attributes: see read_cvat.
+    given: the file or folder of annotations, if it is not that of the videos; names of folders
+    below say parts too. unit: of the boxes in tables, see read_boxes_table; attributes: see
+    read_cvat.
     """
     sources = _one_split(sources, notes)
-    parts = [_part_of_name(source.name, library) for source in sources]
+    folder = given or library.folder
+    parts = [_part_of_name(source.name, folder, library) for source in sources]
     if len(set(parts)) == 1:  # a "train.csv" alone, or nothing that tells
         parts = [""] * len(sources)
+    yolo = any(source.kind == "YOLO" for source in sources)
+    classes = _yolo_classes(others) if yolo else {}
     marks, framed = [], []
     for source, part in zip(sources, parts, strict=True):
         if source.kind == "CVAT":
@@ -251,18 +268,32 @@ def read_marks(
             notes.append(said)
             name_numbers(read, others, "action {}")
         else:
-            read = _read_source(source, others, library)
+            read = _read_source(source, classes, library)
         for mark in read:
             mark.part = _part_of_row(mark) or part
         (framed if source.kind in FRAME_KINDS else marks).extend(read)
     name_numbers([mark for mark in marks if mark.is_clip], others, "{}")
-    return marks + thin_out(framed, library, notes)
+    return _drop_stretches(marks + thin_out(framed, library, notes), notes)
 
 
-def _read_source(source: Source, others: list[Source], library: Library) -> list[Mark]:
+def _drop_stretches(marks: list[Mark], notes: list[str]) -> list[Mark]:
+    """Without the stretches of time among boxes, as VIA 3 can hold them: a task is one or other."""
+    boxes = [mark for mark in marks if len(mark.box)]
+    left = [mark for mark in marks if not len(mark.box) and not mark.wrong]
+    if not boxes or not left:
+        return marks
+    notes.append(
+        f"{left[0].where}: {left[0].label!r} has no box; left out beside {len(boxes)} boxes are "
+        f"{len(left)} such rows"
+    )
+    return [mark for mark in marks if len(mark.box) or mark.wrong]
+
+
+def _read_source(source: Source, classes: dict[int, str], library: Library) -> list[Mark]:
+    """classes: of YOLO's numbers."""
     name, content = source.name, source.content
     if source.kind == "YOLO":
-        return exports.read_yolo(name, content, library, _yolo_classes(others))
+        return exports.read_yolo(name, content, library, classes)
     if source.kind in ("table of stretches", "table of clips"):
         return annotations.read_clip_table(name, content)
     if source.kind == "list of clips":
@@ -289,15 +320,15 @@ def _one_split(sources: list[Source], notes: list[str]) -> list[Source]:
         if match and source.kind in CLIP_KINDS:
             numbers[source.name] = int(match[1])
     first = min(numbers.values(), default=0)
-    left = [name for name, number in numbers.items() if number != first]
+    left = {name for name, number in numbers.items() if number != first}
     if left:
         notes.append(f"split {first} is taken, not read: {', '.join(left)}")
     return [source for source in sources if source.name not in left]
 
 
-def _part_of_name(name: str, library: Library) -> str:
-    """train, val or test, if the name of a file (trainlist01.txt) says so; not train_station.xml
-    beside train_station.mp4."""
+def _part_of_name(name: str, folder: Path, library: Library) -> str:
+    """train, val or test, if the name of a file (trainlist01.txt) says so or a folder between it
+    and `folder`; not train_station.xml beside train_station.mp4."""
     if library.find(PurePosixPath(name).stem):
         return ""
     for word in re.findall(r"[a-z]+", PurePosixPath(name).stem.casefold()):
@@ -305,6 +336,10 @@ def _part_of_name(name: str, library: Library) -> str:
             part = PART_WORDS.get(word.removesuffix(ending))
             if part:
                 return part
+    for parent in reversed(PurePosixPath(os.path.relpath(name, folder)).parts[:-1]):
+        part = PART_WORDS.get(parent.casefold())
+        if part and not library.find(parent):
+            return part
     return ""
 
 
@@ -322,17 +357,29 @@ def _read_list(source: Source, library: Library) -> list[Mark]:
     if not os.path.isfile(source.name):
         raise ValueError(f"{source.name}: a list of clips in a zip: unpack it")
     marks = []
+    parts = _kinetics_parts(source)
     hmdb = re.fullmatch(r"(.+)_test_split\d+", PurePosixPath(source.name).stem)
     for row in formats.read_clips(source.name, "train", str(library.folder)):
         file = library.videos.clip(row)
         label = row.label
-        mark = Mark(row.where, file or row.name, label)
+        mark = Mark(row.where, file or row.name, label, part=parts.get(row.where, ""))
         if hmdb:  # `x.avi 1`
             mark.label, mark.part = hmdb[1], {"1": "train", "2": "test"}.get(label, "")
             if not mark.part:
                 continue  # 0: of another split
         marks.append(mark)
     return marks
+
+
+def _kinetics_parts(source: Source) -> dict[str, str]:
+    """`file:line` -> its cell in Kinetics' column split; {} for other lists."""
+    if b"youtube_id" not in source.content.lstrip().partition(b"\n")[0]:
+        return {}
+    table = annotations.read_table(source.name, source.content)
+    column = table.columns.get("part")
+    if column is None:
+        return {}
+    return {where: cells[column] for where, cells in table.rows if column < len(cells)}
 
 
 def name_numbers(marks: list[Mark], others: list[Source], unnamed: str) -> None:
@@ -362,39 +409,64 @@ def _yolo_classes(others: list[Source]) -> dict[int, str]:
     """Of classes.txt, obj.names or data.yaml."""
     for source in others:
         path = PurePosixPath(source.name)
-        content = annotations.decode_text(source.name, source.content)
-        names: list[str] = []
-        if path.suffix in (".yaml", ".yml"):
-            block = content.partition("names:")[2]
-            listed = re.match(r"\s*\[(.*?)\]", block, re.S)
-            if listed:
-                names = [name.strip(" '\"\n") for name in listed[1].split(",")]
-            else:
-                names = re.findall(r"^\s+(?:\d+:|-)\s*['\"]?(.+?)['\"]?\s*$", block, re.M)
-        elif path.suffix == ".names" or re.search("class|label", path.name):
-            names = [line.strip() for line in content.splitlines() if line.strip()]
+        in_yaml = path.suffix in (".yaml", ".yml")
+        listed = path.suffix == ".names" or re.search("class|label", path.name)
+        if source.kind or not (in_yaml or listed):
+            continue  # its kind: annotations of another kind
+        text = annotations.decode_text(source.name, source.content)
+        if in_yaml:
+            names = _yaml_names(text)
+        else:
+            names = dict(enumerate(line.strip() for line in text.splitlines() if line.strip()))
         if names:
             source.said = f"{source.name}: names of the classes"
-            return dict(enumerate(names))
+            return names
     return {}
 
 
+QUOTED = r"""(?<![^\s:,{[-])(?:"[^"]*"|'[^']*')"""  # not the apostrophe in a word
+
+
+def _yaml_names(text: str) -> dict[int, str]:
+    """number -> name, of `names` in a data.yaml: a list or a map, a line each or in brackets."""
+    text = re.sub(rf"({QUOTED})|(?:^|(?<=\s))#.*", lambda match: match[1] or "", text, flags=re.M)
+    start = re.search(r"^names\s*:", text, re.M)
+    block = text[start.end() :] if start else ""
+    in_brackets = re.match(rf"\s*[\[{{]((?:{QUOTED}|[^\]}}])*)[\]}}]", block)
+    if in_brackets:
+        items = re.findall(rf"\s*(?:(\d+)\s*:)?\s*({QUOTED}|[^,\s][^,]*)", in_brackets[1])
+    else:
+        items = []
+        for line in block.splitlines()[1:]:
+            if re.match(r"[^\s-]", line):
+                break  # the next key
+            items += re.findall(r"^\s*(?:-\s|['\"]?(\d+)['\"]?\s*:)\s*(.+)", line)
+    names = {}
+    for count, (number, name) in enumerate(items):
+        name = name.strip()
+        if name[0] == name[-1] and name[0] in "\"'" and len(name) > 1:
+            name = name[1:-1].replace("''", "'")
+        names[int(number) if number else count] = name
+    return names
+
+
 def thin_out(marks: list[Mark], library: Library, notes: list[str]) -> list[Mark]:
-    """Of marks at single frames, those of the first annotated frame in each every_sec."""
-    frames: dict[str, set[int]] = {}
+    """Of marks at single frames, those of the first annotated frame in each every_sec, of each
+    part: so that a video in two parts is still seen to be in both."""
+    frames: dict[tuple[str, str], set[int]] = {}
     for mark in marks:
         if mark.frame >= 0:
-            frames.setdefault(mark.video, set()).add(mark.frame)
-    taken: dict[str, set[int]] = {}
-    for video, there in frames.items():
+            frames.setdefault((mark.video, mark.part), set()).add(mark.frame)
+    taken: dict[tuple[str, str], set[int]] = {}
+    for (video, part), there in frames.items():
         keyframes = library.keyframes(video)
         if keyframes is None:
-            taken[video] = there
+            taken[video, part] = there
             continue
         first: dict[int, int] = {}
         for frame in sorted(there):
             first.setdefault(int(np.searchsorted(keyframes, frame, "right")), frame)
-        taken[video] = set(first.values())
+        taken[video, part] = set(first.values())
     count = sum(map(len, frames.values()))
     left = sum(map(len, taken.values()))
     if left < count:
@@ -402,7 +474,7 @@ def thin_out(marks: list[Mark], library: Library, notes: list[str]) -> list[Mark
             f"{left} of {count} annotated frames are taken, the first of every "
             f"{library.every_sec:g} s (--every-sec 0: all)"
         )
-    return [mark for mark in marks if mark.frame < 0 or mark.frame in taken[mark.video]]
+    return [mark for mark in marks if mark.frame < 0 or mark.frame in taken[mark.video, mark.part]]
 
 
 def read_class_folders(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import textwrap
+import time
 import unicodedata
 import zipfile
 from dataclasses import replace
@@ -18,7 +19,7 @@ import pytest
 from helpers import HERE, run_here, write_lines, write_movie
 
 import data
-from extras import annotations, exports, formats, importing
+from extras import annotations, exports, formats, importing, sources
 from extras.annotations import Clock, Library, Mark
 from extras.recipe import read_tasks
 
@@ -292,6 +293,56 @@ def test_import_never_overwrites_what_it_reads(place_clips, tmp_path, own_import
     with pytest.raises(ValueError, match="train.csv would be overwritten"):
         own_import(videos, tmp_path / "own", "--annotations", path)
     assert path.read_text() == text and [*tmp_path.glob("*own*/*")] == [path]
+
+
+def test_import_never_replaces_files_that_it_did_not_write(place_clips, tmp_path, own_import):
+    videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(2)))
+    for name in ("train.txt", "split.csv", "problems.txt"):
+        path = write_lines(tmp_path / name / name, "mine")
+        with pytest.raises(ValueError, match=f"{name} is there and would be replaced, but this"):
+            own_import(videos, path.parent)
+        assert path.read_text() == "mine\n" and [*path.parent.iterdir()] == [path]
+    write_lines(tmp_path / "new" / "notes.txt", "mine")  # nothing that import writes
+    own_import(videos, tmp_path / "new")
+    (tmp_path / "new" / "split.csv").unlink()  # to draw anew
+    own_import(videos, tmp_path / "new")
+    assert (tmp_path / "new" / "notes.txt").read_text() == "mine\n"
+
+
+def test_import_again_leaves_nothing_that_is_out_of_date(place_clips, tmp_path, own_import):
+    """No boxes of an import before, and a recipe that is kept is compared with what was written."""
+    videos = place_clips(*(f"{i}.mp4" for i in range(6)))
+    target = tmp_path / "own"
+    recipe = target / "recipe.toml"
+
+    def write(label: str) -> str:
+        rows = [f"{i},1,.1,.1,.5,.9,walk\n{i},1,.5,.1,.9,.9,{label}" for i in range(6)]
+        write_lines(videos / "labels.csv", HEADER, *rows)
+        return own_import(videos, target)
+
+    assert "was kept and" not in write("") + write("")
+    assert (target / "val_boxes.csv").exists() and 'val_boxes = "val_boxes' in recipe.read_text()
+    printed = write("run")
+    assert not (target / "val_boxes.csv").exists() and (target / "val.csv").exists()
+    said = f"{recipe} was kept and does not fit what was written: val_boxes = 'val_boxes.csv', now"
+    assert said in printed and said in (target / "problems.txt").read_text()
+    text = recipe.read_text()
+    recipe.write_text(text.replace("val_boxes.csv", "detected.csv"))  # the user's own
+    assert "was kept and" not in write("run")
+    recipe.write_text(text.replace('val_boxes = "', '# "'))
+    assert "was kept and does not fit what was written: val_boxes = '', now" in write("")
+    recipe.write_text(text.replace('name = "own"', 'name = "mine"'))
+    assert "now 'val_boxes.csv'" not in write("")  # the same task by another name
+    write_lines(videos / "labels.csv", "video,label", *(f"{i},{'ab'[i % 2]}" for i in range(6)))
+    printed = own_import(videos, target)
+    assert "was kept and has no task 'own'" in printed
+    recipe.write_text(text)
+    printed = own_import(videos, target)
+    assert "kind = 'box', now 'clip'; train = 'train.csv', now 'train.txt'; val = " in printed
+    recipe.unlink()
+    assert "was kept and" not in own_import(videos, target)
+    names = "actions.pbtxt problems.txt recipe.toml split.csv train.txt val.txt"
+    assert sorted(path.name for path in target.iterdir()) == names.split()
 
 
 def test_import_goes_on_after_one_that_was_killed(place_clips, tmp_path, own_import, monkeypatch):
@@ -577,6 +628,52 @@ def test_a_file_named_after_its_video_is_no_part(place_clips, tmp_path, own_impo
         (videos / f"{name}.xml").write_text(cvat_job(f"{name}.mp4", ("a", "select", "walk")))
     own_import(videos, tmp_path / "own")
     assert "test" not in parts_of(tmp_path / "own").values()
+
+
+def test_import_keeps_parts_that_folders_name(place_clips, tmp_path, own_import):
+    """train/labels.csv and val/labels.csv; also in YOLO's labels/train/*.txt."""
+    parts = {"train": "01234", "val": "56789"}
+    videos = place_clips(*(f"{part}/{i}.mp4" for part in parts for i in parts[part]))
+    for part, numbers in parts.items():
+        rows = [f"{i},.5,.1,.1,.5,.9,{label}" for i in numbers for label in ("walk", "run")]
+        write_lines(videos / part / "labels.csv", HEADER, *rows)
+        for i in numbers:
+            write_lines(tmp_path / "labels" / part / f"{i}_10.txt", "0 0.3 0.5 0.4 0.8")
+    expected = {f"{part}/{i}.mp4": part for part in parts for i in parts[part]}
+    own_import(videos, tmp_path / "own")
+    assert parts_of(tmp_path / "own") == expected
+    own_import(videos, tmp_path / "yolo", "--annotations", tmp_path / "labels")
+    assert parts_of(tmp_path / "yolo") == expected
+    train = tmp_path / "labels" / "train"  # all from here: the folder says nothing
+    own_import(videos, tmp_path / "some", "--annotations", train)
+    assert set(parts_of(tmp_path / "some").values()) == {"train", "val"}
+    for i in parts["train"]:  # pictures of each video in both
+        write_lines(tmp_path / "labels" / "val" / f"{i}_20.txt", "0 0.3 0.5 0.4 0.8")
+    with pytest.raises(ValueError, match="none is left to train: .*is in train and in val"):
+        own_import(videos, tmp_path / "both", "--annotations", tmp_path / "labels")
+
+
+def test_import_keeps_the_split_of_kinetics(place_clips, tmp_path, own_import):
+    ids = [letter * 11 for letter in "abcdefghij"]
+    videos = place_clips(*(f"{name}_000001_000003.mp4" for name in ids))
+    stated = ["train"] * 6 + ["validate"] * 2 + ["test"] * 2
+    rows = [f"{['run', 'walk'][i % 2]},{name},1,3,{stated[i]}" for i, name in enumerate(ids)]
+    write_lines(videos / "kinetics.csv", "label,youtube_id,time_start,time_end,split", *rows)
+    own_import(videos, tmp_path / "own")
+    parts = list(parts_of(tmp_path / "own").values())
+    assert parts == ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+
+
+@pytest.mark.parametrize("stated", ["train", "val", "test"])
+def test_import_keeps_a_split_that_only_some_rows_state(place_clips, tmp_path, own_import, stated):
+    videos = place_clips(*(f"{i}.mp4" for i in range(10)))
+    rows = [f"{i},{['walk', 'run'][i % 2]},{stated if i < 5 else ''}" for i in range(10)]
+    write_lines(videos / "labels.csv", "video,label,split", *rows)
+    for seed in range(3):
+        own_import(videos, tmp_path / f"own{seed}", "--seed", seed)
+        parts = list(parts_of(tmp_path / f"own{seed}").values())
+        assert parts[:5] == [stated] * 5 and "train" in parts and "val" in parts
+        assert "test" not in parts[5:]
 
 
 def test_import_honours_a_split_column(place_clips, tmp_path, own_import):
@@ -989,6 +1086,148 @@ def test_exports_of_other_tools(place_clips, tmp_path, own_import, write):
     assert found == {"a": "walk", "b": "run"} and problems_in(printed) == []
 
 
+def test_frames_of_label_studio_are_those_of_its_project(place_clips):
+    """Its frameRate, not the video's 25 a second: 24, its default, or 50."""
+    library = Library(place_clips("a.mp4"), 0)
+    for rate, expected in ((24, [0, 12, 25, 48]), (50, [0, 12, 25, 49]), (25, [0, 12, 25, 49])):
+        frames = [1 + round(rate * time_sec) for time_sec in (0, 0.5, 1, 1.96)]
+        box = dict(x=10, y=10, width=40, height=80, enabled=False)
+        value = dict(framesCount=2 * rate, duration=2.0, labels=["walk"])
+        value["sequence"] = [dict(frame=frame, **box) for frame in frames]
+        annotation = dict(result=[dict(type="videorectangle", id="p", value=value)])
+        task = dict(data=dict(video="a.mp4"), annotations=[annotation])
+        marks = exports.read_label_studio("p.json", [task], library)
+        assert [mark.frame for mark in marks] == expected, rate
+    task["annotations"][0]["result"][0]["value"] |= dict(framesCount=240, duration=10)
+    value["sequence"][-1]["frame"] = 200  # the export of a longer video
+    (mark,) = exports.read_label_studio("p.json", [task], library)[3:]
+    assert "which has 50" in annotations.place(mark, library.clock("a.mp4"))
+
+
+def test_yolo_rows_are_boxes_polygons_or_poses(place_clips):
+    library = Library(place_clips("a.mp4"))
+    box = [0.4, 0.3, 0.6, 0.7]
+    centre, triangle = "0 .5 .5 .2 .4", "0 .4 .3 .6 .4 .5 .7"
+
+    def read(*rows: str) -> list[Mark]:
+        return exports.read_yolo("a_3.txt", "\n".join(rows).encode(), library, {0: "walk"})
+
+    for rows in (
+        [centre],
+        [f"{centre} .9"],
+        [f"{centre} 3"],
+        [f"{centre} .9 3"],  # score and track
+        [f"{centre} .9 1", f"{centre} .8 2"],  # the second tells what the first is
+        [f"{centre} .9 1", centre],
+        [f"{centre} .45 .35 2 .55 .35 2"],  # a pose
+        [f"{centre} .45 .35 1 .55 .35 1", f"{centre} .45 .35 1 .55 .35 2"],
+        [f"{centre} .45 .35 2 .55 .35 2 .5 .5 0"],
+        ["0 .05 .5 .5 .4 .9 2"],  # over the edge
+        ["0 .4 .3 .6 .3 .6 .7 .4 .7"],
+        ["0 .4 .3 .6 .3 .6 .7 .4 .7 .5 .71"],
+        ["0 .4 .3 .6 .4 .5 .7"],
+        ["0 .4 .3 .6 .3 .6 .7 .4 .7", f"{triangle[:-2]}1"],  # may be a box, were it alone
+    ):
+        mark = read(*rows)[0]
+        there = [-0.2, 0.3, 0.3, 0.7] if ".05" in rows[0] else box
+        assert np.allclose(mark.box, there, atol=0.011), rows
+    for rows, message in (
+        ([f"{centre} .9 1"], "a_3.txt:1: a box with track and score, or a pose, or a polygon?"),
+        ([centre, "", f"{centre} .4 .4 .5"], "a_3.txt:3: 8 columns, expected class cx cy w h"),
+        (["0 .5 .5"], "a_3.txt:1: 3 columns"),
+        (["0 1.5 .5 .2 .4 .3 .3 .4 .4"], "a_3.txt:1: 9 columns"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            read(*rows)
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("names:\n- walk\n- run\nnc: 2\n", {0: "walk", 1: "run"}),
+        ("nc: 2\nnames:  # of classes\n  - walk # slow\n\n  - 'pick # up'\n", "walk;pick # up"),
+        ("names:\n  1: walk\n  5: run\npath: x\n", {1: "walk", 5: "run"}),
+        ("names: {0: walk, 2: 'a, b'}\n", {0: "walk", 2: "a, b"}),
+        ('names: [walk, "pick up",\n  don\'t walk]  # c\nnc: 3\n', "walk;pick up;don't walk"),
+        ("names:\n  0: don't walk # c\n  1: it's\n", "don't walk;it's"),
+        ("train: names\nnc: 2\n", {}),
+    ],
+)
+def test_names_of_a_data_yaml(text, names):
+    if isinstance(names, str):
+        names = dict(enumerate(names.split(";")))
+    assert sources._yolo_classes([sources.Source("data.yaml", text.encode())]) == names
+
+
+def test_yolo_reads_its_classes_once_and_nothing_else(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4")
+    yolo_files(tmp_path / "labels")
+    write_lines(tmp_path / "labels" / "labels" / "a_000020.txt", "1 0.3 0.5 0.4 0.8")
+    (tmp_path / "labels" / "README.txt").write_bytes("Aufnahmen aus K\xf6ln".encode("latin-1"))
+    with mock.patch.object(sources, "_yolo_classes", wraps=sources._yolo_classes) as read:
+        printed = own_import(videos, tmp_path / "own", "--annotations", tmp_path / "labels")
+    assert read.call_count == 1 and "README.txt: byte 15 is not UTF-8" in printed
+    assert open_parts(tmp_path / "own")[0].classes == ["run", "walk"]
+
+
+def test_circles_of_labelme(place_clips):
+    shape = dict(label="walk", points=[[50, 40], [53, 44]], shape_type="circle")
+    content = dict(shapes=[shape], imageWidth=96, imageHeight=64)
+    (mark,) = exports.read_labelme("a_3.json", content, Library(place_clips("a.mp4")))
+    assert mark.box == [45, 35, 55, 45]
+
+
+def test_via_with_boxes_and_stretches(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4")
+    via_3(tmp_path / "labels")
+    path = tmp_path / "labels" / "via3.csv"
+    rows = [f'"2_{v}","[""{v}.mp4""]",0,"[0.4,1]","[]","{{""1"":""0""}}"' for v in "ab"]
+    path.write_text(path.read_text() + "\n".join(rows))
+    printed = own_import(videos, tmp_path / "own", "--annotations", path)
+    assert "via3.csv:6: 'walk' has no box; left out beside 2 boxes are 2 such rows" in printed
+    assert [len(part) for part in open_parts(tmp_path / "own")] == [1, 1]
+
+
+def test_damaged_zips_beside_videos_are_named(place_clips, tmp_path, own_import):
+    videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(2)))
+    with zipfile.ZipFile(videos / "old.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.txt", "hello world " * 1000)
+    content = bytearray((videos / "old.zip").read_bytes())
+    content[40:60] = bytes(20)
+    (videos / "old.zip").write_bytes(content)
+    (videos / "no.zip").write_bytes(b"PK\3\4 and more")
+    printed = own_import(videos, tmp_path / "own")
+    for name in ("old", "no"):
+        assert re.search(f"note: .*{name}.zip: .*, expected a zip with annotations", printed)
+        with pytest.raises(ValueError, match=f"{name}.zip: .*, expected a zip with annotations"):
+            own_import(videos, tmp_path / "e", "--annotations", videos / f"{name}.zip")
+
+
+def test_import_takes_time_in_proportion_to_rows(place_clips):
+    """Not to their square, which took half a minute for what takes 0.1 s; in processor time."""
+    number = 8000
+    library = Library(place_clips("a.mp4"), 0)
+    rows = [
+        Mark(f"l.csv:{i}", "", "ab"[i % 2], file=f"{'uv'[i % 2]}/{i}.mp4") for i in range(number)
+    ]
+    both = [
+        Mark(f"l.csv:{i}", "", "a", part=p, file="x")
+        for p in ("test", "train")
+        for i in range(number)
+    ]
+    shapes = [exports.Shape("w", i, np.zeros(4), ["x"]) for i in range(4000)]
+    files = [
+        sources.Source(f"labels/a_{i:06d}.txt", b"0 .5 .5 .2 .4\n", "YOLO") for i in range(number)
+    ]
+    problems: list[str] = []
+    began = time.process_time()
+    importing.choose_parts(rows, 0.2, 0, "1", {}, [], [])
+    assert importing._stated_parts(both, problems) == {"x": "test"} and len(problems) == 1
+    assert len(exports.sample_track(exports.Track("a", "0", None, shapes), None)) == 4000
+    assert len(sources.read_marks(files, [], library, None, "", (), [])) == number
+    assert time.process_time() - began < 5
+
+
 def test_frames_of_pictures(place_clips):
     folder = place_clips("a.mp4", "cam1/0001.mp4", "b_2.mp4")
     for name, found in {
@@ -1096,6 +1335,25 @@ def test_stretches_are_trained_without_cutting_files(place_clips, tmp_path, own_
 # ------------------------------------------------------------------------------------------------
 
 
+def test_a_label_of_minus_one_is_no_action_and_never_merged(tmp_path):
+    path = write_lines(tmp_path / "b.csv", HEADER, "a,1,.1,.1,.5,.9,-1", "a,1,.1,.1,.5,.9,1")
+    marks, _ = annotations.read_boxes_table(path)
+    assert [mark.label for mark in marks] == ["", "1"]
+    clips = [Mark("l:1", "a", "-1"), Mark("l:2", "b", "1"), Mark("l:3", "b", "pick-up")]
+    problems: list[str] = []
+    assert importing.unify_classes(clips, problems) == {"-1": 1, "1": 2, "pick-up": 3}
+    assert problems == []
+
+
+def test_times_that_are_none_are_refused():
+    assert annotations.read_seconds("1:02:03,5") == 3723.5
+    assert annotations.read_seconds("75:10") == 4510
+    with pytest.raises(ValueError, match="'00:01:10:12' is a time code with frames"):
+        annotations.read_seconds("00:01:10:12")
+    with pytest.raises(ValueError, match="'-0:05' is not a time"):
+        annotations.read_seconds("-0:05")
+
+
 def test_boxes_table_reads_detections_and_annotations(tmp_path):
     def read(*lines, unit=""):
         return annotations.read_boxes_table(write_lines(tmp_path / "b.csv", *lines), unit)
@@ -1136,11 +1394,13 @@ def test_import_into_a_recipe_that_is_there(place_clips, tmp_path, own_import):
     write_lines(videos / "labels.csv", f"{HEADER}\n{ROWS}".strip())
     own_import(videos, tmp_path / "own")
     path = tmp_path / "own" / "recipe.toml"
-    path.write_text("# mine\n" + path.read_text().replace("frames = 16", "frames = 8"))
-    before = path.read_text()
+    text = "# mine\n" + path.read_text().replace("frames = 16", "frames = 8")
+    path.write_text(f"\ufeff{text}", encoding="utf-8")  # as some editors save it
+    before = text
     more = place_clips(*(f"{c}/{i}.mp4" for c in "xy" for i in range(3)), folder=tmp_path / "more")
-    own_import(more, tmp_path / "clips", "--into", path)
+    printed = own_import(more, tmp_path / "clips", "--into", path)
     after = path.read_text()
+    assert "was kept" not in printed
     assert after.startswith(before.rstrip()) and not (tmp_path / "clips" / "recipe.toml").exists()
     (first, _), (second, root) = read_tasks(path)
     assert (second.name, second.kind, second.frames) == ("clips", "clip", 8) and first.kind == "box"
