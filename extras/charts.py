@@ -57,16 +57,20 @@ class Drawing:
 
 
 class Scale:
-    """Values to px along an axis: first and last value, with a margin, to two ends."""
+    """Values to px along an axis: first and last value, with a margin, to two ends. Logarithmic
+    (of: math.log2), values that have no logarithm lie at the start."""
 
     def __init__(self, values: list[float], start_px: float, stop_px: float, of=float):
-        values = [of(value) for value in values if math.isfinite(value)] or [0.0, 1.0]
+        least = 0.0 if of is math.log2 else -math.inf
+        values = [of(value) for value in values if least < value < math.inf] or [0.0, 1.0]
         low, high = min(values), max(values)
         margin = (high - low) * 0.06 or max(abs(low), 1.0) * 0.1
         self.first, self.last = low - margin, high + margin
         self.start_px, self.stop_px, self.of = start_px, stop_px, of
 
     def px(self, value: float) -> float:
+        if self.of is math.log2 and value <= 0:
+            return self.start_px
         share = (self.of(value) - self.first) / (self.last - self.first)
         return self.start_px + share * (self.stop_px - self.start_px)
 

@@ -93,6 +93,9 @@ def build_model(
         say("initialised from scratch")
         return CoFinetuneModel(recipes.model_config(recipe.model), heads)
     model, lines = pretrained.initialise(recipe.init, heads, recipe.model)
+    for task in recipe.task:
+        if problems := recipes.check_clips(task, model.encoder.config):
+            raise ValueError(f"init = {recipe.init}, task {task.name}: {'; '.join(problems)}")
     say("\n  ".join(lines))
     return model
 

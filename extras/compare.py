@@ -145,7 +145,10 @@ def check(protocol: Protocol) -> list[str]:
             if other and other not in above:
                 problems.append(f"{each.name!r}: {other!r} does not stand above it")
             above.append(each.name)
+    late = [method.name for method in protocol.method if method.like and method.grid]
     for method in protocol.method:
+        if method.like in late:  # what it starts from would be known after its own tuning
+            problems.append(f"{method.name!r}: {method.like!r} has a grid and is like another")
         for key, values in method.grid.items():
             if type(values) is not list or not values:
                 problems.append(f"{method.name!r}: grid.{key} = {values!r} is no list of values")

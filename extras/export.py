@@ -92,10 +92,13 @@ def choose_task(recipe, options: argparse.Namespace) -> data.Task:
     if name is None and len(tasks) == 1:
         (name,) = tasks
     if name not in tasks:
-        asked = f"--task {name} is not" if name else "--task is needed:"
-        raise ValueError(f"{asked} one of {', '.join(tasks)}")
-    if options.clips < 1:
-        raise ValueError(f"--clips {options.clips}: expected 1 or more")
+        wrong = f"--task {name} is not" if name else "--task is needed:"
+        raise ValueError(f"{wrong} one of {', '.join(tasks)}")
+    asked = {"clips": [options.clips], "frames": [options.frames], "size": options.size or []}
+    for option, numbers in asked.items():
+        for number in numbers:
+            if number is not None and number < 1:
+                raise ValueError(f"--{option} {number}: expected 1 or more")
     return tasks[name]
 
 

@@ -34,6 +34,9 @@ def to_hugging_face(
     """
     config, head = model.encoder.config, model.heads[task].head
     alone, videomae = head.kind == "box", config.pos == "sincos"
+    own = {name.split(".")[0] for name in model.encoder.state_dict()} - NAMES.keys() - {"blocks"}
+    if own:
+        raise ValueError(f"transformers has no encoder with {', '.join(sorted(own))} (SpotTune)")
     check_fits(config, alone, videomae)
     kind = "VideoMAE" if videomae else "Vivit"
     name = f"{kind}Model" if alone else f"{kind}ForVideoClassification"
@@ -70,7 +73,7 @@ def to_hugging_face(
         do_rescale=True,
         rescale_factor=1 / 255,
         offset=False,
-        do_normalize=bool(mean),
+        do_normalize=True,
         image_mean=list(mean),
         image_std=list(std),
         size={"shortest_edge": config.size[0]},
@@ -86,6 +89,11 @@ def to_hugging_face(
 
 def check_fits(config: ModelConfig, alone: bool, videomae: bool) -> None:
     """ValueError for a network that is neither; alone: without a head, so pooled in any way."""
+    if not config.mean:
+        raise ValueError(
+            "the model standardises each clip by its own mean and deviation (mean = []), which no"
+            " processor of transformers does: FILE.onnx and FILE.pt2 keep it"
+        )
     square = config.size[0] == config.size[1] and config.tubelet[1] == config.tubelet[2]
     if videomae:
         same = config.gelu == "none" and (alone or config.pool == "mean-norm")

@@ -20,9 +20,9 @@ LAUNCHER = "COFINETUNE_LAUNCHER"  # in the environment of the ranks: the pid of 
 
 def sentence_of_end(rank: int, status: int) -> str:
     """Of a rank that left no sentence: killed by a signal (status below 0), or stopped by one."""
-    if 0 < status <= 128:
-        return f"rank {rank} ended with status {status}"
     how, number = ("killed", -status) if status < 0 else ("stopped", status - 128)
+    if number not in set(signal.Signals):
+        return f"rank {rank} ended with status {status}"
     why = " (the system kills when memory runs out)" if number == signal.SIGKILL else ""
     return (
         f"rank {rank} was {how} by {signal.Signals(number).name}{why}; "

@@ -27,6 +27,7 @@ from extras.videos import frame_times
 
 DETECTOR = "fasterrcnn_resnet50_fpn_v2"
 ON_A_CPU = "fasterrcnn_mobilenet_v3_large_fpn"
+BEFORE = ".before"  # beside the csv while rows are written: its bytes before them
 PERSON = 1  # the label of a person in every detector that torchvision trained on COCO
 INSTALL = (
     "persons are found by torchvision, made for the torch that is here: pip install torchvision"
@@ -106,6 +107,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
     target = Path(options.boxes)
     if target.is_dir() or data.is_video(target.name):
         raise ValueError(f"{target}: expected the csv to write, the last of the words")
+    undo(target)
     done = videos_in(target)
     new = [video for video in found if video.name not in done]
     if len(new) < len(found):
@@ -149,18 +151,37 @@ def videos_in(boxes: Path) -> set[str]:
 
 
 def append(boxes: Path, rows: list[list]) -> None:
-    """Add the rows of a video to the csv: all of them or, whatever happens, none."""
+    """Add the rows of a video to the csv: all of them or none. If the process is killed within,
+    a file beside the csv knows its length before, and `undo` cuts off what is incomplete."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    before = boxes.read_bytes() if boxes.exists() else b""
-    if before and not before.endswith(b"\n"):
-        before += b"\n"
-    part = boxes.with_name(boxes.name + ".part")
-    try:
-        part.write_bytes(before + text.getvalue().encode())
-        os.replace(part, boxes)
-    finally:
-        part.unlink(missing_ok=True)
+    new = text.getvalue().encode()
+    with open(boxes, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                new = b"\n" + new
+        before = boxes.with_name(boxes.name + BEFORE)
+        before.write_text(f"{size}\n")
+        try:
+            while new:
+                new = new[os.write(file.fileno(), new) :]
+        except BaseException:
+            undo(boxes)
+            raise
+        before.unlink()
+
+
+def undo(boxes: Path) -> None:
+    """Cut off what an `append` that did not end left in the csv."""
+    before = boxes.with_name(boxes.name + BEFORE)
+    if not before.exists():
+        return
+    text = before.read_text()
+    if text.endswith("\n") and boxes.exists():  # else it was killed before it wrote a row
+        os.truncate(boxes, min(int(text), boxes.stat().st_size))
+    before.unlink()
 
 
 # ------------------------------------------------------------------------------------------------

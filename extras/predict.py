@@ -141,7 +141,12 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
         read_boxes(films, options.boxes, {task.offset_sec for task in box_tasks})
     model = checkpoints.model_of(state, method.Recipe).eval().to(job.device)
 
-    written = Written(out, options, state)  # from here on what was there before is gone
+    names = [file_of("detections", task, box_tasks) for task in box_tasks]
+    names += [file_of("clips", task, clip_tasks) for task in clip_tasks]
+    names += [file_of_film(film, films) for film in films]
+    if box_tasks and options.boxes == "detect":
+        names.append("boxes.csv")
+    written = Written(out, options, state, names)  # from here on what was there before is gone
     if box_tasks and options.boxes == "detect":
         damaged += detect(films, options, written.add("boxes.csv"), job.device)
     predict = functools.partial(method.predictions, model, recipe, job)
@@ -155,9 +160,8 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
         rows = label_clips(predict, task, classes, films, options, len(clip_tasks) > 1)
         write_rows(written.add(file_of("clips", task, clip_tasks)), rows)
     for film in films:
-        name = "annotated.mp4" if len(films) == 1 else f"annotated/{film.name}.mp4"
         if film.keyframes or film.clips:
-            damaged += attempt(annotate, film, written.add(name))
+            damaged += attempt(annotate, film, written.add(file_of_film(film, films)))
     print(written.finish())
     return 1 if damaged else 0
 
@@ -229,27 +233,40 @@ def file_of(what: str, task: data.Task, tasks: list[data.Task]) -> str:
     return f"{what}-{task.name}.csv" if len(tasks) > 1 else f"{what}.csv"
 
 
+def file_of_film(film: Film, films: list[Film]) -> str:
+    return "annotated.mp4" if len(films) == 1 else f"annotated/{film.name}.mp4"
+
+
 class Written:
     """The files of this prediction. Those of an earlier one in the same folder are removed first,
-    so that nothing old is taken for a result; other files there are not touched."""
+    so that nothing old is taken for a result; other files there are not touched, and one that
+    stands where a result belongs is a ValueError."""
 
-    def __init__(self, out: Path, options: argparse.Namespace, state: dict):
+    def __init__(self, out: Path, options: argparse.Namespace, state: dict, names: list[str]):
+        """names: what will be written, as far as it is known before the work."""
         if (out / "last.pt").exists():
             raise ValueError(
                 f"--out {out} is the folder of a run, with its own detections.csv; take another one"
             )
         self.out, self.record = out, out / RECORD
+        boxes, earlier = Path(options.boxes or "").resolve(), self.earlier()
+        kept = [name for name in earlier if (out / name).resolve() == boxes]
+        for name in names:
+            if (out / name).resolve() == boxes:
+                raise ValueError(f"{out / name} is what --boxes reads: take another --out")
+            if name not in earlier:
+                self.refuse(out / name)
         out.mkdir(parents=True, exist_ok=True)
-        for name in self.earlier():
-            if (out / name).resolve() != Path(options.boxes or "").resolve():
-                (out / name).unlink(missing_ok=True)
+        for name in set(earlier) - set(kept):
+            (out / name).unlink(missing_ok=True)
         self.table = {
             "checkpoint": state["path"],
             "step": state.get("step"),
             "videos": options.videos,
             "boxes": options.boxes,
-            "files": [],
+            "files": kept,
         }
+        self.results: list[str] = []
         self.save()
 
     def earlier(self) -> list[str]:
@@ -264,12 +281,18 @@ class Written:
 
     def add(self, name: str) -> Path:
         """The path of a file that is about to be written."""
-        self.table["files"].append(name)
-        self.save()
         path = self.out / name
+        self.refuse(path)
+        self.table["files"].append(name)
+        self.results.append(name)
+        self.save()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
         return path
+
+    @staticmethod
+    def refuse(path: Path) -> None:
+        if path.exists():
+            raise ValueError(f"{path} was not written by predict: move it, or take another --out")
 
     def save(self) -> None:
         part = self.record.with_name(RECORD + ".part")
@@ -277,7 +300,7 @@ class Written:
         os.replace(part, self.record)
 
     def finish(self) -> str:
-        names = [name for name in self.table["files"] if (self.out / name).exists()]
+        names = [name for name in self.results if (self.out / name).exists()]
         shown = [name for name in names if "/" not in name]
         films = len(names) - len(shown)
         if films:
@@ -469,26 +492,30 @@ def label_clips(
     options: argparse.Namespace,
     several: bool,
 ) -> list[list]:
-    """Rows of clips.csv: a clip every every_sec, from its first frame to its last, every class."""
-    rows, middles = [], {}
+    """Rows of clips.csv: a clip every every_sec, from its first frame to its last, every class.
+
+    A clip that would begin before its film or end after it is moved inside, as far as it fits.
+    """
+    rows, stretches = [], {}
+    length_sec = task.frames * task.step_sec
     for film in films:
         for second in persons.regular_times(film.end_sec, options.every_sec):
             key = (film.name, stamp_of(second))
-            rows.append((key, str(film.file), second, 0, []))
-            middles[key] = film, second
+            first = second - task.frames // 2 * task.step_sec
+            start = max(0.0, min(first, film.end_sec - length_sec))
+            rows.append((key, str(film.file), start, 0, [], start + length_sec))
+            stretches[key] = film, second, start
     table = []
     for batch, logits in predict(dataset_of(task, classes, rows)):
         scores = logits.softmax(1).cpu().numpy()  # (B, C)
         for key, row, valid in zip(batch.keys, scores, batch.valid, strict=True):
             if not valid:
                 continue
-            film, second = middles[key]
+            film, second, start = stretches[key]
             labels = best_labels(classes, row, options.top)
             film.clips.setdefault(key[1], []).extend(lines_of(task, labels, several))
             print(f"{film.file.name}  {second:.3f} s  {task.name}:  {', '.join(labels)}")
-            first = second - task.frames // 2 * task.step_sec
-            start = max(0.0, first)
-            end = min(film.end_sec, first + task.frames * task.step_sec)
+            end = min(film.end_sec, start + length_sec)
             for label, score in zip(classes, row, strict=True):
                 table.append([film.name, f"{start:.3f}", f"{end:.3f}", label, f"{score:.6f}"])
     return table

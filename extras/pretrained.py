@@ -107,7 +107,7 @@ def convert(path: Path, content: dict, settings: dict, frames: int | None) -> We
     family = families.recognise(parts, predictor if isinstance(predictor, dict) else {})
     config = encoder_config(parts, family, facts, frames)
     heads, head_state = take_head(parts, family, config)
-    classes, names = {}, [str(name) for name in facts.get("id2label", {}).values()]
+    classes, names = {}, class_names(facts.get("id2label", {}))
     for task, head in heads.items():
         if len(names) == head.classes and names[0] != "LABEL_0":
             classes[task] = names
@@ -117,6 +117,13 @@ def convert(path: Path, content: dict, settings: dict, frames: int | None) -> We
     report += parts.report
     weights = Weights(family.name, config, parts.tensors, heads, head_state, classes, report)
     return check_complete(path, weights, parts.unexpected)
+
+
+def class_names(table: dict) -> list[str]:
+    """Of id2label in the order of its numbers, which sorted JSON does not keep; [] without them."""
+    if not all(str(key).isdecimal() for key in table):
+        return []
+    return [str(table[key]) for key in sorted(table, key=int)]
 
 
 def load_own(path: Path, content: dict) -> Weights:

@@ -91,6 +91,8 @@ def override(kind: type, table: dict, overrides: dict[str, str]) -> list[str]:
                 target, owner = task, data.Task
         if target is None:
             problems.append(f"--{key}: the recipe has no such table")
+        elif key in ("task", "model"):
+            problems.append(f"--{key}: a table; expected --model.KEY or --task.NAME.KEY")
         else:
             target[name] = settings.value_of(text, owner, name)
     return problems
@@ -122,7 +124,8 @@ def read_tasks(source: str | Path) -> list[tuple[data.Task, Path]]:
     tasks, problems = make_tasks(table["task"])
     if problems:
         raise ValueError(f"{path}: " + "; ".join(problems))
-    return [(task, path.parent / table.get("root", ".")) for task in tasks]
+    folder = path.resolve().parent  # of a link, where it leads, as in `read`
+    return [(task, folder / table.get("root", ".")) for task in tasks]
 
 
 def model_config(table: dict) -> ModelConfig:
@@ -194,23 +197,30 @@ def check_task(task: data.Task, recipe, config: ModelConfig | None) -> list[str]
             f"{recipe.micro_batches} micro batches"
         )
     if config:
-        frames, side = config.tubelet[:2]
-        if task.frames % frames or task.size % side:
-            problems.append(
-                f"{task.frames} frames of {task.size} px are not a whole number of tubelets "
-                f"{tuple(config.tubelet)}"
-            )
-        if task.val_fit == "full" and any(16 % side for side in config.tubelet[1:]):
-            problems.append(
-                "val_fit full makes sides multiples of 16, not of the tubelet "
-                f"{tuple(config.tubelet)}; take crop"
-            )
+        problems += check_clips(task, config)
     for key in PATHS:
         value = getattr(task, key)
         path = os.path.join(recipe.root, value)
         # A generated world comes later, and a pattern is looked up where it is read.
         if value and not recipe.world and "*" not in value and not os.path.exists(path):
             problems.append(f"{key} = {path} does not exist")
+    return problems
+
+
+def check_clips(task: data.Task, config: ModelConfig) -> list[str]:
+    """Can the network take the clips? After `init` it is known when the checkpoint is read."""
+    problems = []
+    frames, side = config.tubelet[:2]
+    if task.frames % frames or task.size % side:
+        problems.append(
+            f"{task.frames} frames of {task.size} px are not a whole number of tubelets "
+            f"{tuple(config.tubelet)}"
+        )
+    if task.val_fit == "full" and any(16 % side for side in config.tubelet[1:]):
+        problems.append(
+            "val_fit full makes sides multiples of 16, not of the tubelet "
+            f"{tuple(config.tubelet)}; take crop"
+        )
     return problems
 
 

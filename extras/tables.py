@@ -47,7 +47,8 @@ def spell(table: dict) -> str:
 
 
 def choose(protocol, rows: list[dict]) -> dict[tuple[str, str], dict]:
-    """(case, method) -> the point of its grid with the best mean score over the tuning worlds."""
+    """(case, method) -> the point of its grid with the best mean score over the tuning worlds, of
+    those that were tried; if none was, the first."""
     chosen = {}
     for case in protocol.case:
         for method in protocol.method:
@@ -56,8 +57,10 @@ def choose(protocol, rows: list[dict]) -> dict[tuple[str, str], dict]:
                 chosen[key] = chosen[case.tuned_as, method.name]
                 continue
             points = points_of(method, case.name, chosen)
-            scores = [mean_score(rows, *key, point) for point in points]
-            chosen[key] = points[int(np.argmax(scores))]
+            scores = np.array([mean_score(rows, *key, point) for point in points])
+            tried = np.flatnonzero(~np.isnan(scores))
+            best = tried[scores[tried].argmax()] if len(tried) else 0
+            chosen[key] = points[best]
     return chosen
 
 
@@ -140,13 +143,16 @@ def write_report(protocol, rows: list[dict], out: Path) -> None:
             text.append(f"## {case.name or 'Results'}\n")
             text += [score_table(protocol, finals, case), difference_table(protocol, finals, case)]
             text += kind_tables(protocol, finals, case)
-    written = "compare.md, compare.csv"
-    if finals:
-        FIGURES[protocol.figure](protocol, finals, out / "compare.svg")
-        written += ", compare.svg"
     text = "\n".join(part for part in text if part)
     (out / "compare.md").write_text(text, encoding="utf-8")
-    print(text + f"\nin {out}: {written}")
+    print(text)
+    written, figure = "compare.md, compare.csv", out / "compare.svg"
+    figure.unlink(missing_ok=True)
+    if finals:
+        FIGURES[protocol.figure](protocol, finals, figure)
+    if figure.exists():
+        written += ", compare.svg"
+    print(f"in {out}: {written}")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -358,12 +364,17 @@ def draw_kept(protocol, rows: list[dict], path: Path) -> None:
     points = {}
     for case in protocol.case:
         for method in protocol.method:
+            if not tops:
+                continue
             kept = [series(rows, case.name, method.name, column) for column in tops]
             kept = np.mean(kept, axis=0)
             scores = series(rows, case.name, method.name, score_column(rows))
             if np.isfinite(kept).all():
                 label = f"{case.name} {method.name}".strip()
                 points[label] = [charts.Point(kept.mean(), *paired(scores), *paired(kept)[1:])]
+    if not points:
+        print("no figure of what is kept: no upstream task was evaluated")
+        return
     title = score_column(rows)
     charts.draw_points(points, title, "mean upstream top-1", joined=False).write(path)
 

@@ -161,13 +161,14 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all files that an index of save_pretrained names, which lie beside it."""
+    """The tensors of all files that an index of save_pretrained names, which lie beside it. An
+    index among them is refused: it could name itself."""
     table = parse_json(index, index.read_bytes()).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise ValueError(f"{index}: without a weight_map, which names the shards")
     tensors = {}
     for name in sorted(set(map(str, table.values()))):
-        if Path(name).name != name or "\\" in name:
+        if Path(name).name != name or "\\" in name or name.endswith(".json"):
             raise ValueError(f"{index}: names the shard {name!r}, expected files beside it")
         reader = READERS.get(Path(name).suffix, read_torch)
         tensors |= reader(index.with_name(name))
@@ -206,7 +207,8 @@ def read(path: str | Path) -> tuple[Path, dict, dict]:
                 check_file(beside)
                 table = parse_json(beside, beside.read_bytes())
                 for key in PROCESSOR_KEYS if name in PROCESSOR_FILES else table:
-                    settings[key] = table.get(key)
+                    if key in table:
+                        settings[key] = table[key]
     return path, READERS.get(path.suffix, read_torch)(path), settings
 
 

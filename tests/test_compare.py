@@ -680,3 +680,68 @@ def test_the_command_refuses_in_one_sentence(tmp_path):
     ):
         done = run_command("compare", *words, "--out", tmp_path / "out", code=2)
         assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
+def test_the_best_of_what_was_tried_is_taken():
+    """A point without runs is no answer; where none has any, the first."""
+    method = compare.Method("a", {}, {"lr": [1, 2, 3]})
+    protocol = SimpleNamespace(method=[method], case=[compare.Case()])
+
+    def row(lr, score):
+        return dict(phase="tuning", case="", method="a", tuned=f"lr = {lr}", seed=1, score=score)
+
+    for rows, lr in (
+        ([row(1, 0.5), row(2, 0.7)], 2),
+        ([row(2, 0.5), row(3, 0.2)], 2),
+        ([row(3, -math.inf)], 3),
+        ([], 1),
+    ):
+        assert tables.choose(protocol, rows) == {("", "a"): {"lr": lr}}
+
+
+def test_a_method_is_like_one_that_is_tuned_before_it(tmp_path):
+    lines = []
+    for name, start in (("a", ""), ("b", "a"), ("c", "b")):
+        lines += ["[[method]]", f'name = "{name}"', "grid = {lr = [1, 2]}", f'like = "{start}"']
+    with pytest.raises(ValueError, match="'c': 'b' has a grid and is like another"):
+        compare.read_protocol(str(write_lines(tmp_path / "p.toml", *lines)))
+    lines[6] = "grid = {}"  # of b: it takes a's settings, which are known in time
+    compare.read_protocol(str(write_lines(tmp_path / "p.toml", *lines)))
+
+
+def test_intervals_are_cut_where_an_axis_has_no_logarithm(tmp_path):
+    near, far = charts.Point(0.1, 0.5, 0.4, 0.6, -0.01, 0.21), charts.Point(0.9, 0.5, 0.4, 0.6)
+    lines = {"near": [near], "far": [far]}
+    plane = charts.Plane(lines, "x", joined=False)
+    elements = elements_of(charts.draw_points(lines, "t", "x", joined=False), tmp_path / "a.svg")
+    flat = []
+    for name, at, _ in elements:
+        if name == "line" and at["stroke"] == charts.COLOURS[0] and at["y1"] == at["y2"]:
+            flat.append((float(at["x1"]), float(at["x2"])))
+    assert flat == [pytest.approx((plane.left, plane.x.px(0.21)), abs=0.06)]
+    assert plane.x.px(0.3) == pytest.approx((plane.x.px(0.1) + plane.x.px(0.9)) / 2)  # log2
+
+
+def test_the_tables_do_not_wait_for_the_figure(comparison, monkeypatch, capsys):
+    """Without upstream tasks nothing can be kept; and whatever a drawing raises."""
+    this = comparison(lrs=(0.1,), repeats=0)
+    rows = this.all_phases()
+    for row in rows:
+        row.pop("up top-1")
+    this.out.mkdir(exist_ok=True)
+    (this.out / "compare.svg").write_text("of another time")
+    this.protocol.figure = "kept"
+    tables.write_report(this.protocol, rows, this.out)
+    said = capsys.readouterr().out
+    assert "no figure of what is kept" in said and said.endswith("compare.md, compare.csv\n")
+    text = (this.out / "compare.md").read_text()
+    assert "## Results" in text and not (this.out / "compare.svg").exists()
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    (this.out / "compare.md").unlink()
+    monkeypatch.setitem(tables.FIGURES, "kept", broken)
+    with pytest.raises(ZeroDivisionError):
+        tables.write_report(this.protocol, rows, this.out)
+    assert (this.out / "compare.md").read_text() == text

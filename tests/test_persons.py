@@ -3,6 +3,7 @@
 import argparse
 import csv
 import gc
+import os
 import sys
 from fractions import Fraction
 
@@ -203,14 +204,63 @@ def test_a_failing_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     out = tmp_path / "boxes.csv"
     persons.append(out, [["a", "1", "0", "0", "1", "1", "", "1"]])
     before = out.read_bytes()
+    write, room = os.write, [9]
 
-    def full(*_):
-        raise OSError("No space left on device")
+    def nearly_full(number, content):
+        """As the system does it: what fits is written, then there is no room."""
+        if not room:
+            raise OSError("No space left on device")
+        return write(number, content[: room.pop()])
 
-    monkeypatch.setattr(persons.os, "replace", full)
-    with pytest.raises(OSError):
-        persons.append(out, [["b", "1"]])
+    monkeypatch.setattr(persons.os, "write", nearly_full)
+    with pytest.raises(OSError, match="No space"):
+        persons.append(out, [["b", "1", "0", "0", "1", "1", "", "1"]])
     assert out.read_bytes() == before and [*tmp_path.iterdir()] == [out]
+
+
+def test_a_kill_within_a_write_leaves_whole_videos_to_the_next_run(tmp_path, monkeypatch):
+    """Wherever the rows of a video are cut: none of them stays, and it is looked at again."""
+    monkeypatch.setattr(persons, "load_detector", lambda *_: stand_in())
+    for name in "ab":
+        square_movie(tmp_path / f"in/{name}.mp4", seconds=2)
+    out = tmp_path / "boxes.csv"
+    run(tmp_path / "in/a.mp4", out)
+    before = out.read_bytes()
+    write = os.write
+    for count in (0, 1, 40, 10_000):  # bytes; the last: all of them, and the end is not noted
+
+        def killed(number, content, count=count):
+            write(number, content[:count])
+            os._exit(9)
+
+        child = os.fork()
+        if child == 0:
+            persons.os.write = killed
+            run(tmp_path / "in", out)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert len(out.read_bytes()) == len(before) + min(count, 84)
+        assert run(tmp_path / "in", out) == 0
+        rows = read(out)
+        assert [row[0] for row in rows] == ["a", "a", "b", "b"]
+        assert {len(row) for row in rows} == {8} and out.read_bytes().startswith(before)
+        assert {path.name for path in tmp_path.iterdir()} == {"in", "boxes.csv"}
+        out.write_bytes(before)
+
+
+def test_a_video_costs_its_own_rows_however_long_the_csv_is(tmp_path, monkeypatch):
+    out, written, write = tmp_path / "boxes.csv", [], os.write
+    out.write_text("mine,1,0,0,1,1,,1")  # without an end of line, as some editors leave it
+
+    def counting(number, content):
+        written.append(len(content))
+        return write(number, content)
+
+    monkeypatch.setattr(persons.os, "write", counting)
+    for number in range(50):
+        persons.append(out, [[f"v{number}", "1", "0", "0", "1", "1", "", "1"]])
+    assert len(read(out)) == 51 and {len(row) for row in read(out)} == {8}
+    assert max(written) < 30
 
 
 def test_names_are_those_of_import(tmp_path):

@@ -3,6 +3,7 @@ files that belong together."""
 
 import argparse
 import csv
+import dataclasses
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -287,13 +288,39 @@ def test_nothing_old_is_shown_as_a_result(trained, folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="is the folder of a run"):
         run(predict, trained, folder / "a.mp4", out=trained.parent)
     outside = [write_lines(tmp_path / name, "mine") for name in ("one.csv", "two.csv")]
-    record["files"] = ["../one.csv", str(outside[1])]  # a record that somebody changed
+    record["files"] += ["../one.csv", str(outside[1])]  # a record that somebody changed
     (out / "predict.json").write_text(json.dumps(record))
     run(predict, trained, folder / "a.mp4", out=out)
     assert all(path.exists() for path in outside)
     (out / "predict.json").write_text("[]")
     with pytest.raises(ValueError, match="not written by predict"):
         run(predict, trained, folder / "a.mp4", out=out)
+
+
+def test_files_of_others_are_refused_and_kept(trained, folder, tmp_path, monkeypatch):
+    """What predict did not write, and what --boxes reads, though predict wrote it."""
+    monkeypatch.setattr(persons, "load_detector", lambda *_: stand_in((0.9,)))
+    film, out = folder / "a.mp4", tmp_path / "p"
+    run(predict, trained, film, "--boxes", "detect", out=out)
+    boxes, detections = (out / "boxes.csv").read_text(), (out / "detections.csv").read_text()
+    run(predict, trained, film, "--boxes", out / "boxes.csv", out=out)  # reads it, keeps it
+    assert (out / "boxes.csv").read_text() == boxes
+    run(predict, trained, film, "--boxes", "detect", out=out)  # it is predict's still
+    read_too = (out / "detections.csv", "--boxes reads")
+    for name, (given, problem) in {
+        "detections.csv": read_too,
+        "clips-actions.csv": ("whole", "clips-actions.csv was not written by predict"),
+        "annotated.mp4": ("whole", "annotated.mp4 was not written by predict"),
+        "boxes.csv": ("detect", "boxes.csv was not written by predict"),
+    }.items():
+        if given in ("whole", "detect"):
+            out = tmp_path / name
+            write_lines(out / name, "mine")
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(ValueError, match=problem):
+            run(predict, trained, film, "--boxes", given, out=out)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert (tmp_path / "p/detections.csv").read_text() == detections
 
 
 @pytest.mark.parametrize(
@@ -349,6 +376,36 @@ def test_boxes_of_a_movie_meet_its_clips_as_in_training(folder, tmp_path):
     task = data.Task("t", "box", train="t.csv", flip=0.0)
     found = predict.label_persons(model, task, ["p", "q"], films, 1, False)
     assert list(found) == [("x_y", 11_500_000)]  # as the annotations have it: it can be scored
+
+
+def test_each_row_of_clips_is_of_its_own_stretch(tmp_path):
+    """A film that brightens by 3 a frame: a clip's mean tells which frames the model saw."""
+
+    def brighter(number, width, height):
+        return np.full((height, width, 3), 3 * number, np.uint8)
+
+    film = film_of(write_movie(tmp_path / "a.mp4", 80, rate=10, picture=brighter, **H264))
+    task = data.Task("t", "clip", train="t.csv", frames=8, fps=10.0, stride=1, size=48, batch=4)
+    task = dataclasses.replace(task, short_side=[48, 48], views=[1, 1])
+
+    def brightness(dataset):
+        for batch in data.evaluation_batches(dataset, 4):
+            mean = batch.video.float().mean((1, 2, 3, 4)) / 100
+            yield batch, torch.stack([mean, torch.zeros(len(mean))], 1)
+
+    options = SimpleNamespace(every_sec=1.0, top=1)
+    rows = predict.label_clips(brightness, task, ["p", "q"], [film], options, False)[::2]
+    starts = np.array([float(row[1]) for row in rows])
+    assert np.allclose(starts, np.arange(8) + 0.1)  # frame 4 of the 8 is in the middle of a second
+    score = np.array([float(row[4]) for row in rows])
+    seen = 100 * np.log(score / (1 - score)) / 3  # the mean number of its frames
+    assert np.abs(seen - (10 * starts + 3.5)).max() < 0.6
+    options.every_sec = 0.5  # the first and the last clip do not fit around their moments
+    rows = predict.label_clips(brightness, task, ["p", "q"], [film], options, False)[::2]
+    assert rows[0][1:3] == ["0.000", "0.800"] and rows[-1][1:3] == ["7.200", "8.000"]
+    score = np.array([float(row[4]) for row in rows])
+    seen = 100 * np.log(score / (1 - score)) / 3
+    assert np.abs(seen[[0, -1]] - [3.5, 75.5]).max() < 0.6
 
 
 def test_help_names_the_settings_that_count(capsys):

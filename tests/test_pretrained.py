@@ -20,6 +20,7 @@ from helpers import HERE, model_oracle, run_command, run_python, tiny_model
 
 import model as M
 from extras import hugging_face, pretrained, weight_files
+from extras.methods import SpotTune
 
 PT_TIMM = dict(
     patch="patch_embed.proj",
@@ -1210,6 +1211,7 @@ def test_pretrained_reads_shards_by_their_index(suffix, tmp_path):
     text = index.read_text()
     for edit, words in (
         (text.replace(shard, "../" + shard), "expected files beside it"),
+        (text.replace(shard, index.name), "index.json', expected files beside it"),
         (text.replace(shard, "other.bin"), "other.bin: does not exist"),
         (text.replace("fc_norm.bias", "fc_norm.bios"), "fc_norm.bias, fc_norm.bios"),
         ("{}", "without a weight_map"),
@@ -1288,13 +1290,38 @@ def test_pretrained_goes_back_to_hugging_face(kind, tmp_path):
         pt_close(pretrained.build(pretrained.load(folder)).eval()(video, "clip"), logits)
     back = pretrained.load(folder)
     assert back.config.mean == net.encoder.config.mean and back.classes["clip"] == list("abcde")
+    routed = pt_model(**PT_VIVIT)
+    routed.encoder = SpotTune(routed.encoder)
     for other, words in (
         (pt_model(**PT_BOX), "this is neither"),
         (pt_model("box"), "this is neither"),
         (pt_model(size=(32, 48), **PT_VIVIT), "square"),
+        (pt_model(mean=(), std=(), **PT_VIVIT), "each clip by its own mean"),
+        (routed, "no encoder with choice, frozen, policy"),
     ):
         with pytest.raises(ValueError, match=words):
             hugging_face.to_hugging_face(other, next(iter(other.heads)), folder)
+
+
+def test_pretrained_files_of_a_folder_in_another_order_or_number(tmp_path):
+    """Sorted JSON has class 10 before class 2; a second processor file need not repeat the first's
+    colours."""
+    names = [f"class {i}" for i in range(12)]
+    net = pt_model(classes=12, **PT_VIVIT)
+    hugging_face.to_hugging_face(net, "clip", tmp_path, names)
+    config, processor = tmp_path / "config.json", tmp_path / "preprocessor_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()), sort_keys=True))
+    colours = dict(image_mean=[0.1, 0.2, 0.3], image_std=[0.2, 0.3, 0.4])
+    processor.write_text(json.dumps(json.loads(processor.read_text()) | colours))
+    second = tmp_path / "video_preprocessor_config.json"
+    second.write_text(json.dumps(dict(do_resize=True, image_std=[0.5, 0.6, 0.7])))
+    found = pretrained.load(tmp_path)
+    assert found.classes["clip"] == names
+    assert found.config.mean == (0.1, 0.2, 0.3) and found.config.std == (0.5, 0.6, 0.7)
+    table = json.loads(config.read_text())
+    table["id2label"] = {f"x{i}": name for i, name in enumerate(names)}
+    config.write_text(json.dumps(table))
+    assert pretrained.load(tmp_path).classes == {}
 
 
 @pytest.mark.parametrize("kind", ["Vivit", "VideoMAE"])

@@ -1,11 +1,16 @@
 """Each recipe trains and evaluates on a made-up tree of the real layout: none is dead text."""
 
+import dataclasses
 import json
 
 import pytest
-from helpers import run_command, write_lines, write_movie
+import torch
+from helpers import run_command, tiny_model, write_lines, write_movie
 
+import cofinetune
+from extras import checkpoints
 from extras import recipe as recipes
+from model import Head
 
 BOX = "0.100,0.200,0.500,0.900"
 
@@ -71,6 +76,53 @@ def tree(tmp_path_factory):
     labels = {"Holding something": "0", "Pushing something": "1"}
     (root / "ssv2/something-something-v2-labels.json").write_text(json.dumps(labels))
     return root
+
+
+def test_a_table_that_is_typed_as_a_setting_is_one_sentence():
+    for key, text in (("task", "ava"), ("task", "[1]"), ("model", "tiny")):
+        with pytest.raises(ValueError, match=f"--{key}: a table; expected --model.KEY or --task"):
+            recipes.read(cofinetune.Recipe, "demo", {key: text, "lr": "0.1", "model.heads": "2"})
+
+
+def test_a_recipe_is_where_its_link_leads(tmp_path):
+    """Its paths begin there, for training and for the commands that look at data alone."""
+    task = ["[[task]]", 'name = "t"', 'kind = "clip"', 'train = "t.csv"', 'videos = "."']
+    real = write_lines(tmp_path / "data/recipe.toml", *task)
+    write_lines(tmp_path / "data/t.csv", "a.mp4 0")
+    link = tmp_path / "link.toml"
+    link.symlink_to(real)
+    recipe = recipes.read(cofinetune.Recipe, str(link))
+    ((_, root),) = recipes.read_tasks(link)
+    assert root.resolve() == real.parent and recipe.root == str(real.parent)
+
+
+def test_sides_that_init_cannot_take_stop_the_run_before_its_first_step(tmp_path):
+    """Patches of 14 px and whole frames, whose sides are multiples of 16."""
+    shape = dict(frames=4, size=(56, 56), tubelet=(2, 14, 14), width=16, depth=1, heads=2)
+    model = tiny_model({"ava": Head("box", 3)}, **shape)
+    state = dict(
+        model=model.state_dict(),
+        model_config=dataclasses.asdict(model.encoder.config),
+        heads={"ava": dataclasses.asdict(model.heads["ava"].head)},
+        classes={"ava": list("abc")},
+        recipe={},
+    )
+    torch.save(state, tmp_path / "init.pt")
+    words = {"init": str(tmp_path / "init.pt"), "model.frames": "4", "model.size": "[56, 56]"}
+    for name in ("actions", "templates", "ava"):
+        words |= {f"task.{name}.frames": "4", f"task.{name}.size": "56"}
+    recipe = recipes.read(cofinetune.Recipe, "demo", words)
+    classes = {task.name: list("abc") for task in recipe.task}
+    box = next(task for task in recipe.task if task.kind == "box")
+    for fit, size, words in (
+        ("full", 56, r"task ava: val_fit full makes .* \(2, 14, 14\); take crop"),
+        ("crop", 48, r"task ava: 4 frames of 48 px are not a whole number of tubelets"),
+    ):
+        box.val_fit, box.size = fit, size
+        with pytest.raises(ValueError, match=words):
+            checkpoints.build_model(recipe, classes, say=lambda words: None)
+    box.size = 56
+    checkpoints.build_model(recipe, classes, say=lambda words: None)
 
 
 REAL = [name for name in recipes.names() if "world" not in recipes.load(recipes.find(name))]
