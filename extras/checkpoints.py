@@ -92,7 +92,7 @@ def build_model(
     if not recipe.init:
         say("initialised from scratch")
         return CoFinetuneModel(recipes.model_config(recipe.model), heads)
-    model, lines = pretrained.initialise(recipe.init, heads, recipe.model)
+    model, lines = pretrained.initialise(recipe.init, heads, recipe.model, classes)
     for task in recipe.task:
         if problems := recipes.check_clips(task, model.encoder.config):
             raise ValueError(f"init = {recipe.init}, task {task.name}: {'; '.join(problems)}")

@@ -476,14 +476,22 @@ def kept_heads(weights: Weights, model: CoFinetuneModel) -> list[str]:
 
 
 def initialise(
-    path: str | Path, heads: dict[str, Head], settings: dict
+    path: str | Path,
+    heads: dict[str, Head],
+    settings: dict,
+    classes: dict[str, list[str]] | None = None,
 ) -> tuple[CoFinetuneModel, list[str]]:
     """The model that a run begins with, and sentences that say what became of the checkpoint.
 
     `settings` is the recipe's [model]; of it count the keys in LEAVES_INIT, the checkpoint decides
-    on the others.
+    on the others. A head whose `classes` are others now, or in another order, begins anew.
     """
     weights = load(path, frames=settings.get("frames"))
+    for name in list(weights.head_state):
+        task = name.partition(".")[0]
+        theirs = weights.classes.get(task)
+        if theirs and classes and classes.get(task, theirs) != theirs:
+            del weights.head_state[name]
     overrides = {key: value for key, value in settings.items() if key in LEAVES_INIT}
     model = build(weights, heads, **overrides)
     lines = [f"initialised from {path} ({weights.family})", *weights.report]

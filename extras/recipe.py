@@ -257,8 +257,10 @@ def differences(recipe, saved) -> list[str]:
 
 
 def draws_masks(recipe) -> bool:
-    """Is there dropout or stochastic depth, whose masks depend on how a batch is cut?"""
-    return bool(recipe.model.get("drop_path")) or any(task.dropout for task in recipe.task)
+    """Are there draws that depend on how a batch is cut: masks of dropout or stochastic depth,
+    SpotTune's paths?"""
+    masks = recipe.model.get("drop_path") or any(task.dropout for task in recipe.task)
+    return bool(masks) or recipe.method.endswith("spottune")
 
 
 def model_tables(recipe, saved) -> tuple[dict, dict]:

@@ -1267,6 +1267,12 @@ def test_pretrained_initialise_says_what_became_of_the_checkpoint_and_the_recipe
         "the checkpoint decides, not [model]: width = 128 (not 64), depth = 2 (not 4),"
         " pool = cls (not norm-mean)",
     ]
+    names = list("abcde")
+    torch.save(torch.load(path) | {"classes": {"clip": names}}, path)
+    for classes, said in ((names, "head kept: clip"), (names[::-1], "head left out: clip")):
+        kept, lines = pretrained.initialise(path, heads, settings, {"clip": classes})
+        same = torch.equal(kept.heads["clip"].fc.weight, net.heads["clip"].fc.weight)
+        assert said in lines and same == ("kept" in said)
     torch.save(pt_state(), path := tmp_path / "x.pth")
     _, lines = pretrained.initialise(path, {"clip": M.Head("clip", 5)}, {})
     assert lines[-2:] == ["head left out: clip", "new head: clip"]  # of another family
