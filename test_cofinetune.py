@@ -656,7 +656,7 @@ def test_stages_see_every_dataset_as_often_as_cofinetuning():
         ("--layer-decay -1", "layer_decay = -1 must be at least 0"),
         ("--betas [0.9]", "betas"),
         ("--model.heads 0", "model"),
-        ("--model 3", "model = 3"),
+        ("--model 3", "--model"),
         ("--model.tubelet [4,6,6] --task.ava.val_fit full", "multiples of 16"),
         ("--task.ava.flip_swap [4,5]", "flip_swap"),
         ("compare --jobs -1", "--jobs -1"),
