@@ -407,8 +407,8 @@ def test_train_is_a_plain_loop(tiny_world, tmp_path, case):
 
 @pytest.mark.parametrize("ranks, pieces", [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_several_processes_equal_one(tiny_world, tmp_path, ranks, pieces):
-    """Parameters after 10 steps to 1e-6, with uneven boxes, also in two pieces a batch: DDP may exchange
-    the gradients of the last one alone."""
+    """Parameters after 10 steps to 1e-6, with uneven boxes, also in two pieces a batch: DDP may
+    exchange the gradients of the last one alone."""
     one, several = tmp_path / "one", tmp_path / "several"
     run_train(tiny_world, one, *SGD, steps=10)
     words = [*SGD, "--workers", 1, "--micro-batches", pieces]

@@ -630,6 +630,32 @@ def test_the_page_says_what_the_runs_of_keyframes_say(page):
     )
 
 
+def test_the_page_says_what_the_runs_of_second_set_say(page):
+    runs = Runs("second-set")
+    both, *others = runs.methods
+    assert len(runs.final) == 24
+    said = [f"relations gain {unsigned(runs.interval('templates', both, 'relations'))}"]
+    for name in others:
+        row = [runs.interval(name, both, MAP), runs.ahead(name, both, MAP)]
+        row += [runs.interval(name, both, kind) for kind in ("motions", "relations")]
+        said.append(f"| {' | '.join(row)} |")
+    check_said(page, said)
+
+
+def test_the_page_says_what_the_runs_of_kept_say(page):
+    runs = Runs("kept")
+    one, *others, _ = runs.methods
+    assert len(runs.final) == 18  # of three worlds
+    said = [f"| {one}: one rate | | | {runs.upstream(one)} |"]
+    for name in others:
+        row = runs.interval(name, one, MAP), runs.ahead(name, one, MAP), runs.upstream(name)
+        said.append(f"| {' | '.join([name, *row])} |")
+    _, quarter, distilled, co = others
+    said.append(f"costs {unsigned(runs.interval(one, quarter, MAP))} of mAP")
+    said.append(f"ahead of that by {unsigned(runs.interval(co, distilled, MAP))}")
+    check_said(page, said)
+
+
 def test_the_page_says_how_the_rates_of_methods_were_tuned(page):
     runs = Runs("methods")
     *_, two, random, few = runs.methods.values()
@@ -647,7 +673,7 @@ def test_the_page_says_how_the_rates_of_methods_were_tuned(page):
     assert best == {"lr": 0.04, "task.ava.lr_scale": 4} and tables.at_an_edge(two, best)
 
 
-@pytest.mark.parametrize("name", ["methods", "keyframes"])
+@pytest.mark.parametrize("name", ["methods", "keyframes", "second-set", "kept"])
 def test_the_figures_of_the_page_are_drawn_from_its_runs(name, tmp_path):
     runs = Runs(name)
     tables.FIGURES[runs.protocol.figure](runs.protocol, runs.final, tmp_path / "now.svg")
