@@ -152,7 +152,7 @@ class Plane:
         logarithmic = named[0] > 0 and named[-1] >= 8 * named[0]
         self.x = Scale(every_x, self.left, self.right, math.log2 if logarithmic else float)
         self.y = Scale(every_y, self.bottom, self.top)
-        width = self.right + 40 + LETTER_PX * (max(map(len, lines)) + 2)
+        width = self.right + 40 + LETTER_PX * (max(map(len, lines)) + 4)
         height = max(self.bottom + 2 * LINE_PX, self.top + LINE_PX * len(lines)) + 8
         self.drawing = Drawing(width, height)
         middle = (self.left + self.right) / 2
