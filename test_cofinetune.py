@@ -254,15 +254,19 @@ def test_fresh_forgets_all_stages_before_the_first(tiny_world, tmp_path, monkeyp
     assert checkpoints.load(tmp_path / "last.pt")["recipe"]["train_tasks"] == ["ava"]
 
 
-def test_excluded_keyframes_that_would_count_as_missed_are_refused(tiny_world, tiny_run, tmp_path):
-    """official-2020 has no exclusions; official-2019 has."""
+def test_excluded_keyframes_never_count_as_missed(tiny_world, tiny_run, tmp_path):
+    """official-2020 has no exclusions and scores them; official-2019 leaves them out."""
     video, second = (tiny_world / "ava/val.csv").read_text().split(",")[:2]
     write_lines(tmp_path / "excluded.csv", f"{video},{second}")
-    words = ["evaluate", tiny_run[0] / "last.pt", "--task.ava.exclude_val"]
-    words += [tmp_path / "excluded.csv", "--out", tmp_path / "out"]
-    refused = run_command(*words, code=2).stderr
-    assert "task ava: exclude_val leaves out 1 annotated keyframes, whose boxes" in refused
-    assert "by official-2019" in run_command(*words, "--protocol", "official-2019").stdout
+    words = ["evaluate", tiny_run[0] / "last.pt", "--out", tmp_path / "out"]
+    words += ["--task.ava.exclude_val", tmp_path / "excluded.csv"]
+    assert "official-2020 scores all annotated" in run_command(*words).stdout
+    whole, same = run_metrics(tiny_run[0])["ava"], run_metrics(tmp_path / "out")["ava"]
+    assert (same["mAP"], same["keyframes"]) == (whole["mAP"], whole["keyframes"])
+    run_command(*words, "--protocol", "official-2019")
+    less = run_metrics(tmp_path / "out")["ava"]
+    for count in ("ground_truth", "matched"):
+        assert less["keyframes"][count] == whole["keyframes"][count] - 1
 
 
 def test_sigterm_saves_and_a_full_disk_keeps_the_checkpoint(tiny_world, tmp_path):
