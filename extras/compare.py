@@ -62,6 +62,7 @@ class Method:
     settings: dict = setting({}, "of the recipe")
     grid: dict = setting({}, "setting: values in order; every combination is tried in the tuning")
     like: str = setting("", "a method above, whose tuned settings this one starts from")
+    drawn: bool = setting(True, "in the figure too")
 
 
 @dataclass
