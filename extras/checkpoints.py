@@ -100,13 +100,19 @@ def build_model(
     return model
 
 
-def model_of(state: dict, kind: type) -> CoFinetuneModel:
-    """The trained model of a checkpoint, with the network of its method."""
+def model_of(state: dict, kind: type, averaged: bool = False) -> CoFinetuneModel:
+    """The trained model of a checkpoint, with the network of its method. ValueError.
+
+    averaged: with the weights that `ema` has averaged, in place of the last step's.
+    """
     recipe = recipe_of(state, kind)
+    weights = state["ema"] if averaged else state["model"]
+    if not weights:
+        raise ValueError(f"{state['path']}: has no averaged weights; its recipe says ema = 0")
     model = build_model(recipe, state["classes"], state)
     methods.wrap_encoder(recipe, model)
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         words = " ".join(str(error).split())
         raise ValueError(f"the checkpoint's weights do not fit its recipe: {words}") from None

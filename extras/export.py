@@ -44,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--size", type=int, nargs=2, metavar=("ROWS", "COLUMNS"),
         help="of a frame (default: the task's square)",
     )  # fmt: skip
+    add("--averaged", action="store_true", help="the weights that `ema` averaged, not the last")
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
         raise ValueError(f"{out}: expected FILE.onnx, FILE.pt2 or a folder's name")
     state = checkpoints.load(options.checkpoint)
     task = choose_task(checkpoints.recipe_of(state, method.Recipe), options)
-    model = checkpoints.model_of(state, method.Recipe).eval()
+    model = checkpoints.model_of(state, method.Recipe, options.averaged).eval()
     classes = state["classes"][task.name]
     if out.suffix == "":
         from extras import hugging_face

@@ -118,6 +118,11 @@ the same --out (default: predictions/VIDEO) are replaced."""
         metavar="COUNT",
         help="labels shown of a box or clip; the csv have all (default: 3, at least 1)",
     )
+    parser.add_argument(
+        "--averaged",
+        action="store_true",
+        help="with the weights that the recipe's `ema` averaged, not the last step's",
+    )
     persons.add_detector_options(parser)
 
 
@@ -139,7 +144,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
         fill_with_whole(films, options.every_sec)
     elif box_tasks and options.boxes != "detect":
         read_boxes(films, options.boxes, {task.offset_sec for task in box_tasks})
-    model = checkpoints.model_of(state, method.Recipe).eval().to(job.device)
+    model = checkpoints.model_of(state, method.Recipe, options.averaged).eval().to(job.device)
 
     names = [file_of("detections", task, box_tasks) for task in box_tasks]
     names += [file_of("clips", task, clip_tasks) for task in clip_tasks]
@@ -262,6 +267,7 @@ class Written:
         self.table = {
             "checkpoint": state["path"],
             "step": state.get("step"),
+            "averaged": options.averaged,
             "videos": options.videos,
             "boxes": options.boxes,
             "files": kept,

@@ -315,15 +315,19 @@ def score_column(rows: list[dict]) -> str:
     return next(column for column in main_columns(rows) if " mAP" in column)
 
 
+def drawn(protocol) -> list:
+    """The methods that a figure of differences shows."""
+    return [each for each in protocol.method if each.drawn and each.name != protocol.reference]
+
+
 def draw_rows(protocol, rows: list[dict], path: Path) -> None:
     """A row for each case and method: a dot for each world, a bar for the interval."""
     lines = []
     for case in protocol.case:
-        for method in protocol.method:
-            if method.name != protocol.reference:
-                values = difference(protocol, rows, case, method, score_column(rows))
-                label = f"{case.name} {method.name}".strip()
-                lines.append((label, values, paired(values)))
+        for method in drawn(protocol):
+            values = difference(protocol, rows, case, method, score_column(rows))
+            label = f"{case.name} {method.name}".strip()
+            lines.append((label, values, paired(values)))
     title = f"{score_column(rows)} less {protocol.reference}"
     charts.draw_rows(lines, title).write(path)
 
@@ -332,9 +336,7 @@ def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
     """A row for each case, method and kind of class."""
     lines = []
     for case in protocol.case:
-        for method in protocol.method:
-            if method.name == protocol.reference:
-                continue
+        for method in drawn(protocol):
             for task, kind in kinds_of(rows):
                 values = difference(protocol, rows, case, method, f"{task} {kind}")
                 label = f"{case.name} {method.name}: {kind}".strip()
@@ -346,9 +348,7 @@ def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
 def draw_lines(protocol, rows: list[dict], path: Path) -> None:
     """The difference to the reference along x, a line for each method."""
     lines = {}
-    for method in protocol.method:
-        if method.name == protocol.reference:
-            continue
+    for method in drawn(protocol):
         points = []
         for case in protocol.case:
             values = difference(protocol, rows, case, method, score_column(rows))
@@ -364,7 +364,7 @@ def draw_kept(protocol, rows: list[dict], path: Path) -> None:
     points = {}
     for case in protocol.case:
         for method in protocol.method:
-            if not tops:
+            if not tops or not method.drawn:
                 continue
             kept = [series(rows, case.name, method.name, column) for column in tops]
             kept = np.mean(kept, axis=0)

@@ -32,6 +32,7 @@ def checkpoint(tmp_path):
             heads={name: dataclasses.asdict(head.head) for name, head in net.heads.items()},
             classes=CLASSES,
             recipe=dataclasses.asdict(recipe),
+            ema={},
         )
         folder = tmp_path / "run"
         folder.mkdir()
@@ -95,6 +96,23 @@ def test_export_of_a_clip_head_at_another_size(checkpoint, tmp_path):
     expected = scores(net, "actions", video)
     torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["a", "b", "ü"]
+
+
+def test_the_averaged_weights_are_exported_where_that_is_asked(checkpoint, tmp_path):
+    folder, net = checkpoint()
+    words = ("export", folder, tmp_path / "net.pt2", "--task", "ava", "--averaged")
+    done = run_command(*words, code=2)
+    assert "last.pt: has no averaged weights; its recipe says ema = 0" in done.stderr
+    state = checkpoints.load(folder)
+    state["ema"] = {name: value * 0.5 for name, value in state["model"].items()}
+    checkpoints.save(folder / "last.pt", state)
+    run_command(*words)
+    video, corners, box_clip = some = inputs(1, 3)
+    module = torch.export.load(tmp_path / "net.pt2").module()
+    found = module(video=video, boxes=corners, box_clip=box_clip)
+    assert not torch.allclose(found, scores(net, "ava", *some), atol=1e-3)
+    net.load_state_dict(state["ema"])
+    torch.testing.assert_close(found, scores(net, "ava", *some), atol=1e-5, rtol=0)
 
 
 def test_export_to_a_folder_is_read_by_transformers(checkpoint, tmp_path):

@@ -444,6 +444,7 @@ def test_what_is_wrong_with_the_words_is_one_sentence(trained, folder, tmp_path,
         (("--every-sec", 0), {}, "--every-sec 0: expected more than 0"),
         (("--top", 0), {}, "--top 0: expected 1 or more"),
         (("--boxes", tmp_path / "none.csv"), {}, "none.csv"),
+        (("--averaged",), {}, "has no averaged weights; its recipe says ema = 0"),
     ):
         with pytest.raises((ValueError, OSError), match=problem):
             run(predict, trained, film, *words, **out, **overrides)
