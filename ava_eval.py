@@ -32,6 +32,7 @@ import csv
 import gzip
 import heapq
 import json
+import os
 import re
 import sys
 import zlib
@@ -484,7 +485,6 @@ def evaluate(
     train_counts: dict | None = None,
     thresholds: tuple[int, int] = (10000, 1000),
     compare: bool = False,
-    top: int = 0,
 ) -> dict:
     """AVA mAP of detections (path or Rows) against groundtruth (path or Rows, or a list of them:
     they are pooled, and "parts" has the mAP on each: AVA-Kinetics). Returns what --json prints.
@@ -493,9 +493,8 @@ def evaluate(
     exclusions: path or Rows. protocol: of PROTOCOLS; None = official-2019 with exclusions,
     official-2020 without. train_counts: {id: annotated boxes in training}; None = those of AVA
     v2.2, if the classes are AVA's. Classes with more than thresholds[0] are "head", with less than
-    thresholds[1] "tail". compare: adds the mAP under every protocol. top: of older callers,
-    needless now that labels may be larger than the label map's. ValueError: with file and line
-    where there is one.
+    thresholds[1] "tail". compare: adds the mAP under every protocol. ValueError: with
+    file and line where there is one.
     """
     protocol = protocol_of(protocol, exclusions)
     names = classes_of(labelmap)
@@ -843,8 +842,9 @@ def groups_of(names: dict, counts: dict | None, thresholds: tuple) -> dict[str, 
             if count is not None:
                 group = "head" if count > head else "tail" if count < tail else "mid"
                 groups[group].append(c)
-    for kind, (first, last) in AVA_KINDS.items() if is_ava else ():
-        groups[kind] = [c for c, label in enumerate(labels) if first <= label <= last]
+    if is_ava:
+        for kind, (first, last) in AVA_KINDS.items():
+            groups[kind] = [c for c, label in enumerate(labels) if first <= label <= last]
     return groups
 
 
@@ -952,7 +952,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result, indent=1) if as_json else report(result))
+    try:
+        print(json.dumps(result, indent=1) if as_json else report(result), flush=True)
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -621,11 +621,11 @@ def read_classes(path: str | Path) -> dict[int, str]:
     for where, line in read_lines(path):
         if not classes and re.fullmatch(HEADER, line.lower()):
             continue
-        match = None
-        for pattern in CLASS_LINES:
-            match = match or re.fullmatch(pattern, line)
-        form = form or match and match.re
-        if match is None or match.re is not form:
+        matches = (re.fullmatch(pattern, line) for pattern in CLASS_LINES)
+        match = next(filter(None, matches), None)  # of the first pattern that fits
+        if match and form is None:
+            form = match.re  # all other lines have that of the first
+        if match is None or match.re != form:
             raise ValueError(
                 f"{where}: expected a name in each line, or `number name` or `name,number` in each "
                 f"(extras/formats.py reads more): {line[:120]}"
@@ -839,8 +839,10 @@ def read_row(line: str) -> tuple[str, str]:
     match = re.fullmatch(rf"(.+?{SUFFIX})(?:[ ,\t]\s*(.+))?", line)
     if match is None:  # without a suffix
         match = re.fullmatch(r"([^\s,]+)[ ,\t]\s*(.+)", line)
-    name = match[1].replace("\\", "/") if match else ""
-    label = match and match[2] or os.path.basename(os.path.dirname(name))
+    name, label = "", ""
+    if match:
+        name = match[1].replace("\\", "/")
+        label = match[2] or os.path.basename(os.path.dirname(name))
     words = label.split()
     # Frames, seconds, boxes, several labels are no class.
     numbers = len(words) > 1 and any(re.fullmatch(r"-?[\d.]+", word) for word in words)
@@ -1163,11 +1165,14 @@ def open_task(
     who = f"task {task.name!r} ({split})"
     if problems := task_problems(task):
         raise ValueError(f"{who}: {'; '.join(problems)}")
+    videos = task.videos or "."
+    if split == "val" and task.val_videos:
+        videos = task.val_videos
     paths = {
         "annotations": getattr(task, split),
         "labels": task.labels,
         "names": "" if task.labels else task.train,
-        "videos": split == "val" and task.val_videos or task.videos or ".",
+        "videos": videos,
         "exclude": getattr(task, f"exclude_{split}"),
         "boxes": getattr(task, f"{split}_boxes"),
     }
@@ -1237,8 +1242,10 @@ def _add_detections(task: Task, annotated: Keyframes, detected: Keyframes) -> Ke
     movies = {video for video, _ in annotated}
     merged = dict(annotated)
     for key, persons in detected.items():
+        if key[0] not in movies:
+            continue
         true = annotated.get(key, [])
-        for person in persons if key[0] in movies else ():
+        for person in persons:
             if person.score < task.train_box_score:
                 continue
             if task.transfer_iou:
@@ -1318,14 +1325,15 @@ def _listed_classes(path: str, rows: Iterable[ClipRow]) -> dict[int, str]:
 
 def _check_flips(task: Task, classes: list[str]) -> None:
     """A flipped "left to right" is a wrong label, unless it becomes "right to left"."""
-    first, other = int(task.kind == "box"), {"left": "right", "right": "left"}
+    first = 1 if task.kind == "box" else 0  # number of the first class
+    other = {"left": "right", "right": "left"}
     numbers = {name.lower(): number for number, name in enumerate(classes, first)}
     given, missing = [sorted(pair) for pair in task.flip_swap], []
     for name, number in numbers.items():
         turned = re.sub("left|right", lambda word: other[word[0]], name)
-        pair = [number, numbers.get(turned, number)]
-        if pair[0] < pair[1] and pair not in given:
-            missing.append(pair)
+        partner = numbers.get(turned, number)
+        if number < partner and [number, partner] not in given:
+            missing.append([number, partner])
     last = len(classes) + first - 1
     if missing:
         raise ValueError(
@@ -1593,11 +1601,12 @@ def training_batches(
     largest = 0  # bytes of a micro-batch
     for name, dataset in stream.datasets.items():
         task = dataset.task
-        unit = ranks * micro * (2 if task.mixup else 1)
+        unit, product = ranks * micro, f"{ranks} processes x {micro} micro-batches"
+        if task.mixup:
+            unit, product = 2 * unit, f"{product} x 2 for mixup"
         if task.batch % unit:
             raise ValueError(
-                f"task {name!r}: batch = {task.batch} is no multiple of {unit} = {ranks} processes "
-                f"x {micro} micro-batches{' x 2 for mixup' * bool(task.mixup)}"
+                f"task {name!r}: batch = {task.batch} is no multiple of {unit} = {product}"
             )
         largest = max(largest, task.batch // ranks // micro * task.frames * task.size**2 * 3)
 

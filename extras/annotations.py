@@ -125,8 +125,9 @@ class Library:
             several = ", ".join(files[:3])
             return "", f"{len(files)} videos are called {name!r}: {several}; give the path"
         stem = PurePosixPath(formats.plain_path(name)).stem
-        for file in self.videos.stems.get(stem, []):
-            return "", f"no video is {name!r}; {file} has that name, but in another folder"
+        elsewhere = self.videos.stems.get(stem, [])
+        if elsewhere:
+            return "", f"no video is {name!r}; {elsewhere[0]} has that name, but in another folder"
         if stem in self.strangers:
             path = self.strangers[stem]
             return "", (
@@ -179,11 +180,7 @@ def decode_text(name: str, content: bytes) -> str:
 
 def read_number(text: str) -> float:
     """A finite number; a decimal comma is one where columns are parted by something else."""
-    text = text.strip()
-    value = float(text.replace(",", "."))
-    if not -1e9 < value < 1e9 or "_" in text:  # float("1_0") is 10; nan, inf
-        raise ValueError(f"{text!r} is not a number")
-    return value
+    return data.to_number(text.replace(",", "."))
 
 
 def read_whole(text: str) -> int:
@@ -210,7 +207,8 @@ def read_seconds(text: str) -> float:
 # Tables: csv with comma, semicolon or tab
 # ------------------------------------------------------------------------------------------------
 
-COLUMNS = {  # what a column is called: lower case, everything but letters and digits as _
+COLUMNS = {  # what a column is called: lower case, everything but letters and digits as _. Where a
+    # file has several of these, the first here counts.
     "video": "video video_id video_name file filename file_name path media_file media_file_name",
     "time": "time time_sec time_s timestamp second seconds sec t",
     "frame": "frame frame_id frame_number frame_index frame_no",
@@ -220,7 +218,7 @@ COLUMNS = {  # what a column is called: lower case, everything but letters and d
     "y2": "y2 ymax y_max bottom ybr",
     "width": "width w box_width",
     "height": "height h box_height",
-    "label": "label labels class class_name classname action behavior behaviour activity category",
+    "label": "action behavior behaviour activity label labels class_name classname class category",
     "person": "person person_id track track_id actor subject id",
     "score": "score confidence conf",
     "start": "start start_sec start_s start_time time_start begin begin_sec onset",
@@ -260,6 +258,10 @@ def read_table(name: str, content: bytes) -> Table:
     rows = []
     try:
         for cells in reader:
+            for cell in cells:
+                if any(separator in line for line in cell.splitlines()[1:]):
+                    where = f"{name}:{reader.line_num - cell.count(chr(10))}"
+                    raise ValueError(f'{where}: a " that no other one closes in its row')
             cells = [cell.strip() for cell in cells]
             if any(cells) and not cells[0].startswith("sep="):
                 rows.append((f"{name}:{reader.line_num}", cells))
@@ -273,13 +275,17 @@ def read_table(name: str, content: bytes) -> Table:
 def _header_columns(cells: list[str]) -> dict[str, int]:
     """key -> column, of a first row that is a header; {} where it is none."""
     columns: dict[str, int] = {}
+    ranks: dict[str, int] = {}
     for number, cell in enumerate(cells):
         plain = re.sub(r"[^a-z0-9]+", "_", cell.casefold()).strip("_")
         if re.fullmatch(r"[\d_]+", plain):
             return {}  # a number: a row
         for key, names in COLUMNS.items():
-            if plain in names.split():
-                columns.setdefault(key, number)
+            if plain not in names.split():
+                continue
+            rank = names.split().index(plain)
+            if rank < ranks.get(key, len(names)):
+                columns[key], ranks[key] = number, rank
     if "x2" in columns:  # then "width" and "height" are those of the picture
         columns.pop("width", None)
         columns.pop("height", None)
@@ -323,6 +329,10 @@ def read_boxes_table(
 
 def _boxes_by_header(table: Table, first_frame: int) -> list[Mark]:
     columns = table.columns
+    if "person" in columns and table.header[columns["person"]].casefold() == "id":
+        ids = [cells[columns["person"] :][:1] for _, cells in table.rows]
+        if len(set(map(tuple, ids))) == len(ids) > 1:  # it counts the rows
+            columns.pop("person")
     clock = "frame" if "frame" in columns and "time" not in columns else "time"
     corners = ("x1", "y1", "width", "height") if "width" in columns else BOX
     if lacking := table.lacks("video", clock, *corners):
@@ -407,7 +417,10 @@ def _boxes_by_position(table: Table) -> list[Mark]:
                 f"{where}: {error}: {','.join(cells)}; expected video,time_sec,x1,y1,x2,y2"
                 "[,label[,person or score]]"
             ) from None
-        mark.label, mark.person = (*cells[6:], "", "")[:2]
+        if len(cells) > 6:
+            mark.label = cells[6]
+        if len(cells) > 7:
+            mark.person = cells[7]
         if mark.label == "-1":
             mark.label = ""
         marks.append(mark)

@@ -386,8 +386,8 @@ def steps_table(clip: tuple, rounds: int, device: str) -> Table:
         calls[HF] = training_step(theirs, video, bf16=gpu)
     if not gpu and "avx512_bf16" in cpu_flags():
         calls["here, bf16"] = training_step(copy.deepcopy(ours), video, bf16=True)
-    for name, net in {"here": ours, HF: theirs}.items() if gpu else ():
-        if net is not None:
+    for name, net in {"here": ours, HF: theirs}.items():
+        if gpu and net is not None:
             fast = copy.deepcopy(net)
             getattr(fast, "encoder", fast).compile()
             calls[f"{name}, compiled"] = training_step(fast, video, bf16=True)

@@ -37,11 +37,8 @@ def sync_folder(folder: Path) -> None:
     os.close(number)
 
 
-def load(path: str | Path) -> dict:
-    """A checkpoint of this project, by its file or its run's folder (best.pt, else last.pt).
-
-    Tensors and plain values; nothing is unpickled. ValueError in one sentence.
-    """
+def find(path: str | Path) -> Path:
+    """A checkpoint's file, by itself or by its run's folder (best.pt, else last.pt). ValueError."""
     path = Path(path)
     if path.is_dir():
         here = [path / name for name in ("best.pt", "last.pt") if (path / name).exists()]
@@ -50,6 +47,13 @@ def load(path: str | Path) -> dict:
         path = here[0]
     if not path.exists():
         raise ValueError(f"{path}: no such checkpoint")
+    return path
+
+
+def load(path: str | Path) -> dict:
+    """A checkpoint of this project, found as above: tensors and plain values; nothing is unpickled.
+    ValueError in one sentence."""
+    path = find(path)
     state = read_torch(path)
     if "model_config" not in state or "recipe" not in state:
         raise ValueError(f"{path}: not a checkpoint of this project; `--init` reads other families")

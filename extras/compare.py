@@ -89,7 +89,9 @@ class Protocol:
     tuning_worlds: int = setting(3, "per point of a grid", least=1)
     repeats: int = setting(4, "runs of two methods on one world, for the noise", least=0)
     reference: str = setting("", "the method that differences are taken to; '': the first")
-    figure: str = setting("rows", "rows: differences | lines: differences along x | kept: upstream")
+    figure: str = setting(
+        "rows", "rows or kinds: differences | lines: those along x | kept: upstream"
+    )
     axis: str = setting("", "what x is")
     method: list = setting([], "the rows of the tables")
     case: list = setting([], "the points of the axis; []: one")
@@ -300,13 +302,10 @@ class Comparison:
             if task.kind != "box":
                 continue
             parts = {"train": [], "val": []}
-            for row in (
-                (Path(self.recipe.root) / task.train)
-                .read_text(encoding="utf-8")
-                .splitlines(keepends=True)
-            ):
+            for _, row in data.read_lines(Path(self.recipe.root) / task.train):
                 video = row.split(",")[0]
-                parts["train" if zlib.crc32(video.encode()) % 5 else "val"].append(row)
+                part = "train" if zlib.crc32(video.encode()) % 5 else "val"
+                parts[part].append(f"{row}\n")
             for split, rows in parts.items():
                 path = folder / f"{task.name}_{split}.csv"
                 path.write_text("".join(rows), encoding="utf-8")
@@ -556,4 +555,5 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     comparison = Comparison(protocol, overrides, options.jobs, read_recipe)
     comparison.out.mkdir(parents=True, exist_ok=True)
     rows = comparison.all_phases(options.tune_only)
+    tables.write_rows(comparison.out / "compare.csv", rows)
     tables.write_report(protocol, rows, comparison.out)

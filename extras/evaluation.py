@@ -26,11 +26,15 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
             f"--out {out} is the folder of a run, whose recipe.toml and metrics.json would be "
             "overwritten; take another one"
         )
-    out.mkdir(parents=True, exist_ok=True)
     saved = checkpoints.recipe_of(state, method.Recipe)
     saved = dataclasses.replace(saved, init="", method="cofinetune")  # trained by now
-    write_text(out / "recipe.toml", recipes.to_toml(saved))
-    source = options.recipe or str(out / "recipe.toml")
+    text, there = recipes.to_toml(saved), out / "recipe.toml"
+    if there.exists() and not (out / "metrics.json").exists():
+        if there.read_text(encoding="utf-8") != text:  # nor of this evaluation, stopped before
+            raise ValueError(f"--out {out} has a recipe.toml of its own; take another one")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(there, text)
+    source = options.recipe or str(there)
     recipe = recipes.read(method.Recipe, source, overrides)
     job = jobs.join(recipe)
     model = checkpoints.model_of(state, method.Recipe).to(job.device)

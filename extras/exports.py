@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import re
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -127,7 +128,8 @@ def read_cvat(
     name them; then nothing else is. Without such attributes the label of the track is the action.
     """
     root = read_xml(name, content)
-    for image in root.below("image"):
+    image = next(iter(root.below("image")), None)
+    if image is not None:
         raise ValueError(
             f"{name}:{image.line}: an <image>, so this is CVAT for images; expected the <track>s "
             "of an export as CVAT for video 1.1"
@@ -272,30 +274,62 @@ def _cvat_corners(node: Node) -> np.ndarray:
 
 
 def read_label_studio(name: str, tasks: list, library: Library) -> list[Mark]:
-    """The json of a video project: rectangles (in per cent) with their labels."""
+    """The json of a video project: rectangles (in per cent) with their labels, or with the choices
+    that were made for them, which then are the actions. Skipped annotations are left out."""
     marks = []
     for number, task in enumerate(tasks, 1):
         where = f"{name}: task {number}"
         addresses = [text for text in task["data"].values() if isinstance(text, str)]
-        video = next((text for text in addresses if library.find(_uploaded(text))), addresses[0])
-        for annotation in task.get("annotations") or task.get("completions") or []:
+        video = _named_video(addresses, library)
+        for annotation in task.get("annotations") or []:
+            if annotation.get("was_cancelled"):
+                continue
+            chosen: dict[str, list[str]] = {}  # id of a rectangle -> choices
+            for result in annotation["result"]:
+                if "choices" in result["value"]:
+                    chosen.setdefault(result.get("id"), []).extend(result["value"]["choices"])
             for person, result in enumerate(annotation["result"]):
                 value = result["value"]
-                if "sequence" not in value:
+                if "sequence" not in value or "choices" in value:
                     continue
-                track = Track(_uploaded(video), result.get("id", str(person)), (100, 100), [])
-                files = library.find(track.video)
-                clock = library.clock(files[0]) if len(files) == 1 else ""
-                for box in value["sequence"]:
-                    x, y = box["x"], box["y"]
-                    corners = np.array([x, y, x + box["width"], y + box["height"]], float)
-                    frame = _frame_of_video(box["frame"], value, clock)
-                    shape = Shape(where, frame, corners, value.get("labels") or [""])
-                    track.shapes.append(shape)
-                    if not box.get("enabled", True):  # shown, and gone from the next frame on
-                        track.shapes.append(Shape(where, frame + 1, corners, [""], True))
+                actions = chosen.get(result.get("id")) or value.get("labels") or [""]
+                person = result.get("id", str(person))
+                track = _labelled_track(where, video, person, value, actions, library)
                 marks += sample_track(track, library.keyframes(track.video))
     return marks
+
+
+def _labelled_track(
+    where: str, video: str, person: str, value: dict, actions: list[str], library: Library
+) -> Track:
+    """A rectangle of Label Studio: shown from each `enabled` box on, the last to the video's end;
+    a box that is not enabled is shown, and gone from the next frame on."""
+    track = Track(video, person, (100, 100), [])
+    files = library.find(video)
+    clock = library.clock(files[0]) if len(files) == 1 else ""
+    shown = True
+    for box in sorted(value["sequence"], key=lambda box: box["frame"]):
+        corners = _turned(box, clock)
+        frame, shown = _frame_of_video(box["frame"], value, clock), box.get("enabled", True)
+        track.shapes.append(Shape(where, frame, corners, actions))
+        if not shown:
+            track.shapes.append(Shape(where, frame + 1, corners, [""], True))
+    if shown and track.shapes and isinstance(clock, Clock):
+        track.shapes.append(Shape(where, len(clock.times_sec), corners, [""], True))
+    return track
+
+
+def _turned(box: dict, clock: Clock | str) -> np.ndarray:
+    """Corners (4,) in per cent around a box, which `rotation` turns clockwise about its upper left
+    corner, in pixels."""
+    picture = np.array([clock.width, clock.height]) if isinstance(clock, Clock) else np.ones(2)
+    first = np.array([box["x"], box["y"]], float)
+    width, height = np.array([box["width"], box["height"]], float) * picture
+    turn = math.radians(box.get("rotation") or 0)
+    along = np.array([math.cos(turn), math.sin(turn)]) * width  # the upper side
+    down = np.array([-math.sin(turn), math.cos(turn)]) * height
+    points = first + np.array([[0, 0], along, down, along + down]) / picture  # (4, 2)
+    return np.concatenate([points.min(0), points.max(0)])
 
 
 def _frame_of_video(number: int, value: dict, clock: Clock | str) -> int:
@@ -318,10 +352,17 @@ def _frame_of_video(number: int, value: dict, clock: Clock | str) -> int:
     return int(np.searchsorted(clock.times_sec, time_sec + 1e-3, "right")) - 1
 
 
-def _uploaded(address: str) -> str:
-    """/data/upload/1/3f2a9c1b-kitchen.mp4 -> kitchen.mp4: the name before Label Studio's upload."""
-    name = address.split("?d=")[-1]
-    return re.sub(r"^[0-9a-f]{8}-", "", name.rsplit("/", 1)[-1])
+def _named_video(addresses: list[str], library: Library) -> str:
+    """/data/upload/1/3f2a9c1b-kitchen.mp4 -> kitchen.mp4, the name before Label Studio's upload;
+    /data/local-files/?d=cam1/a%20b.mp4 -> cam1/a b.mp4, or where there is no such path a b.mp4."""
+    for address in addresses:
+        path = urllib.parse.unquote(address.split("?d=")[-1])
+        name = re.sub(r"^[0-9a-f]{8}-", "", path.rsplit("/", 1)[-1])
+        if "?d=" in address and library.find(path):
+            return path
+        if library.find(name):
+            return name
+    return addresses[0].rsplit("/", 1)[-1]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -345,10 +386,13 @@ def frame_of(name: str, library: Library) -> tuple[str, int]:
     if not video:
         video = path.parent.name
         candidates = [str(path.parent), *(folder.name for folder in list(path.parents)[:3])]
+    frame = int(number) - library.first_frame
     for candidate in candidates:
         files = library.find(candidate)
+        if len(files) == 1:
+            return files[0], frame
         if files:
-            return files[0] if len(files) == 1 else candidate, int(number) - library.first_frame
+            return candidate, frame  # several: said when the mark is fitted
     raise ValueError(f"no video is called {video!r}")
 
 
@@ -507,8 +551,11 @@ def _via_2(where: str, row: dict[str, str], library: Library) -> list[Mark]:
     elif "width" in shape:
         x, y = shape["x"], shape["y"]
         mark.box = [x, y, x + shape["width"], y + shape["height"]]
+    elif "r" in shape or "rx" in shape:
+        radii = shape.get("rx", shape.get("r")), shape.get("ry", shape.get("r"))
+        mark.box = _around_ellipse(shape["cx"], shape["cy"], *radii)
     else:
-        mark.wrong = f"a {shape.get('name')}, expected a rect or a polygon"
+        mark.wrong = f"a {shape.get('name')}, expected a rect, a circle, an ellipse or a polygon"
     marks = []
     for value in json.loads(row["region_attributes"] or "{}").values():
         ticked = [key for key, on in value.items() if on] if isinstance(value, dict) else [value]
@@ -517,18 +564,32 @@ def _via_2(where: str, row: dict[str, str], library: Library) -> list[Mark]:
     return marks or [mark]
 
 
+def _around_ellipse(x: float, y: float, across: float, down: float) -> list[float]:
+    return [x - across, y - down, x + across, y + down]
+
+
 def _via_3(where: str, row: dict[str, str], options: dict[str, dict]) -> list[Mark]:
     video = json.loads(row["file_list"])[0]
     times = json.loads(row["temporal_coordinates"])
     spatial = json.loads(row["spatial_coordinates"])
-    mark = Mark(where, video, time_sec=float(times[0]))
+    mark = Mark(where, video)
+    if times:
+        mark.time_sec = float(times[0])
+    else:
+        mark.wrong = "without a time, so of the whole file; left out"
     if len(times) == 2:
         mark.end_sec = float(times[1])
-    if spatial[:1] == [2]:  # a rectangle
-        x, y, width, height = spatial[1:]
+    kind, *numbers = spatial or [0]
+    if kind == 2:
+        x, y, width, height = numbers
         mark.box = [x, y, x + width, y + height]
-    elif spatial:
-        mark.wrong = f"VIA's shape {spatial[0]}, expected 2, a rectangle"
+    elif kind in (3, 4):  # a circle has one radius
+        x, y, *radii = numbers
+        mark.box = _around_ellipse(x, y, radii[0], radii[-1])
+    elif kind in (6, 7):  # a line of several points, a polygon
+        mark.box = _around(numbers[::2], numbers[1::2])
+    elif kind:
+        mark.wrong = f"VIA's shape {kind}, a point or a line, which has no box"
     marks = []
     for key, value in json.loads(row["metadata"]).items():
         for one in value.split(","):

@@ -282,14 +282,17 @@ def our_name(name: str) -> str | None:
         if re.fullmatch(OUTSIDE[table], name):
             return table
     stem, _, kind = re.sub(r"\.([qv])_bias$", r".\1.bias", name).rpartition(".")
-    block = re.fullmatch(BLOCK, stem)
-    if block and re.fullmatch(r"ls[12]\.gamma|layer_scale[12]\.lambda1", f"{block[2]}.{kind}"):
-        return f"blocks.{int(block[1])}.ls{re.search('[12]', block[2])[0]}"
+    prefix, patterns = "", OUTSIDE
+    if block := re.fullmatch(BLOCK, stem):
+        prefix, stem, patterns = f"blocks.{int(block[1])}.", block[2], INSIDE
+        for scale in ("ls1", "ls2"):  # tensors by themselves
+            if re.fullmatch(INSIDE[scale], f"{stem}.{kind}"):
+                return prefix + scale
     if kind not in ("weight", "bias"):
         return None
-    for ours, theirs in (INSIDE if block else OUTSIDE).items():
-        if re.fullmatch(theirs, block[2] if block else stem):
-            return f"blocks.{int(block[1])}.{ours}.{kind}" if block else f"{ours}.{kind}"
+    for ours, theirs in patterns.items():
+        if re.fullmatch(theirs, stem):
+            return f"{prefix}{ours}.{kind}"
     return None
 
 
@@ -365,18 +368,26 @@ def recognise(parts: Parts, predictor: dict) -> Family:
     if predictor:
         signs.add("predictor")
     if patch.ndim == 5:
-        signs |= {"video", "one-frame"} if patch.shape[2] == 1 else {"video"}
+        signs.add("video")
+        if patch.shape[2] == 1:
+            signs.add("one-frame")
     for name, embedding, expected in TOLD_BY:
-        fits = called == f"{embedding}.weight"
-        for word in expected.split():
-            fits = fits and (word.lstrip("-") in signs) != word.startswith("-")
-        if fits:
+        if called == f"{embedding}.weight" and has_signs(signs, expected):
             return check_v_jepa(parts, predictor) if name == "V-JEPA" else FAMILIES[name]
     raise ValueError(
         f"{parts.path}: a transformer of no family that is known, by the names of its tensors: of"
         " those for clips VideoMAE has q_bias and v_bias, ViViT and MAE-ST have a class token,"
         " V-JEPA has a bias of attn.qkv and no head"
     )
+
+
+def has_signs(signs: set[str], expected: str) -> bool:
+    """Are the words of `expected` there, but for those with a "-", which must not be?"""
+    for word in expected.split():
+        wanted = not word.startswith("-")
+        if (word.removeprefix("-") in signs) != wanted:
+            return False
+    return True
 
 
 def check_v_jepa(parts: Parts, predictor: dict) -> Family:

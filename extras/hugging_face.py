@@ -65,7 +65,8 @@ def to_hugging_face(
         table["label2id"] = {label: i for i, label in enumerate(classes)}
         for part, tensor in model.heads[task].fc.named_parameters():
             tensors[f"classifier.{part}"] = tensor
-            if videomae:
+        if videomae:  # whose final norm is the head's
+            for part in ("weight", "bias"):
                 tensors[f"fc_norm.{part}"] = tensors.pop(f"videomae.layernorm.{part}")
     mean, std = model.scale
     processor = dict(
@@ -114,15 +115,16 @@ def encoder_tensors(model: CoFinetuneModel, stem: str, videomae: bool) -> dict[s
     query, which softmax does not see."""
     tensors = {}
     for name, tensor in model.encoder.state_dict().items():
-        layer, place = name.split("."), stem
-        if layer[0] == "blocks":
-            place, layer = f"{stem}encoder.layer.{layer[1]}.", layer[2:]
-        if layer[0] != "qkv":
-            tensors[".".join([place + NAMES[layer[0]], *layer[1:]])] = tensor
+        place, words = stem, name.split(".")
+        if words[0] == "blocks":
+            place, words = f"{stem}encoder.layer.{words[1]}.", words[2:]
+        layer, *kind = words  # cls and pos have no kind
+        if layer != "qkv":
+            tensors[".".join([place + NAMES[layer], *kind])] = tensor
             continue
         for part, rows in zip(QKV, tensor.chunk(3), strict=True):
-            if layer[1] == "weight" or not videomae:
-                tensors[f"{place}attention.attention.{part}.{layer[1]}"] = rows
+            if kind == ["weight"] or not videomae:
+                tensors[f"{place}attention.attention.{part}.{kind[0]}"] = rows
             elif part != "key":
                 tensors[f"{place}attention.attention.{part[0]}_bias"] = rows
     return tensors

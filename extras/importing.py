@@ -12,12 +12,15 @@ The road, each step a function:
 
 import argparse
 import csv
+import errno
 import hashlib
+import io
 import os
 import re
 import shlex
 import shutil
 import tomllib
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ import data
 from extras import annotations, formats, sources
 from extras.annotations import Clock, Library, Mark
 from extras.recipe import load, make_tasks, read_tasks
+from extras.run import write_text
 
 PARTS = ("train", "val", "test")
 PART_ENDS = (".csv", ".txt", "_boxes.csv")  # of the files of a part
@@ -84,11 +88,11 @@ def import_task(
         )
     if not ids:
         raise ValueError(f"{usable[0].where}: {len(usable)} rows can be used, none has a label")
-    kept = read_split(target / "split.csv", split_settings(seed, val_share, group_by))
+    settings = split_settings(seed, val_share, group_by)
+    kept = read_split(target / "split.csv", settings)
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
     task = Task(usable, parts, ids, library, target)
     problems = sorted(problems + one_sided_classes(task), key=_line_of)
-    settings = split_settings(seed, val_share, group_by)
     problems = write_task(task, given, into, notes, problems, settings)
     report(task, notes, problems, into)
 
@@ -112,7 +116,8 @@ def _check_options(
         raise ValueError(f"--group-by {group_by!r}: {error}") from None
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder, expected one with videos")
-    if not (str(source.resolve()) + str(target.resolve())).isprintable():
+    paths = str(source.resolve()) + str(target.resolve())
+    if not paths.isprintable() or '"' in paths or "\\" in paths:
         raise ValueError(f"{str(target)!r}: a path that a recipe cannot hold, rename the folder")
     if target.exists() and source.samefile(target):  # also where capitals do not count
         raise ValueError(f"{target}: the folder to write, expected another than that of the videos")
@@ -150,6 +155,8 @@ def unify_classes(marks: list[Mark], problems: list[str]) -> dict[str, int]:
     """One spelling where classes differ in case, blanks, - or _: the commonest; -> class: id."""
     spellings: dict[str, dict[str, list[Mark]]] = {}
     for mark in marks:
+        # One line of composed letters, whoever wrote it: macOS, a spreadsheet's Alt+Enter.
+        mark.label = unicodedata.normalize("NFC", " ".join(mark.label.split()))
         plain = re.sub(r"[\s_-]+", " ", mark.label.casefold()).strip()
         if not plain or re.fullmatch(r"-\d+", mark.label):  # -1 is not 1
             plain = mark.label
@@ -407,12 +414,18 @@ def split_settings(seed: int, share: float, group_by: str) -> str:
     return f"seed {seed}, share {share:g}, group-by {group_by or 'none'}"
 
 
+def _split_table(path: Path) -> list[list[str]]:
+    """The rows of a split.csv, also as a spreadsheet saves it; [] if there is none."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    separator = ";" if text.startswith("video;part;") else ","
+    return list(csv.reader(text.splitlines(), delimiter=separator))
+
+
 def read_split(path: Path, settings: str) -> dict[str, str]:
     """file -> part of the last import, if it was made with the same settings."""
-    if not path.is_file():
-        return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    rows = _split_table(path)
     if not rows or rows[0] != ["video", "part", settings]:
         return {}
     parts = {}
@@ -503,19 +516,29 @@ def write_task(
             (draft / "recipe.toml").unlink()
         ready = sorted(draft.iterdir(), key=lambda path: (path.name != "split.csv", path.name))
         for path in ready:  # split.csv first: by it the folder is import's
-            path.replace(target / path.name)
+            _move(path, target / path.name)
         for name in former:
             if name not in texts:  # evaluation, for instance, would go on with old boxes
                 (target / name).unlink(missing_ok=True)
         if into:
-            part = into.with_name(f"{into.name}.part")
-            part.write_text(recipe, encoding="utf-8")
-            part.replace(into)
+            write_text(into.resolve(), recipe)
     except (ValueError, OSError) as error:
         raise ValueError(str(error).replace(str(draft), str(task.target))) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return problems
+
+
+def _move(path: Path, target: Path) -> None:
+    """As a rename, whole or not at all, also where the target is another disk's (a mount)."""
+    try:
+        path.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        part = target.with_name(f"{target.name}.part")
+        shutil.copyfile(path, part)
+        part.replace(target)
 
 
 def _former_files(target: Path, names: list[str]) -> list[str]:
@@ -524,12 +547,12 @@ def _former_files(target: Path, names: list[str]) -> list[str]:
     An import is known by the first line of its split.csv, which has its settings; where that was
     deleted, to draw anew, by its problems and actions.
     """
-    split = target / "split.csv"
-    lines = split.read_bytes().splitlines() if split.is_file() else []
-    if lines and lines[0].startswith(b'video,part,"seed '):
-        parts = {line.rpartition(b",")[2].decode(errors="replace") for line in lines[1:]}
+    rows = _split_table(target / "split.csv")
+    first = rows[0] if rows else []
+    if first[:2] == ["video", "part"] and "".join(first[2:]).startswith("seed "):
+        parts = {row[-1] for row in rows[1:] if row}
         return [f"{part}{end}" for part in parts & set(PARTS) for end in PART_ENDS]
-    if not lines and (target / "problems.txt").exists() and (target / "actions.pbtxt").exists():
+    if not rows and (target / "problems.txt").exists() and (target / "actions.pbtxt").exists():
         return [f"{part}{end}" for part in PARTS for end in PART_ENDS]
     for name in names:
         if (target / name).exists():
@@ -578,9 +601,14 @@ def _misfits(kept: Path, task: Task, new: str) -> list[str]:
 def _split_rows(task: Task) -> list[str]:
     rows = []
     for file, part in sorted(task.parts.items()):
-        quoted = f'"{file}"' if "," in file or '"' in file else file
-        rows.append(f"{quoted},{part}")
+        rows.append(_csv_row([file, part]))
     return rows
+
+
+def _csv_row(cells: list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
 
 
 def _part_texts(task: Task, part: str) -> dict[str, list[str]]:
@@ -619,9 +647,7 @@ def _part_texts(task: Task, part: str) -> dict[str, list[str]]:
 
 
 def _stretch_row(mark: Mark) -> str:
-    cells = [mark.file, f"{mark.time_sec:.6f}", f"{mark.end_sec:.6f}", mark.label]
-    quoted = ['"' + cell.replace('"', '""') + '"' if "," in cell else cell for cell in cells]
-    return ",".join(quoted)
+    return _csv_row([mark.file, f"{mark.time_sec:.6f}", f"{mark.end_sec:.6f}", mark.label])
 
 
 def _read_back(recipe: Path, task: Task) -> None:
@@ -887,8 +913,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
-    if overrides:
-        raise ValueError(f"import takes no --{', --'.join(overrides)}: it writes a recipe")
     import_task(
         options.source,
         options.target,

@@ -25,11 +25,9 @@ which recipe and how well, and what `init` would take of it."""
 
 
 def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
-    if overrides:
-        raise ValueError(f"info has no --{', --'.join(overrides)}")
     path = Path(options.checkpoint)
     if (path / "last.pt").exists() or (path / "best.pt").exists():
-        path = Path(checkpoints.load(path)["path"])
+        path = checkpoints.find(path)
     weights = pretrained.load(path, options.frames)
     shown = None if options.classes else SHOWN
     lines = network_lines(path, weights) + head_lines(weights, shown)
@@ -92,13 +90,13 @@ def head_lines(weights: pretrained.Weights, shown: int | None) -> list[tuple[str
 
 
 def training_lines(state: dict, recipe) -> list[tuple[str, str]]:
-    boxes = [task.name for task in recipe.task if task.kind == "box" and task.val]
-    clips = [task.name for task in recipe.task if task.kind == "clip" and task.val]
-    by = (
-        f"mAP ({recipe.protocol}) of {', '.join(boxes)}"
-        if boxes
-        else f"top-1 of {', '.join(clips)}"
-    )
+    scored = [task for task in recipe.task if task.val]
+    trained = [task for task in scored if task.name in recipe.train_tasks]
+    scored = trained or scored  # as cofinetune.evaluate takes its score
+    names = [task.name for task in scored if task.kind == "box"]
+    by = f"mAP ({recipe.protocol}) of {', '.join(names)}"
+    if not names:  # clip tasks alone
+        by = f"top-1 of {', '.join(task.name for task in scored)}"
     best = state.get("best", -1.0)
     lines = [
         ("trained", f"{state['step']} of {recipe.steps} steps, torch {state.get('torch', '?')}"),

@@ -136,9 +136,9 @@ def join(recipe) -> Job:
     cuda = recipe.device == "cuda" or recipe.device == "auto" and torch.cuda.is_available()
     if cuda and not torch.cuda.is_available():
         raise ValueError("device = cuda, but torch finds no GPU here; --device cpu works anywhere")
-    rank, local, size = (
-        int(os.environ.get(key, 0)) for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    )
+    rank = int(os.environ.get("RANK", 0))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    size = int(os.environ.get("WORLD_SIZE", 1))
     if cuda and local >= torch.cuda.device_count():
         raise ValueError(
             f"process {local} of this machine has no GPU of its own, torch finds "
@@ -149,7 +149,7 @@ def join(recipe) -> Job:
         torch.set_float32_matmul_precision("high")
     if launched():
         watch_launcher()
-    job = Job(rank, max(size, 1), torch.device("cuda", local) if cuda else torch.device("cpu"))
+    job = Job(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
     if size > 1:  # counts, losses and results travel over gloo, a GPU's gradients over NCCL
         with errors_of_peers():
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")

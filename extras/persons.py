@@ -24,6 +24,7 @@ import torch
 import data
 from extras import formats
 from extras.videos import frame_times
+from extras.weight_files import read_torch
 
 DETECTOR = "fasterrcnn_resnet50_fpn_v2"
 ON_A_CPU = "fasterrcnn_mobilenet_v3_large_fpn"
@@ -101,8 +102,6 @@ def check_detector_options(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
     """-> 1 if a video could not be read, else 0."""
     check_detector_options(options)
-    if overrides:
-        raise ValueError(f"persons has no --{', --'.join(overrides)}")
     found = find_videos(options.videos)
     target = Path(options.boxes)
     if target.is_dir() or data.is_video(target.name):
@@ -325,15 +324,9 @@ def load_detector(name: str, weights: str | None, device: str = "auto") -> Detec
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """A state dict, also one inside a training script's checkpoint ("model")."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"--weights {path}: no such file") from None
-    except Exception as error:  # whatever a damaged file makes torch raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"--weights {path}: not a readable checkpoint ({reason})") from None
-    state = state.get("model", state) if isinstance(state, dict) else state
+    """A state dict, also one inside a training script's checkpoint ("model"). ValueError."""
+    state = read_torch(path)
+    state = state.get("model", state)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"--weights {path}: expected a state dict of the detector")
     return state

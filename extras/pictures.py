@@ -3,10 +3,8 @@
 import base64
 import functools
 import math
-import struct
 import textwrap
 import unicodedata
-import zlib
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -299,23 +297,9 @@ def grid(pictures: list[np.ndarray], columns: int = 0, gap: int = 4) -> np.ndarr
 
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Write picture (H, W, 3) uint8 RGB. The file appears complete or not at all."""
-    height, width = picture.shape[:2]
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    rows = np.pad(picture.reshape(height, -1), [(0, 0), (1, 0)])  # a row begins with 0: no filter
-    part = Path(f"{path}.part")
-    part.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", head)
-        + _chunk(b"IDAT", zlib.compress(rows.tobytes()))
-        + _chunk(b"IEND", b"")
-    )
+    part = Path(f"{path}.part.png")  # av takes the coder by the suffix
+    av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24").save(f"file:{part}")
     part.replace(path)
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    """A piece of a png: length, kind, body, checksum."""
-    checksum = zlib.crc32(kind + body)
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fraction) -> None:

@@ -29,17 +29,11 @@ they need torch and numpy.
 
 import dataclasses
 import math
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-
-if __name__ == "__main__":  # as a script it is that command
-    door = Path(__file__).resolve().parent.parent / "cofinetune.py"
-    os.execv(sys.executable, [sys.executable, str(door), "info", *sys.argv[1:]])
 
 from extras import families
 from extras.families import Family, Parts
@@ -157,16 +151,19 @@ def make(path: Path, kind: type, values: dict) -> ModelConfig | Head:
     blank = Head("clip", 1) if kind is Head else ModelConfig()
     try:
         for name, value in values.items():
-            default = getattr(blank, name)
-            several = isinstance(default, tuple)
-            fits = isinstance(value, (list, tuple) if several else (type(default), int))
-            for number in value if several and fits else ():
-                fits = fits and isinstance(number, (int, float))
-            if not fits or value == math.inf:
+            if not has_type_of(value, getattr(blank, name)):
                 raise TypeError(f"{name} is {value!r}")
         return kind(**values)
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: no {kind.__name__} for this: {one_line(error)}") from None
+
+
+def has_type_of(value, default) -> bool:
+    """Is a file's value of the type of the default? Of several, each is a number."""
+    if isinstance(default, tuple):
+        several = isinstance(value, (list, tuple))
+        return several and all(isinstance(one, (int, float)) for one in value)
+    return isinstance(value, (type(default), int)) and value != math.inf
 
 
 def check_complete(path: Path, weights: Weights, unexpected: list[str]) -> Weights:
@@ -178,16 +175,17 @@ def check_complete(path: Path, weights: Weights, unexpected: list[str]) -> Weigh
         wanted = CoFinetuneModel(weights.config, weights.heads).state_dict()
     state = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
     state |= {f"heads.{name}": tensor for name, tensor in weights.head_state.items()}
-    misshapen, not_finite = [], []
-    for name in [name for name in state if name in wanted]:
-        shapes = tuple(state[name].shape), tuple(wanted[name].shape)
-        if shapes[0] != shapes[1]:
-            misshapen.append(f"{name} {shapes[0]} for {shapes[1]}")
-        elif not state[name].isfinite().all():
+    unexpected, misshapen, not_finite = [*unexpected], [], []
+    for name, tensor in state.items():
+        if name not in wanted:
+            unexpected.append(name)
+        elif tensor.shape != wanted[name].shape:
+            misshapen.append(f"{name} {tuple(tensor.shape)} for {tuple(wanted[name].shape)}")
+        elif not tensor.isfinite().all():
             not_finite.append(name)
     problems = {
         "missing": [name for name in wanted if name not in state],
-        "unexpected": unexpected + [name for name in state if name not in wanted],
+        "unexpected": unexpected,
         "of another shape": misshapen,
         "not finite": not_finite,
     }

@@ -136,9 +136,6 @@ def model_config(table: dict) -> ModelConfig:
         raise ValueError(f"arch = {arch!r} is not one of {', '.join(SIZES)}")
     if wrong := settings.misfits(ModelConfig, table):
         raise ValueError("; ".join(wrong.values()))
-    for key, value in table.items():
-        if isinstance(value, list):
-            table[key] = tuple(value)
     return ModelConfig(**SIZES[arch] | table)
 
 

@@ -58,7 +58,7 @@ class Run:
         self.classes = {name: dataset.classes for name, dataset in train_sets.items()}
         self.counts = {name: dataset.class_counts() for name, dataset in train_sets.items()}
         self.interrupt, self.state, self.ema = Interrupt(), None, {}
-        self.shared: set[str] = set()  # damaged videos that all ranks know
+        self.shared: set[tuple[str, str]] = set()  # (task, damaged video) that all ranks know
         self.step, self.best, self.best_step = 0, -1.0, 0
         self.truth = truth_of(recipe)
         if job.first:
@@ -157,13 +157,16 @@ class Run:
         job. Was any rank asked to stop?"""
         news = {}
         for task, files in self.stream.damaged.items():
-            news[task] = {file: why for file, why in files.items() if file not in self.shared}
+            news[task] = {}
+            for file, why in files.items():
+                if (task, file) not in self.shared:
+                    news[task][file] = why
         count = sum(map(len, news.values()))
         stop, count_of_all = self.job.sum([self.interrupt.received, count])
         parts = self.job.everywhere(news) if count_of_all else []
         for part in parts:
             for task, files in part.items():
-                self.shared |= files.keys()
+                self.shared |= {(task, file) for file in files}
                 self.stream.add_damaged(task, files)
         return stop > 0
 

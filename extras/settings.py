@@ -12,7 +12,6 @@ import json
 import operator
 import textwrap
 import tomllib
-import types
 import typing
 
 BOUNDS = {
@@ -57,8 +56,6 @@ def fits(value, annotation) -> bool:
     kind, inside = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if kind is typing.Literal:
         return value in inside
-    if kind is types.UnionType:
-        return any(fits(value, one) for one in inside)
     if kind is float:
         return type(value) in (int, float) and value == value  # nan fits nothing
     if kind not in (list, tuple):

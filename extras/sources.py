@@ -213,9 +213,11 @@ def _is_box_row(cells: list[str]) -> bool:
         return False
     try:
         annotations.read_seconds(cells[1])
-        return [annotations.read_number(cell) for cell in cells[2:6]] != []
+        for cell in cells[2:6]:
+            annotations.read_number(cell)
     except ValueError:
         return False
+    return True
 
 
 def _is_yolo_row(line: str) -> bool:
@@ -385,12 +387,18 @@ def _kinetics_parts(source: Source) -> dict[str, str]:
 def name_numbers(marks: list[Mark], others: list[Source], unnamed: str) -> None:
     """Where classes are numbers, put the names in their place that a list of classes gives them."""
     numbered = [mark for mark in marks if mark.label.isdecimal()]
-    numbers = {int(mark.label) for mark in numbered}
-    names: dict[int, str] = {}
-    for source in others if numbers else []:
-        hint = re.search(
-            r"class|label|categor|action|names|\.pbtxt$", PurePosixPath(source.name).name.casefold()
-        )
+    names = _names_of({int(mark.label) for mark in numbered}, others)
+    for mark in numbered:
+        mark.label = names.get(int(mark.label), unnamed.format(mark.label))
+
+
+def _names_of(numbers: set[int], others: list[Source]) -> dict[int, str]:
+    """Of the first list of classes that has all these numbers; {} if none has."""
+    if not numbers:
+        return {}
+    for source in others:
+        name = PurePosixPath(source.name).name.casefold()
+        hint = re.search(r"class|label|categor|action|names|\.pbtxt$", name)
         if not hint or not os.path.isfile(source.name):
             continue
         try:
@@ -399,10 +407,8 @@ def name_numbers(marks: list[Mark], others: list[Source], unnamed: str) -> None:
             continue
         if numbers <= names.keys():
             source.said = f"{source.name}: names of the classes"
-            break
-        names = {}
-    for mark in numbered:
-        mark.label = names.get(int(mark.label), unnamed.format(mark.label))
+            return names
+    return {}
 
 
 def _yolo_classes(others: list[Source]) -> dict[int, str]:
@@ -410,9 +416,9 @@ def _yolo_classes(others: list[Source]) -> dict[int, str]:
     for source in others:
         path = PurePosixPath(source.name)
         in_yaml = path.suffix in (".yaml", ".yml")
-        listed = path.suffix == ".names" or re.search("class|label", path.name)
+        listed = path.suffix == ".names" or re.search("class|label", path.name.casefold())
         if source.kind or not (in_yaml or listed):
-            continue  # its kind: annotations of another kind
+            continue  # what has a kind is annotations, no list of names
         text = annotations.decode_text(source.name, source.content)
         if in_yaml:
             names = _yaml_names(text)

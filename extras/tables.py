@@ -128,8 +128,7 @@ def found_four_times_in_five(deviation: float, worlds: int) -> float:
 
 
 def write_report(protocol, rows: list[dict], out: Path) -> None:
-    """compare.md, which is printed too, compare.csv and compare.svg."""
-    write_rows(out / "compare.csv", rows)
+    """compare.md, which is printed too, and compare.svg."""
     text = [f"# {protocol.name}\n\n{protocol.question}\n"]
     commits = sorted({str(row["commit"]) for row in rows})
     text.append(
@@ -146,13 +145,14 @@ def write_report(protocol, rows: list[dict], out: Path) -> None:
     text = "\n".join(part for part in text if part)
     (out / "compare.md").write_text(text, encoding="utf-8")
     print(text)
-    written, figure = "compare.md, compare.csv", out / "compare.svg"
+    figure = out / "compare.svg"
     figure.unlink(missing_ok=True)
     if finals:
         FIGURES[protocol.figure](protocol, finals, figure)
-    if figure.exists():
-        written += ", compare.svg"
-    print(f"in {out}: {written}")
+    written = [
+        f"compare{end}" for end in (".md", ".csv", ".svg") if (out / f"compare{end}").exists()
+    ]
+    print(f"in {out}: {', '.join(written)}")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -167,7 +167,7 @@ def tuning_table(protocol, rows: list[dict]) -> str:
             tried = []
             for point in points_of(method, case.name, chosen):
                 score = mean_score(rows, case.name, method.name, point)
-                if math.isfinite(score) or score == -math.inf:
+                if not math.isnan(score):  # nan: not tried
                     tried.append(f"{spell(point)}: {score:.4f}")
             taken = chosen[case.name, method.name]
             edge = " (edge)" if tried and at_an_edge(method, taken) else ""
@@ -226,7 +226,8 @@ def main_columns(rows: list[dict]) -> list[str]:
     columns = []
     for row in rows:
         for column in row:
-            known = column.split()[1:2] in (["mAP"], ["top-1"], *([group] for group in GROUPS))
+            _, _, what = column.partition(" ")  # behind the name of the task
+            known = what.split(" ")[0] in ("mAP", "top-1", *GROUPS)
             if column not in columns and (column in COSTS or known):
                 columns.append(column)
     return sorted(columns, key=lambda column: column in COSTS)
@@ -327,7 +328,8 @@ def draw_rows(protocol, rows: list[dict], path: Path) -> None:
         for method in drawn(protocol):
             values = difference(protocol, rows, case, method, score_column(rows))
             label = f"{case.name} {method.name}".strip()
-            lines.append((label, values, paired(values)))
+            if len(values):
+                lines.append((label, values, paired(values)))
     title = f"{score_column(rows)} less {protocol.reference}"
     charts.draw_rows(lines, title).write(path)
 
@@ -340,7 +342,8 @@ def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
             for task, kind in kinds_of(rows):
                 values = difference(protocol, rows, case, method, f"{task} {kind}")
                 label = f"{case.name} {method.name}: {kind}".strip()
-                lines.append((label, values, paired(values)))
+                if len(values):
+                    lines.append((label, values, paired(values)))
     title = f"AP by kind of class less {protocol.reference}"
     charts.draw_rows(lines, title).write(path)
 
@@ -352,7 +355,8 @@ def draw_lines(protocol, rows: list[dict], path: Path) -> None:
         points = []
         for case in protocol.case:
             values = difference(protocol, rows, case, method, score_column(rows))
-            points.append(charts.Point(case.x, *paired(values)))
+            if len(values):
+                points.append(charts.Point(case.x, *paired(values)))
         lines[method.name] = points
     title = f"{score_column(rows)} less {protocol.reference}"
     charts.draw_points(lines, title, protocol.axis, joined=True).write(path)

@@ -161,19 +161,16 @@ def check(source: Path, workers: int, quick: bool = False) -> bool:
 
     def read(path: str) -> float:
         times, end_sec, *_ = frame_times(path, not quick)
-        header_sec = []
-
-        def middle(duration: float) -> list[float]:
-            header_sec.append(duration)
-            return [times[len(times) // 2]]
-
-        decode_clip(path, middle, short_side=64)  # as training does: by a seek
-        if end_sec > 1.1 * header_sec[0] + 1:
+        with open_stream(path) as stream:
+            header_sec = duration_sec(stream)
+            seekable = can_seek(stream)
+        decode_clip(path, [times[len(times) // 2]], short_side=64)  # as training does: by a seek
+        if end_sec > 1.1 * header_sec + 1:
             raise DecodeError(
-                f"{path}: lasts {end_sec:.1f} s, its header says {header_sec[0]:.1f} s, and from "
+                f"{path}: lasts {end_sec:.1f} s, its header says {header_sec:.1f} s, and from "
                 "what is after that no clip would be cut; `prepare` writes it with a true header"
             )
-        if end_sec > LONG_SEC and not _can_seek(path):
+        if end_sec > LONG_SEC and not seekable:
             slow.append(path)
         return end_sec
 
@@ -204,11 +201,6 @@ def _identity(path: str) -> tuple | str:
     except OSError:
         return path
     return found.st_dev, found.st_ino
-
-
-def _can_seek(path: str) -> bool:
-    with open_stream(path) as stream:
-        return can_seek(stream)
 
 
 def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float]]:
@@ -295,8 +287,10 @@ def prepare_video(
     that decode_clip gives the same frames for the same times. Pixels become square, sound is
     dropped. Raises DecodeError; target appears complete or not at all.
     """
-    # Short, whatever the name: with a suffix more, a long one would be over 255 bytes.
-    part = target.with_name(f".{hashlib.sha1(os.fsencode(target.name)).hexdigest()[:16]}.part")
+    # Short, whatever the name: with a suffix more, a long one would be over 255 bytes. By process:
+    # two may prepare the same folder.
+    name = hashlib.sha1(os.fsencode(target.name)).hexdigest()[:16]
+    part = target.with_name(f".{name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -378,6 +372,8 @@ def _add_encoder(
 def show(source: Path, out: Path, count: int) -> None:
     """A picture of some keyframes (middles of clips) of every task, read as training reads them; or
     of the middles of some videos of a folder."""
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out {out}: expected FILE.png")
     source = _recipe_in(source)
     if source.is_dir():
         wanted = _from_folder(source, count)
@@ -453,11 +449,6 @@ def _refuse_less_than(least: float, options: argparse.Namespace, *keys: str) -> 
             raise ValueError(f"--{key.replace('_', '-')} {value}, expected {least} or more")
 
 
-def _refuse_overrides(command: str, overrides: dict[str, str]) -> None:
-    if overrides:
-        raise ValueError(f"{command} takes no --{', --'.join(overrides)}")
-
-
 def add_check_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "Read every annotation and video of a recipe, or every video of a folder."
     parser.add_argument("source", type=Path, help=SOURCE)
@@ -466,7 +457,6 @@ def add_check_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_check(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
-    _refuse_overrides("check", overrides)
     _refuse_less_than(1, options, "workers")
     return 0 if check(options.source, options.workers, options.quick) else 1
 
@@ -493,7 +483,6 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_prepare(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
-    _refuse_overrides("prepare", overrides)
     _refuse_less_than(1, options, "workers")
     _refuse_less_than(2, options, "short_side")
     _refuse_less_than(0, options, "keyframe_sec")
@@ -518,7 +507,6 @@ def add_show_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_show(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
-    _refuse_overrides("show", overrides)
     _refuse_less_than(1, options, "count")
     show(options.source, options.out, options.count)
     return 0

@@ -201,15 +201,20 @@ def read(path: str | Path) -> tuple[Path, dict, dict]:
     check_file(path)
     settings = {}
     if path.name in FOLDER_FILES:
-        for name in (*PROCESSOR_FILES, "config.json"):
-            beside = path.with_name(name)
-            if beside.is_file():
-                check_file(beside)
-                table = parse_json(beside, beside.read_bytes())
-                for key in PROCESSOR_KEYS if name in PROCESSOR_FILES else table:
-                    if key in table:
-                        settings[key] = table[key]
+        for name in PROCESSOR_FILES:
+            table = json_beside(path, name)
+            settings |= {key: table[key] for key in PROCESSOR_KEYS if key in table}
+        settings |= json_beside(path, "config.json")
     return path, READERS.get(path.suffix, read_torch)(path), settings
+
+
+def json_beside(path: Path, name: str) -> dict:
+    """{} if there is none."""
+    beside = path.with_name(name)
+    if not beside.is_file():
+        return {}
+    check_file(beside)
+    return parse_json(beside, beside.read_bytes())
 
 
 def check_file(path: Path) -> None:

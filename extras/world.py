@@ -587,12 +587,11 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         path = folder / name
-        if (
-            not path.exists() or path.read_text(encoding="utf-8") != text
-        ):  # several runs may share a complete world
-            partial = folder / f"{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue  # several runs may share a complete world
+        partial = folder / f"{name}.{os.getpid()}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
     missing = []
     for name, clips in videos.items():
         if not (folder / name).exists():
@@ -639,7 +638,7 @@ def make_video(work: tuple[Path, World, list[tuple]]) -> None:
 
 def write_video(path: Path, video: np.ndarray) -> None:
     """Encode uint8 (T, H, W, 3) beside `path` and rename: a file that exists is whole."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     options = {"preset": "ultrafast", "crf": "18"}
     with av.open(f"file:{partial}", "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options=options)

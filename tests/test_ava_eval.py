@@ -247,7 +247,7 @@ def test_ava_leaves_other_classes_out_and_counts_them(tmp_path):
     assert ava_eval.main(files) == 0
     with pytest.raises(ValueError, match=r"g.csv: no row with a class \(7\).*labels: 1, 59, 80"):
         ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv", {7: "ride"})
-    assert ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv", {1: "bend"}, top=80) == result
+    assert ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv", {1: "bend"}) == result
     for names in ({}, {0: "x"}, {-1: "x", 2: "y"}):
         with pytest.raises(ValueError, match="classes, with numbers from 1"):
             ava_eval.evaluate(tmp_path / "g.csv", tmp_path / "d.csv", names)

@@ -2,9 +2,11 @@
 
 import argparse
 import csv
+import errno
 import json
 import os
 import re
+import shutil
 import textwrap
 import time
 import unicodedata
@@ -110,10 +112,10 @@ def place_clips(clip, tmp_path):
 def own_import(capsys):
     """`import` as typed; -> what it prints. A refusal is raised."""
 
-    def run(*words, overrides=()) -> str:
+    def run(*words) -> str:
         parser = argparse.ArgumentParser()
         importing.add_options(parser)
-        importing.run(parser.parse_args([str(word) for word in words]), dict(overrides), None)
+        importing.run(parser.parse_args([str(word) for word in words]), {}, None)
         return capsys.readouterr().out
 
     return run
@@ -216,6 +218,11 @@ ROWS = "a.mp4,.4,.1,.1,.5,.9,walk\nb.mp4,.4,.1,.1,.5,.9,run\n"
         ROWS.replace("a.mp4", r"C:\films\a.mp4").replace("b.mp4", "/films/b.mp4"),
         "label,x,y,w,h,video,frame\nwalk,.1,.1,.4,.8,a,10\nrun,.1,.1,.4,.8,b,10.0\n",
         f"{HEADER}\na,0:00.4,9.6,6.4,48,57.6,walk\nb,0:00:00.4,9.6,6.4,48,57.6,run\n",  # px
+        # Several columns of one meaning; a column id that counts the rows.
+        "id,video,time,x,y,x1,y1,x2,y2,class,action\n"
+        "1,a,.4,.3,.5,.1,.1,.5,.9,person,walk\n2,b,.4,.3,.5,.1,.1,.5,.9,person,run\n",
+        # A label over two lines, as Alt+Enter makes it, is one of two words: here walk alone.
+        f"{HEADER}\n{ROWS}".replace("walk", '"\nwalk"'),
     ],
 )
 def test_import_reads_what_spreadsheets_write(text, place_clips, tmp_path, own_import):
@@ -254,6 +261,7 @@ def test_import_reads_utf_16(place_clips, tmp_path, own_import):
         (f"{HEADER}\n", (), "a.csv: no rows"),
         (f"{HEADER}\n,,,,,,\n", (), "a.csv: no rows"),
         ("\n", (), "a.csv: empty"),
+        (f'{HEADER}\npal,1,1,1,9,9,"walk\nslow,1,1,1,9,9,run"\n', (), 'csv:2: a " that no other'),
         (f"{HEADER}\npal,1,9,9,5,5,walk\nslow,1,9,9,5,5,run\n", (), ":2: x2 <= x1.*,x,y,width"),
         ("video,frame,x1,y1,x2,y2,label\npal,1.5,1,1,9,9,walk\n", (), ":2: '1.5' is not a whole"),
         ("video,frame,x1,y1,x2,y2,label\npal,999,1,1,9,9,walk\n", (), "frame 999 .* which has 100"),
@@ -293,6 +301,50 @@ def test_import_never_overwrites_what_it_reads(place_clips, tmp_path, own_import
     with pytest.raises(ValueError, match="train.csv would be overwritten"):
         own_import(videos, tmp_path / "own", "--annotations", path)
     assert path.read_text() == text and [*tmp_path.glob("*own*/*")] == [path]
+
+
+def test_import_takes_a_split_that_a_spreadsheet_saved(place_clips, tmp_path, own_import):
+    videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(4)))
+    own_import(videos, tmp_path / "own")
+    split = tmp_path / "own" / "split.csv"
+    parts = parts_of(tmp_path / "own")
+    (moved, *_) = (name for name, part in parts.items() if part == "train")
+    rows = list(csv.reader(split.read_text().splitlines()))
+    for separator in ",;":
+        for row in rows[1:]:
+            row[1] = "test" if row[0] == moved else row[1]
+        with open(split, "w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file, delimiter=separator).writerows(rows)
+        own_import(videos, tmp_path / "own")
+        assert parts_of(tmp_path / "own") == parts | {moved: "test"}
+
+
+def test_import_to_another_disk_and_through_a_link(place_clips, tmp_path, own_import, monkeypatch):
+    videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(2)))
+    really = Path.replace
+
+    def replace(path: Path, target: Path) -> None:
+        if path.parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        really(path, target)
+
+    own_import(videos, tmp_path / "own")
+    monkeypatch.setattr(Path, "replace", replace)
+    own_import(videos, tmp_path / "mounted")
+    names = [sorted(path.name for path in (tmp_path / f).iterdir()) for f in ("own", "mounted")]
+    assert names[0] == names[1] and "split.csv" in names[0]
+    recipe = tmp_path / "mine.toml"
+    shutil.copy(tmp_path / "own" / "recipe.toml", recipe)
+    (tmp_path / "link.toml").symlink_to(recipe)
+    own_import(videos, tmp_path / "more", "--into", tmp_path / "link.toml")
+    assert (tmp_path / "link.toml").is_symlink() and "more" in recipe.read_text()
+
+
+def test_classes_in_two_spellings_of_unicode_are_one(place_clips, tmp_path, own_import):
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    videos = place_clips(*(f"{name}/{i}.mp4" for i, name in enumerate([*names, "b", "b"])))
+    own_import(videos, tmp_path / "own")
+    assert [part.classes for part in open_parts(tmp_path / "own")] == [["b", "café"]] * 2
 
 
 def test_import_never_replaces_files_that_it_did_not_write(place_clips, tmp_path, own_import):
@@ -1104,6 +1156,66 @@ def test_frames_of_label_studio_are_those_of_its_project(place_clips):
     assert "which has 50" in annotations.place(mark, library.clock("a.mp4"))
 
 
+def label_studio_marks(library: Library, value: dict, *more: dict, **annotation) -> list[Mark]:
+    """Of one rectangle r."""
+    rectangle = dict(type="videorectangle", id="r", value=dict(labels=["walk"]) | value)
+    task = dict(
+        data=dict(video="a.mp4"), annotations=[dict(result=[rectangle, *more], **annotation)]
+    )
+    return exports.read_label_studio("p.json", [task], library)
+
+
+def test_label_studio_shows_a_box_until_it_is_switched_off(place_clips):
+    """The last box, where nothing ends it, to the end of the video: 50 frames."""
+    library = Library(place_clips("a.mp4"), 0.2)  # a keyframe in 5 frames
+    box = dict(x=10, y=10, width=40, height=80)
+    on, off = dict(frame=41, **box), dict(frame=46, enabled=False, **box)
+    for sequence, frames in (
+        ([dict(on, frame=36)], [35, 40, 45]),
+        ([dict(on, enabled=True), dict(off, frame=41)], [40]),
+        ([off, on], [40, 45]),  # in whatever order
+        ([dict(off, frame=11), on], [10, 40, 45]),
+    ):
+        marks = label_studio_marks(library, dict(sequence=sequence))
+        assert [mark.frame for mark in marks] == frames
+
+
+def test_label_studio_turns_boxes_about_their_upper_left_corner(place_clips):
+    library = Library(place_clips("a.mp4"), 0)
+    box = dict(frame=11, x=50, y=50, width=30, height=20, rotation=90, enabled=False)
+    (mark,) = label_studio_marks(library, dict(sequence=[box]))
+    clock = library.clock("a.mp4")
+    annotations.place(mark, clock)
+    width, height = 0.2 * clock.height / clock.width, 0.3 * clock.width / clock.height
+    assert mark.box == pytest.approx([0.5 - width, 0.5, 0.5, 0.5 + height])
+    box["rotation"] = 180
+    (mark,) = label_studio_marks(library, dict(sequence=[box]))
+    assert mark.box == pytest.approx([20, 30, 50, 50])
+
+
+def test_label_studio_takes_choices_for_actions_and_no_skipped_work(place_clips):
+    library = Library(place_clips("a.mp4"), 0)
+    box = dict(frame=11, x=10, y=10, width=40, height=80, enabled=False)
+    chosen = dict(type="choices", id="r", value=dict(choices=["run", "wave"]))
+    marks = label_studio_marks(library, dict(sequence=[box]), chosen)
+    assert [mark.label for mark in marks] == ["run", "wave"]
+    chosen["value"]["sequence"] = [box]  # as per-region choices repeat their region
+    marks = label_studio_marks(library, dict(sequence=[box]), chosen)
+    assert [(mark.label, mark.person) for mark in marks] == [("run", "r"), ("wave", "r")]
+    assert label_studio_marks(library, dict(sequence=[box]), was_cancelled=True) == []
+
+
+def test_label_studio_names_files_of_its_machine_by_their_paths(place_clips):
+    library = Library(place_clips("cam1/1.mp4", "cam2/1.mp4", "x y.mp4"), 0)
+    for address, name in (
+        ("/data/local-files/?d=cam1/1.mp4", "cam1/1.mp4"),
+        ("/data/local-files/?d=films/cam2/1.mp4", "cam2/1.mp4"),
+        ("/data/local-files/?d=other/x%20y.mp4", "x y.mp4"),
+        ("/data/upload/3/0a1b2c3d-x y.mp4", "x y.mp4"),
+    ):
+        assert library.find(exports._named_video(["a note", address], library)) == [name]
+
+
 def test_yolo_rows_are_boxes_polygons_or_poses(place_clips):
     library = Library(place_clips("a.mp4"))
     box = [0.4, 0.3, 0.6, 0.7]
@@ -1175,6 +1287,28 @@ def test_circles_of_labelme(place_clips):
     content = dict(shapes=[shape], imageWidth=96, imageHeight=64)
     (mark,) = exports.read_labelme("a_3.json", content, Library(place_clips("a.mp4")))
     assert mark.box == [45, 35, 55, 45]
+
+
+def test_via_shapes_become_the_boxes_around_them(place_clips, tmp_path):
+    library = Library(place_clips("a.mp4"))
+    head = "# CSV_HEADER = metadata_id,file_list,flags,temporal_coordinates,spatial_coordinates,"
+    shapes = "[2,10,20,30,40]", "[3,25,40,15]", "[4,25,40,15,20]", "[7,10,20,40,60,12,30]"
+    boxes = [10, 20, 40, 60], [10, 25, 40, 55], [10, 20, 40, 60], [10, 20, 40, 60]
+    for shape, box in zip(shapes, boxes, strict=True):
+        row = f'1,"[""a.mp4""]",0,"[0.4]","{shape}","{{""1"":""walk""}}"'
+        (mark,) = exports.read_via("v.csv", f"{head}metadata\n{row}".encode(), library)
+        assert mark.box == box and not mark.wrong
+    for times, shape, wrong in (("[]", "[]", "without a time"), ("[1]", "[1,3,4]", "shape 1, a p")):
+        row = f'1,"[""a.mp4""]",0,"{times}","{shape}","{{""1"":""walk""}}"'
+        (mark,) = exports.read_via("v.csv", f"{head}metadata\n{row}".encode(), library)
+        assert wrong in mark.wrong
+    for shape, box in (
+        (dict(name="circle", cx=25, cy=40, r=15), [10, 25, 40, 55]),
+        (dict(name="ellipse", cx=25, cy=40, rx=15, ry=20), [10, 20, 40, 60]),
+    ):
+        row = dict(filename="a_0010.jpg", region_shape_attributes=json.dumps(shape))
+        (mark,) = exports._via_2("v.csv:2", row | dict(region_attributes='{"x": "walk"}'), library)
+        assert mark.box == box and mark.frame == 10
 
 
 def test_via_with_boxes_and_stretches(place_clips, tmp_path, own_import):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import HERE, model_oracle, run_command, run_python, tiny_model
+from helpers import model_oracle, run_command, tiny_model
 
 import model as M
 from extras import hugging_face, pretrained, weight_files
@@ -1348,18 +1348,6 @@ def test_pretrained_goes_back_to_hugging_face_without_a_box_head(kind, tmp_path)
     pt_close(theirs[:, theirs.shape[1] - tokens.shape[1] :], tokens)
     back = pretrained.load(tmp_path)
     assert not back.heads and set(back.encoder) == set(net.encoder.state_dict())
-
-
-def test_pretrained_as_a_script_is_the_info_command(tmp_path):
-    """From any folder, whatever Python finds modules by."""
-    torch.save({"model": pt_state()}, tmp_path / "x.pth")
-    script = HERE / "extras" / "pretrained.py"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = run_python(script, "x.pth", cwd=tmp_path, env=environment)
-    assert done.returncode == 0 and "VideoMAE" in done.stdout.splitlines()[0], done.stderr
-    (tmp_path / "y.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
-    done = run_python(script, "y.pth", cwd=tmp_path, env=environment)
-    assert done.returncode == 2 and "Git LFS" in done.stderr.splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------------------------

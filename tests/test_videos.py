@@ -312,6 +312,3 @@ def test_videos_show_draws_tasks_and_folders(tmp_path, run):
 def test_videos_commands_refuse_what_cannot_be(words, message, run):
     with pytest.raises(ValueError, match=message):
         run(*words)
-    options = argparse.Namespace(source=".", workers=1, quick=False, count=1)
-    with pytest.raises(ValueError, match="takes no --steps"):
-        videos.COMMANDS[words[0]][1](options, {"steps": "3"}, None)

@@ -48,9 +48,12 @@ def test_world_does_not_depend_on_processes_and_heals(folder_of_world, tmp_path,
     assert contents(tmp_path / "w") == expected
     torn, kept = (tmp_path / f"w/ava/videos/train_0000{i}.mp4" for i in (0, 1))
     since = kept.stat().st_mtime_ns
-    torn.rename(f"{torn}.partial")
+    torn.replace(tmp_path / "torn")
+    leftover = tmp_path / f"w/ava/videos/{torn.name}.1.partial"  # of a process that was killed
+    leftover.write_bytes(b"half")
     (tmp_path / "w/actions/videos/val_00003.mp4").unlink()
     world.make_world(tmp_path / "w", workers=1, **SIZES)
+    leftover.unlink()
     assert contents(tmp_path / "w") == expected and kept.stat().st_mtime_ns == since
     assert "2 made" in capsys.readouterr().out.splitlines()[-1]
 
