@@ -83,7 +83,7 @@ def setting(default, help: str, **rules):
     starts here."""
     metadata = {"help": help, **rules}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -354,6 +354,7 @@ def scan_clock(stream: av.VideoStream) -> tuple[bool, float]:
 
 @functools.lru_cache(maxsize=4096)
 def _scan_clock(path: str, modified_ns: int) -> tuple[bool, float]:
+    """modified_ns: a part of the cache's key, so that a file that was replaced is read anew."""
     with open_stream(path) as stream:
         clock, first = Clock(stream), None
         counted = format_is(stream, Flags.no_timestamps)
@@ -475,7 +476,8 @@ def on_screen(stream: av.VideoStream, targets: list[int]) -> Iterator[av.VideoFr
 
 
 def _check_inside(stream: av.VideoStream, targets: list[int], end: int) -> None:
-    """DecodeError if all lie over a second outside: a wrong offset would make stills of a set."""
+    """DecodeError if all lie over a second outside: else a wrong offset trains a set on its first
+    and last frames alone."""
     base, start = stream.time_base, stream.start_time or 0
     first, last = min(targets), max(targets)
     if first > end + 1 / base or last < start - 1 / base:
@@ -671,7 +673,7 @@ def is_video(name: str) -> bool:
 
 
 def list_videos(folder: str | Path, above: tuple[str, ...] = ()) -> list[str]:
-    """The video files in a folder and below, sorted, as paths relative to it.
+    """The video files in a folder and below, as paths relative to it, each folder sorted.
 
     Hidden files and folders and __MACOSX are left out; links are followed, but not in circles
     (above: the real paths of the folders that this one was reached by).

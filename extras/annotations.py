@@ -52,7 +52,7 @@ class Mark:
 
 
 @dataclass
-class Clock:
+class FrameTimes:
     """What `videos.frame_times` says of a video."""
 
     times_sec: np.ndarray  # (frames,) when each is shown
@@ -61,7 +61,7 @@ class Clock:
     height: int
 
 
-def place(mark: Mark, clock: Clock) -> str:
+def place(mark: Mark, clock: FrameTimes) -> str:
     """Turn a frame into its time and put the box into [0, 1], in place; -> what is wrong, or "".
 
     A mark that cannot be used is left without box; a box over the edge is cut off, and said.
@@ -101,7 +101,7 @@ class Library:
         self.folder, self.every_sec, self.first_frame = folder, every_sec, first_frame
         self.videos = formats.Videos(folder)
         self.files = [file for files in self.videos.stems.values() for file in files]
-        self.clocks: dict[str, Clock | str] = {}
+        self.clocks: dict[str, FrameTimes | str] = {}
         self.said = time.monotonic()
 
     def find(self, name: str) -> list[str]:
@@ -136,7 +136,7 @@ class Library:
             )
         return "", f"no video in {self.folder} is called {name!r}"
 
-    def clock(self, file: str) -> Clock | str:
+    def clock(self, file: str) -> FrameTimes | str:
         """When its frames are shown, and their size; or why it cannot be read."""
         if file not in self.clocks:
             if time.monotonic() > self.said + 5:
@@ -144,7 +144,7 @@ class Library:
                 count = f"{len(self.clocks)} of {len(self.files)} videos opened"
                 print(count, file=sys.stderr)
             try:
-                self.clocks[file] = Clock(*frame_times(self.folder / file))
+                self.clocks[file] = FrameTimes(*frame_times(self.folder / file))
             except data.DecodeError as error:
                 self.clocks[file] = f"damaged video {error}"
         return self.clocks[file]

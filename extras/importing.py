@@ -2,7 +2,7 @@
 
 The road, each step a function:
     sources.find_sources    which files are annotations, of which kind; which are not read
-    sources.read_marks      -> Marks, by the readers in annotations.py and exports.py
+    sources.read_marks      -> Marks, by the readers in annotations.py and annotation_tools.py
     unify_classes           one spelling for each class
     fit_marks               find each video, put times and boxes into it; what does not fit is said
     choose_parts            train, val, test: as the user's files say, or by the hash of the name
@@ -30,7 +30,7 @@ import numpy as np
 
 import data
 from extras import annotations, formats, sources
-from extras.annotations import Clock, Library, Mark
+from extras.annotations import FrameTimes, Library, Mark
 from extras.recipe import load, make_tasks, read_tasks
 from extras.run import write_text
 
@@ -91,7 +91,7 @@ def import_task(
     settings = split_settings(seed, val_share, group_by)
     kept = read_split(target / "split.csv", settings)
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
-    task = Task(usable, parts, ids, library, target)
+    task = ImportedTask(usable, parts, ids, library, target)
     problems = sorted(problems + one_sided_classes(task), key=_line_of)
     problems = write_task(task, given, into, notes, problems, settings)
     report(task, notes, problems, into)
@@ -217,7 +217,7 @@ def open_clips(marks: list[Mark], library: Library, problems: list[str]) -> list
     return [mark for mark in marks if not isinstance(library.clocks.get(mark.file), str)]
 
 
-def _fit_stretch(mark: Mark, file: str, clock: Clock) -> str:
+def _fit_stretch(mark: Mark, file: str, clock: FrameTimes) -> str:
     stated = f"{mark.time_sec:g} to {mark.end_sec:g} s of {file}, which has {clock.end_sec:.3f} s"
     if not 0 <= mark.time_sec < min(mark.end_sec, clock.end_sec):
         return f"{stated}: left out"
@@ -265,7 +265,7 @@ def choose_parts(
         groups.setdefault(group, {})[mark.file] = None
     fixed: dict[str, str] = {}
     for group, files in groups.items():
-        for part in PARTS:  # a group that they divide stays divided; the rest of it is trained
+        for part in PARTS:  # a divided group stays so; its rest goes with the first
             if any((stated.get(file) or kept.get(file)) == part for file in files):
                 fixed.setdefault(group, part)
     if not stated and fixed:
@@ -442,7 +442,7 @@ def read_split(path: Path, settings: str) -> dict[str, str]:
 
 
 @dataclass
-class Task:
+class ImportedTask:
     """What is written."""
 
     marks: list[Mark]
@@ -471,7 +471,7 @@ class Task:
 
 
 def write_task(
-    task: Task,
+    task: ImportedTask,
     given: Path | None,
     into: Path | None,
     notes: list[str],
@@ -563,7 +563,7 @@ def _former_files(target: Path, names: list[str]) -> list[str]:
     return []
 
 
-def _misfits(kept: Path, task: Task, new: str) -> list[str]:
+def _misfits(kept: Path, task: ImportedTask, new: str) -> list[str]:
     """A sentence if a recipe that is kept has the task otherwise than it is now; or nothing.
 
     new: the text of a recipe of its own. val_boxes that import does not write are the user's.
@@ -598,7 +598,7 @@ def _misfits(kept: Path, task: Task, new: str) -> list[str]:
     return [f"{kept} was kept and has no task {meant.name!r}"] if own else []
 
 
-def _split_rows(task: Task) -> list[str]:
+def _split_rows(task: ImportedTask) -> list[str]:
     rows = []
     for file, part in sorted(task.parts.items()):
         rows.append(_csv_row([file, part]))
@@ -611,7 +611,7 @@ def _csv_row(cells: list[str]) -> str:
     return text.getvalue()
 
 
-def _part_texts(task: Task, part: str) -> dict[str, list[str]]:
+def _part_texts(task: ImportedTask, part: str) -> dict[str, list[str]]:
     """The annotations of a part; {} if it has none.
 
     Evaluation knows no annotated person without action: val.csv gets only their keyframes, and
@@ -650,7 +650,7 @@ def _stretch_row(mark: Mark) -> str:
     return _csv_row([mark.file, f"{mark.time_sec:.6f}", f"{mark.end_sec:.6f}", mark.label])
 
 
-def _read_back(recipe: Path, task: Task) -> None:
+def _read_back(recipe: Path, task: ImportedTask) -> None:
     """Read what was written as training will; ValueError if it is not what was meant."""
     ((opened, root),) = read_tasks(recipe)
     for part in ("train", "val"):
@@ -711,7 +711,7 @@ FURTHER = """
 """
 
 
-def recipe_text(task: Task, texts: dict[str, list[str]]) -> str:
+def recipe_text(task: ImportedTask, texts: dict[str, list[str]]) -> str:
     """A recipe of its own for the task."""
     frames, stride = clip_length(task)
     items = len({(mark.file, mark.time_sec) for mark in task.of_part("train")})
@@ -732,7 +732,7 @@ def recipe_text(task: Task, texts: dict[str, list[str]]) -> str:
     )
 
 
-def _task_text(task: Task, texts: dict[str, list[str]], root: Path, values: dict) -> str:
+def _task_text(task: ImportedTask, texts: dict[str, list[str]], root: Path, values: dict) -> str:
     """The [[task]] table; root: the folder that its paths are relative to."""
     lines = "".join(f"{key} = {value}\n" for key, value in values.items())
     if task.form == "boxes":
@@ -756,7 +756,7 @@ def _task_text(task: Task, texts: dict[str, list[str]], root: Path, values: dict
     )
 
 
-def _recipe_with_task(task: Task, texts: dict[str, list[str]], into: Path) -> str:
+def _recipe_with_task(task: ImportedTask, texts: dict[str, list[str]], into: Path) -> str:
     """The text of the recipe `into` with the task at its end, or as it is if it has it already."""
     text = into.read_text(encoding="utf-8-sig")  # some editors' UTF-8 begins with a mark
     table = load(into)
@@ -781,7 +781,7 @@ def _recipe_with_task(task: Task, texts: dict[str, list[str]], into: Path) -> st
     return text
 
 
-def clip_length(task: Task) -> tuple[int, int]:
+def clip_length(task: ImportedTask) -> tuple[int, int]:
     """frames and stride (in 1/25 s) that fit: 16 x 4, 2.56 s, or as long as most clips are."""
     if task.form == "boxes":
         return 16, 4
@@ -790,7 +790,7 @@ def clip_length(task: Task) -> tuple[int, int]:
         clock = task.library.clocks.get(mark.file)
         if task.form == "stretches":
             seconds.append(mark.end_sec - mark.time_sec)
-        elif isinstance(clock, Clock):
+        elif isinstance(clock, FrameTimes):
             seconds.append(clock.end_sec)
     ticks = int(25 * np.quantile(seconds, 0.1)) if seconds else 64
     frames = 16 if ticks >= 16 else 8
@@ -802,11 +802,11 @@ def clip_length(task: Task) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------
 
 
-def class_counts(task: Task, part: str) -> Counter:
+def class_counts(task: ImportedTask, part: str) -> Counter:
     return Counter(mark.label for mark in task.of_part(part))
 
 
-def one_sided_classes(task: Task) -> list[str]:
+def one_sided_classes(task: ImportedTask) -> list[str]:
     """Sentences on classes that are not trained or not validated."""
     train, val = class_counts(task, "train"), class_counts(task, "val")
     said = []
@@ -819,7 +819,7 @@ def one_sided_classes(task: Task) -> list[str]:
     return said
 
 
-def report(task: Task, notes: list[str], problems: list[str], into: Path | None) -> None:
+def report(task: ImportedTask, notes: list[str], problems: list[str], into: Path | None) -> None:
     train, val = class_counts(task, "train"), class_counts(task, "val")
     print(f"{'class':32} {'id':>4} {'train':>9} {'val':>6}  {task.form}")
     for name, number in task.ids.items():
@@ -843,7 +843,7 @@ def report(task: Task, notes: list[str], problems: list[str], into: Path | None)
     )
 
 
-def _report_videos(task: Task) -> None:
+def _report_videos(task: ImportedTask) -> None:
     print(f"\n{'video':32} {'part':>5} {'keyframes':>9} {'boxes':>6}")
     files = sorted(task.parts)
     for file in files[:40]:

@@ -90,16 +90,14 @@ def draw_boxes(
     boxes_norm: np.ndarray,
     texts: list[list[str]],
     colours: tuple | list[tuple],
-    scale: int = 0,
 ) -> np.ndarray:
     """A copy of frame (H, W, 3) uint8 with boxes (K, 4) in [0, 1] and the lines of text of each.
 
     colours: one, or a list of K. Text is inside the picture, on a dark ground, and clear of earlier
     text and of small boxes where there is room: the same box twice, with true and with predicted
-    labels, shows both. The picture is enlarged `scale` times; 0: as often as a small frame needs to
-    be read.
+    labels, shows both. A small frame is enlarged as often as the text needs to be read.
     """
-    scale = scale or max(1, 240 // min(frame.shape[:2]))
+    scale = max(1, 240 // min(frame.shape[:2]))
     picture = frame.repeat(scale, 0).repeat(scale, 1)
     height, width = picture.shape[:2]
     size = max(1, min(height, width) // 300)  # of the text
@@ -168,24 +166,20 @@ def _draw_label(
 
 
 def draw_curves(
-    series: dict[str, tuple[list, list]],
-    title: str = "",
-    x_name: str = "",
-    y_name: str = "",
-    width: int = 640,
-    height: int = 360,
+    series: dict[str, tuple[list, list]], x_name: str = "", y_name: str = ""
 ) -> np.ndarray:
-    """A picture (height, width, 3) of curves, name: (x values, y values), with axes and a legend.
+    """A picture (360, 640, 3) of curves, name: (x values, y values), with axes and a legend.
 
     Values that are not finite are left out.
     """
+    height, width = 360, 640
     picture = np.full((height, width, 3), 255, np.uint8)
     points = []
     for x, y in series.values():
         both = np.array([x, y], float).reshape(2, -1)
         points.append(both[:, np.isfinite(both).all(0)])
     low, high = _limits(points)
-    top = _draw_legend(picture, 64, title, list(series))
+    top = _draw_legend(picture, 64, list(series))
     plot = _Plot(picture, (64, top, width - 14, height - 38), low, high)
     plot.draw_axes(x_name, y_name)
     for number, values in enumerate(points):
@@ -204,11 +198,9 @@ def _limits(points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return low - room, high + room
 
 
-def _draw_legend(picture: np.ndarray, left: int, title: str, names: list[str]) -> int:
-    """Title and names of the curves, in as many lines as they need; -> the height below them."""
-    top = 6
-    draw_text(picture, left, top, title)
-    x = left + 6 * len(title) + (12 if title else 0)
+def _draw_legend(picture: np.ndarray, left: int, names: list[str]) -> int:
+    """The names of the curves, in as many lines as they need; -> the height below them."""
+    x, top = left, 6
     for number, name in enumerate(names):
         colour = CURVES[number % len(CURVES)]
         if x > left and x + 6 * len(name) + 14 > picture.shape[1]:
@@ -279,9 +271,9 @@ class _Plot:
 # ------------------------------------------------------------------------------------------------
 
 
-def grid(pictures: list[np.ndarray], columns: int = 0, gap: int = 4) -> np.ndarray:
-    """One picture of several, row by row; columns 0: about square."""
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
+def grid(pictures: list[np.ndarray]) -> np.ndarray:
+    """One picture of several, row by row, about square."""
+    columns, gap = math.ceil(math.sqrt(len(pictures))), 4
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     width = max(picture.shape[1] for picture in pictures) + gap
     heights = [max(picture.shape[0] for picture in row) + gap for row in rows]

@@ -29,8 +29,9 @@ import ava_eval
 import data
 from extras import checkpoints, formats, persons, pictures, settings
 from extras import job as jobs
-from extras.annotations import Clock, Mark, place, read_boxes_table
+from extras.annotations import FrameTimes, Mark, place, read_boxes_table
 from extras.report import best_labels
+from extras.run import write_text
 from extras.videos import frame_times
 
 FREE = ("out", "device", "precision", "workers", "threads")  # keys of the recipe that count here
@@ -49,7 +50,7 @@ class Film:
     """A video, and what is known and predicted of it."""
 
     video: persons.Video
-    clock: Clock
+    clock: FrameTimes
     movie: str = ""  # AVA-Kinetics: what its boxes call it, if the file is a clip ID_START_END
     start_sec: float = 0.0  # of that clip, in the movie
     keyframes: dict[int, "Keyframe"] = field(default_factory=dict)  # by microseconds, of its boxes
@@ -95,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 What a trained model sees in videos: labels of persons (box tasks) and classes of clips (clip
 tasks), printed, saved as csv, and drawn into the videos. The results of an earlier prediction in
 the same --out (default: predictions/VIDEO) are replaced."""
-    parser.epilog = f"Five settings of the recipe are options too: --{', --'.join(FREE)}"
+    parser.epilog = f"Settings of the recipe that are options too: --{', --'.join(FREE)}"
     parser.add_argument("checkpoint", help="a file, or the folder of a run")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file or a folder, or several")
     parser.add_argument(
@@ -206,7 +207,7 @@ def open_films(found: list[persons.Video]) -> tuple[list[Film], int]:
     films, damaged = [], []
     for video in found:
         try:
-            films.append(Film(video, Clock(*frame_times(video.file))))
+            films.append(Film(video, FrameTimes(*frame_times(video.file))))
         except data.DecodeError as error:
             damaged.append(str(error))
     if not films:
@@ -301,9 +302,7 @@ class Written:
             raise ValueError(f"{path} was not written by predict: move it, or take another --out")
 
     def save(self) -> None:
-        part = self.record.with_name(RECORD + ".part")
-        part.write_text(json.dumps(self.table, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, self.record)
+        write_text(self.record, json.dumps(self.table, indent=1) + "\n")
 
     def finish(self) -> str:
         names = [name for name in self.results if (self.out / name).exists()]

@@ -25,10 +25,7 @@ BOUNDS = {
 def setting(default, help: str, **rules):
     """A field of a settings class; data.py and model.py, which stand alone, have their own copy."""
     if isinstance(default, (list, dict)):
-        kind = type(default)
-        return dataclasses.field(
-            default_factory=lambda: kind(default), metadata={"help": help, **rules}
-        )
+        return dataclasses.field(default_factory=default.copy, metadata={"help": help, **rules})
     return dataclasses.field(default=default, metadata={"help": help, **rules})
 
 

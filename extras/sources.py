@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 import data
-from extras import annotations, exports, formats
+from extras import annotation_tools, annotations, formats
 from extras.annotations import Library, Mark
 
 TEXTS = (".csv", ".tsv", ".txt", ".json", ".xml")
@@ -143,7 +143,7 @@ def kind_of(source: Source, library: Library) -> str:
     if not source.content.strip():
         raise ValueError(f"{source.name}: empty")
     if suffix == ".xml":
-        root = exports.read_xml(source.name, source.content)
+        root = annotation_tools.read_xml(source.name, source.content)
         if root.tag != "annotations":
             raise ValueError(f"{source.name}: XML of <{root.tag}>, expected CVAT's <annotations>")
         return "CVAT"
@@ -263,7 +263,9 @@ def read_marks(
     marks, framed = [], []
     for source, part in zip(sources, parts, strict=True):
         if source.kind == "CVAT":
-            read = exports.read_cvat(source.name, source.content, library, attributes, notes)
+            read = annotation_tools.read_cvat(
+                source.name, source.content, library, attributes, notes
+            )
         elif source.kind == "box table":
             first, content = library.first_frame, source.content
             read, said = annotations.read_boxes_table(source.name, unit, first, content)
@@ -295,20 +297,20 @@ def _read_source(source: Source, classes: dict[int, str], library: Library) -> l
     """classes: of YOLO's numbers."""
     name, content = source.name, source.content
     if source.kind == "YOLO":
-        return exports.read_yolo(name, content, library, classes)
+        return annotation_tools.read_yolo(name, content, library, classes)
     if source.kind in ("table of stretches", "table of clips"):
         return annotations.read_clip_table(name, content)
     if source.kind == "list of clips":
         return _read_list(source, library)
     try:
         if source.kind == "VIA":
-            return exports.read_via(name, content, library)
+            return annotation_tools.read_via(name, content, library)
         parsed = json.loads(annotations.decode_text(name, content))
         if source.kind == "Label Studio":
-            return exports.read_label_studio(name, parsed, library)
+            return annotation_tools.read_label_studio(name, parsed, library)
         if source.kind == "COCO":
-            return exports.read_coco(name, parsed, library)
-        return exports.read_labelme(name, parsed, library)
+            return annotation_tools.read_coco(name, parsed, library)
+        return annotation_tools.read_labelme(name, parsed, library)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         what = f"{type(error).__name__} {error}"
         raise ValueError(f"{name}: not as {source.kind} writes it: {what}") from None

@@ -4,8 +4,8 @@
 `templates` (two actors, 8 relations) and, if asked for, `looks` (one actor, 4 ways to change in
 place). Downstream: `ava`, 1-3 actors with several labels each. Its 18 classes are of four kinds:
 motions, relations and looks, each of which one upstream set teaches, and poses, which none does.
-In training a third of each kind is frequent, a third in between, a third rare; which, is dealt
-anew in every world, so that a class is each once in three worlds in a row.
+In training a third of each kind is frequent, a third in between, a third rare. Which are frequent
+is dealt anew: over three seeds in a row every class is each once.
 `make_world(folder)` or `python cofinetune.py world FOLDER` writes
 
     world.json                         the parameters

@@ -1,4 +1,4 @@
-"""Tests of import: extras/importing.py, sources.py, annotations.py, exports.py; formats.Videos."""
+"""Tests of import: importing, sources, annotations, annotation_tools; formats.Videos."""
 
 import argparse
 import csv
@@ -21,8 +21,8 @@ import pytest
 from helpers import HERE, run_here, write_lines, write_movie
 
 import data
-from extras import annotations, exports, formats, importing, sources
-from extras.annotations import Clock, Library, Mark
+from extras import annotation_tools, annotations, formats, importing, sources
+from extras.annotations import FrameTimes, Library, Mark
 from extras.recipe import read_tasks
 
 OWN_VIDEOS = {  # file: (fps, rotation mark, upright width and height)
@@ -846,7 +846,7 @@ def cvat_box(frame: int, x: int, attributes: str = "", outside: int = 0) -> str:
 def cvat_marks(path: Path, videos: Path, every_sec=1.0, attributes=(), notes=None) -> list[Mark]:
     library = Library(videos, every_sec)
     notes = [] if notes is None else notes
-    marks = exports.read_cvat(str(path), path.read_bytes(), library, attributes, notes)
+    marks = annotation_tools.read_cvat(str(path), path.read_bytes(), library, attributes, notes)
     for mark in marks:
         if not mark.wrong:
             assert annotations.place(mark, library.clock(library.find(mark.video)[0])) == ""
@@ -893,8 +893,12 @@ def test_cvat_interpolates_and_names_lines(own_world, tmp_path):
     assert "taken as actions: hand (select); not taken: running (checkbox)" in notes[0]
     assert len(cvat_marks(path, videos, 0.001)) < 200  # a frame once at most
     turned = cvat_box(0, 40).replace("<box", '<box rotation="90"').replace('ybr="88"', 'ybr="60"')
-    (node,) = exports.read_xml("a", f"<annotations>{turned}</annotations>".encode()).children
-    assert np.allclose(exports._cvat_corners(node), [54, 26, 74, 74])  # 48 x 20 px about 64, 50
+    (node,) = annotation_tools.read_xml(
+        "a", f"<annotations>{turned}</annotations>".encode()
+    ).children
+    assert np.allclose(
+        annotation_tools._cvat_corners(node), [54, 26, 74, 74]
+    )  # 48 x 20 px about 64, 50
 
 
 CVAT_SHAPES = {  # an element of a track, the box around it
@@ -1148,11 +1152,11 @@ def test_frames_of_label_studio_are_those_of_its_project(place_clips):
         value["sequence"] = [dict(frame=frame, **box) for frame in frames]
         annotation = dict(result=[dict(type="videorectangle", id="p", value=value)])
         task = dict(data=dict(video="a.mp4"), annotations=[annotation])
-        marks = exports.read_label_studio("p.json", [task], library)
+        marks = annotation_tools.read_label_studio("p.json", [task], library)
         assert [mark.frame for mark in marks] == expected, rate
     task["annotations"][0]["result"][0]["value"] |= dict(framesCount=240, duration=10)
     value["sequence"][-1]["frame"] = 200  # the export of a longer video
-    (mark,) = exports.read_label_studio("p.json", [task], library)[3:]
+    (mark,) = annotation_tools.read_label_studio("p.json", [task], library)[3:]
     assert "which has 50" in annotations.place(mark, library.clock("a.mp4"))
 
 
@@ -1162,7 +1166,7 @@ def label_studio_marks(library: Library, value: dict, *more: dict, **annotation)
     task = dict(
         data=dict(video="a.mp4"), annotations=[dict(result=[rectangle, *more], **annotation)]
     )
-    return exports.read_label_studio("p.json", [task], library)
+    return annotation_tools.read_label_studio("p.json", [task], library)
 
 
 def test_label_studio_shows_a_box_until_it_is_switched_off(place_clips):
@@ -1213,7 +1217,7 @@ def test_label_studio_names_files_of_its_machine_by_their_paths(place_clips):
         ("/data/local-files/?d=other/x%20y.mp4", "x y.mp4"),
         ("/data/upload/3/0a1b2c3d-x y.mp4", "x y.mp4"),
     ):
-        assert library.find(exports._named_video(["a note", address], library)) == [name]
+        assert library.find(annotation_tools._named_video(["a note", address], library)) == [name]
 
 
 def test_yolo_rows_are_boxes_polygons_or_poses(place_clips):
@@ -1222,7 +1226,7 @@ def test_yolo_rows_are_boxes_polygons_or_poses(place_clips):
     centre, triangle = "0 .5 .5 .2 .4", "0 .4 .3 .6 .4 .5 .7"
 
     def read(*rows: str) -> list[Mark]:
-        return exports.read_yolo("a_3.txt", "\n".join(rows).encode(), library, {0: "walk"})
+        return annotation_tools.read_yolo("a_3.txt", "\n".join(rows).encode(), library, {0: "walk"})
 
     for rows in (
         [centre],
@@ -1285,7 +1289,7 @@ def test_yolo_reads_its_classes_once_and_nothing_else(place_clips, tmp_path, own
 def test_circles_of_labelme(place_clips):
     shape = dict(label="walk", points=[[50, 40], [53, 44]], shape_type="circle")
     content = dict(shapes=[shape], imageWidth=96, imageHeight=64)
-    (mark,) = exports.read_labelme("a_3.json", content, Library(place_clips("a.mp4")))
+    (mark,) = annotation_tools.read_labelme("a_3.json", content, Library(place_clips("a.mp4")))
     assert mark.box == [45, 35, 55, 45]
 
 
@@ -1296,18 +1300,20 @@ def test_via_shapes_become_the_boxes_around_them(place_clips, tmp_path):
     boxes = [10, 20, 40, 60], [10, 25, 40, 55], [10, 20, 40, 60], [10, 20, 40, 60]
     for shape, box in zip(shapes, boxes, strict=True):
         row = f'1,"[""a.mp4""]",0,"[0.4]","{shape}","{{""1"":""walk""}}"'
-        (mark,) = exports.read_via("v.csv", f"{head}metadata\n{row}".encode(), library)
+        (mark,) = annotation_tools.read_via("v.csv", f"{head}metadata\n{row}".encode(), library)
         assert mark.box == box and not mark.wrong
     for times, shape, wrong in (("[]", "[]", "without a time"), ("[1]", "[1,3,4]", "shape 1, a p")):
         row = f'1,"[""a.mp4""]",0,"{times}","{shape}","{{""1"":""walk""}}"'
-        (mark,) = exports.read_via("v.csv", f"{head}metadata\n{row}".encode(), library)
+        (mark,) = annotation_tools.read_via("v.csv", f"{head}metadata\n{row}".encode(), library)
         assert wrong in mark.wrong
     for shape, box in (
         (dict(name="circle", cx=25, cy=40, r=15), [10, 25, 40, 55]),
         (dict(name="ellipse", cx=25, cy=40, rx=15, ry=20), [10, 20, 40, 60]),
     ):
         row = dict(filename="a_0010.jpg", region_shape_attributes=json.dumps(shape))
-        (mark,) = exports._via_2("v.csv:2", row | dict(region_attributes='{"x": "walk"}'), library)
+        (mark,) = annotation_tools._via_2(
+            "v.csv:2", row | dict(region_attributes='{"x": "walk"}'), library
+        )
         assert mark.box == box and mark.frame == 10
 
 
@@ -1349,7 +1355,7 @@ def test_import_takes_time_in_proportion_to_rows(place_clips):
         for p in ("test", "train")
         for i in range(number)
     ]
-    shapes = [exports.Shape("w", i, np.zeros(4), ["x"]) for i in range(4000)]
+    shapes = [annotation_tools.Shape("w", i, np.zeros(4), ["x"]) for i in range(4000)]
     files = [
         sources.Source(f"labels/a_{i:06d}.txt", b"0 .5 .5 .2 .4\n", "YOLO") for i in range(number)
     ]
@@ -1357,7 +1363,10 @@ def test_import_takes_time_in_proportion_to_rows(place_clips):
     began = time.process_time()
     importing.choose_parts(rows, 0.2, 0, "1", {}, [], [])
     assert importing._stated_parts(both, problems) == {"x": "test"} and len(problems) == 1
-    assert len(exports.sample_track(exports.Track("a", "0", None, shapes), None)) == 4000
+    assert (
+        len(annotation_tools.sample_track(annotation_tools.Track("a", "0", None, shapes), None))
+        == 4000
+    )
     assert len(sources.read_marks(files, [], library, None, "", (), [])) == number
     assert time.process_time() - began < 5
 
@@ -1375,7 +1384,7 @@ def test_frames_of_pictures(place_clips):
     }.items():
         for first in (0, 1):
             library = Library(folder, first_frame=first)
-            video, frame = exports.frame_of(name, library)
+            video, frame = annotation_tools.frame_of(name, library)
             assert library.find(video) == library.find(found[0]), name
             assert frame == found[1] - first
     for name, message in {
@@ -1384,7 +1393,7 @@ def test_frames_of_pictures(place_clips):
         "c_12.txt": "no video is called 'c'",
     }.items():
         with pytest.raises(ValueError, match=message):
-            exports.frame_of(name, Library(folder))
+            annotation_tools.frame_of(name, Library(folder))
 
 
 def test_frames_are_thinned_out_and_first_frame_is_asked_for(place_clips, tmp_path, own_import):
@@ -1502,7 +1511,7 @@ def test_boxes_table_reads_detections_and_annotations(tmp_path):
     assert read("a,1,.1,.1,.5,.9", unit="px")[0][0].size is None
     marks, _ = read("score,video,time_sec,x,y,width,height", "0.5,a,1,10,10,20,30")
     assert marks[0].box == [10, 10, 30, 40] and marks[0].score == 0.5
-    clock = Clock(np.array([0, 0.5, 1.0]), 1.5, 100, 80)
+    clock = FrameTimes(np.array([0, 0.5, 1.0]), 1.5, 100, 80)
     assert annotations.place(marks[0], clock) == "" and marks[0].box == [0.1, 0.125, 0.3, 0.5]
     late = Mark("b.csv:1", "a", time_sec=1.5, box=[0, 0, 1, 1])
     assert "time 1.5 s is not within the 1.500 s of a" in annotations.place(late, clock)

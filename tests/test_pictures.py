@@ -50,12 +50,12 @@ def test_text():
 
 def test_curves_have_axes_with_names():
     series = {"loss": ([0, 1, 2, 3], [3.0, float("nan"), 1.0, 0.5]), "one": ([2], [2.0])}
-    curves = pictures.draw_curves(series | {"none": ([], [])}, "run")
+    curves = pictures.draw_curves(series | {"none": ([], [])})
     line = (curves[30:] == pictures.CURVES[0]).all(-1)
     rows = [line[:, x].nonzero()[0].mean() for x in (80, 300, 600)]
     assert rows == sorted(rows)  # a falling loss falls
     assert pictures.draw_curves({}).shape == curves.shape
-    named = pictures.draw_curves(series, "run", "step", "loss")
+    named = pictures.draw_curves(series, "step", "loss")
     black = (named == 0).all(-1)
     assert black[-20:].sum() == pictures._ink("step").sum()  # below the axis
     assert np.array_equal(black[:, 1:10].sum(), pictures._ink("loss").sum())  # beside it, upright

@@ -18,7 +18,7 @@ from test_persons import decoded_frames, square_at, square_movie, stand_in  # no
 import cofinetune
 import data
 from extras import checkpoints, info, persons, pictures, predict
-from extras.annotations import Clock
+from extras.annotations import FrameTimes
 from extras.videos import frame_times
 from extras.world import LABELS, UPSTREAM
 
@@ -27,7 +27,7 @@ ACTIONS = UPSTREAM["actions"]
 
 
 def film_of(path):
-    return predict.Film(persons.Video(path.stem, path, path.name), Clock(*frame_times(path)))
+    return predict.Film(persons.Video(path.stem, path, path.name), FrameTimes(*frame_times(path)))
 
 
 def put(film, second, *boxes, texts=()):

@@ -16,7 +16,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from extras.annotations import Clock, Library, Mark, decode_text, read_number, read_whole
+from extras.annotations import FrameTimes, Library, Mark, decode_text, read_number, read_whole
 
 # ------------------------------------------------------------------------------------------------
 # Tracks: boxes at some frames, between which tools interpolate
@@ -314,15 +314,15 @@ def _labelled_track(
         track.shapes.append(Shape(where, frame, corners, actions))
         if not shown:
             track.shapes.append(Shape(where, frame + 1, corners, [""], True))
-    if shown and track.shapes and isinstance(clock, Clock):
+    if shown and track.shapes and isinstance(clock, FrameTimes):
         track.shapes.append(Shape(where, len(clock.times_sec), corners, [""], True))
     return track
 
 
-def _turned(box: dict, clock: Clock | str) -> np.ndarray:
+def _turned(box: dict, clock: FrameTimes | str) -> np.ndarray:
     """Corners (4,) in per cent around a box, which `rotation` turns clockwise about its upper left
     corner, in pixels."""
-    picture = np.array([clock.width, clock.height]) if isinstance(clock, Clock) else np.ones(2)
+    picture = np.array([clock.width, clock.height]) if isinstance(clock, FrameTimes) else np.ones(2)
     first = np.array([box["x"], box["y"]], float)
     width, height = np.array([box["width"], box["height"]], float) * picture
     turn = math.radians(box.get("rotation") or 0)
@@ -332,7 +332,7 @@ def _turned(box: dict, clock: Clock | str) -> np.ndarray:
     return np.concatenate([points.min(0), points.max(0)])
 
 
-def _frame_of_video(number: int, value: dict, clock: Clock | str) -> int:
+def _frame_of_video(number: int, value: dict, clock: FrameTimes | str) -> int:
     """Label Studio's frame, from 1 -> the frame of the video that is shown at its time.
 
     Its frames are those of the project's `frameRate` (24 if none is set), not the video's:
@@ -341,7 +341,7 @@ def _frame_of_video(number: int, value: dict, clock: Clock | str) -> int:
     frame), they are taken for the video's.
     """
     count, duration_sec = value.get("framesCount"), value.get("duration")
-    if not count or not duration_sec or not isinstance(clock, Clock):
+    if not count or not duration_sec or not isinstance(clock, FrameTimes):
         return number - 1
     frames = len(clock.times_sec)
     if abs(count - frames) <= 1:
