@@ -60,7 +60,7 @@ class Recipe:
     ] = setting("cofinetune", "what is trained, in which order; the rest are rivals")  # fmt: skip
     method_options: dict = setting({}, "of self-distillation or SpotTune (extras/methods.py)")
     train_tasks: list[str] = setting([], "names of the trained tasks; []: all")
-    seed: int = setting(0, "of initialisation, batches and augmentation", least=0)
+    seed: int = setting(0, "of initialisation, batches and augmentation", least=0, most=2**63 - 1)
     steps: int = setting(600, "updates, over all tasks", least=1)
     schedule: Literal["round_robin", "weighted", "accumulate"] = setting(
         "round_robin", "which task a step trains: in turn, in shares, or all in one update"
@@ -372,6 +372,7 @@ def evaluate(
     the chance levels (random scores on the same boxes and clips), detections.csv and the previews.
     """
     model.eval()
+    seed_dropout(recipe.seed, 0, job.rank)  # of SpotTune, where it draws at test
     result = {"task": {}, "score": 0.0, "score_is": ""}
     for name, dataset in datasets.items():
         measure = evaluate_boxes if dataset.task.kind == "box" else evaluate_clips
@@ -482,7 +483,9 @@ def evaluate_clips(model, recipe, job, dataset, counts, out) -> dict:
 
 def rank_of(label: int, shares: torch.Tensor) -> int:
     """How many other classes rank before the true one. A tie does, so an untrained head is never
-    right; so does nan, of weights that diverged."""
+    right; nan, of weights that diverged, is behind any number of classes."""
+    if shares.isnan().any():
+        return len(shares) + 5
     below = int((shares < shares[label]).sum())
     return len(shares) - 1 - below
 
@@ -492,6 +495,8 @@ def evaluate_boxes(model, recipe, job, dataset, counts, out) -> dict:
     task, detections = dataset.task, {}
     for batch, logits in predictions(model, recipe, job, dataset):
         scores = logits.sigmoid() * batch.scores[:, None]  # (K, C)
+        if not scores.isfinite().all():
+            raise FloatingPointError(f"task {task.name}: non-finite scores; the weights diverged")
         scores = scores.cpu().numpy()
         box_clip = batch.box_clip.numpy()
         for i, key in enumerate(batch.keys):

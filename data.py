@@ -59,6 +59,7 @@ import torch
 from av.format import Flags
 from av.sidedata.sidedata import SideDataContainer
 from av.stream import Disposition
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 SUFFIXES = set(  # of files that FFmpeg opens; phones, camcorders, cameras, recorders, the web
@@ -406,8 +407,9 @@ def _decode(
     skip: bool,
     canvas: "Canvas",
 ) -> bool:
-    """Put the wanted frames into the canvas; False if one did not come out."""
-    newest = -math.inf
+    """Put the wanted frames into the canvas; False if one did not come out, or not from an I-frame:
+    where each picture renews a part of the last (intra-refresh), only the first frame is whole."""
+    newest, whole = -math.inf, False
     for packet in [*packets, None]:  # None empties the decoder
         needed = not skip or packet is None or packet.pts in wanted
         decoder.skip_frame = "DEFAULT" if needed else "NONREF"
@@ -421,7 +423,10 @@ def _decode(
             if frame.pts is None or frame.pts <= newest:
                 return False  # timestamps that are not in the order of display
             newest = frame.pts
+            whole = whole or frame.pict_type not in (PictureType.P, PictureType.B)
             if newest in wanted:
+                if not whole:
+                    return False
                 canvas.put(wanted.pop(newest), frame)
         if not wanted:
             return True

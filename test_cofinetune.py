@@ -206,8 +206,8 @@ def test_resume_equals_an_uninterrupted_run(tiny_world, tmp_path):
 
 
 def test_an_evaluation_that_was_killed_is_made_up_for(tiny_world, tmp_path, monkeypatch):
-    """What was trained before it is saved by then."""
-    whole, out, more = tmp_path / "a", tmp_path / "b", ["--save-every", 4, "--eval-every", 4]
+    """What was trained before it is saved by then, however rarely else."""
+    whole, out, more = tmp_path / "a", tmp_path / "b", ["--eval-every", 4]
     run_train(tiny_world, whole, *more, steps=9)
     evaluate, calls = cofinetune.evaluate, []
 
@@ -225,6 +225,37 @@ def test_an_evaluation_that_was_killed_is_made_up_for(tiny_world, tmp_path, monk
     assert run_apart(whole, out) == 0 and run_log(whole) == run_log(out)
     best = [checkpoints.load(folder / "best.pt") for folder in (whole, out)]
     assert best[0]["step"] == best[1]["step"] and best[0]["best"] == best[1]["best"]
+
+
+def test_the_best_checkpoint_stays_where_eval_every_is_changed(tiny_world, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.3, 0.4])
+    measured = dict(kind="clip", top1=0.0, top5=0.0)
+
+    def evaluate(*_):
+        return dict(task={"actions": measured}, score=next(scores), score_is="mAP")
+
+    def dying(step, *arguments):
+        if step == 3:
+            raise ArithmeticError("between two checkpoints")
+        return train_step(step, *arguments)
+
+    train_step = cofinetune.train_step
+    monkeypatch.setattr(cofinetune, "evaluate", evaluate)
+    for name in ("summary", "class_table"):
+        monkeypatch.setattr(cofinetune.report, name, lambda metrics: "")
+    monkeypatch.setattr(cofinetune, "train_step", dying)
+    with pytest.raises(ArithmeticError):
+        run_train(tiny_world, tmp_path, "--eval-every", 2, steps=6)
+    monkeypatch.setattr(cofinetune, "train_step", train_step)
+    run_train(tiny_world, tmp_path, "--eval-every", 4, steps=6)
+    best = checkpoints.load(tmp_path / "best.pt")
+    assert (best["step"], best["best"]) == (2, 0.5)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    evaluations = []
+    for line in lines:
+        if "metrics" in line:
+            evaluations.append((line["step"], line["metrics"]["score"]))
+    assert evaluations == [(2, 0.5), (4, 0.3), (6, 0.4)]
 
 
 def test_the_best_checkpoint_is_that_of_the_trained_tasks(tiny_world, tmp_path):
@@ -518,6 +549,16 @@ def test_non_finite_loss_names_task_step_and_clips(tiny_world, tmp_path, capfd):
         cofinetune.clip_gradients(net, 1.0, 7)
 
 
+def test_boxes_of_a_diverged_model_stop_the_evaluation(tiny_world):
+    recipe = recipes.read(Recipe, "demo", {"root": str(tiny_world), "workers": "0"})
+    (task,) = [task for task in recipe.task if task.kind == "box"]
+    dataset = data.open_task(task, tiny_world, "val")
+    model = checkpoints.build_model(recipe, {task.name: dataset.classes for task in recipe.task})
+    torch.nn.init.constant_(model.heads["ava"].fc.weight, math.nan)
+    with pytest.raises(FloatingPointError, match="task ava: non-finite scores; the weights"):
+        cofinetune.evaluate_boxes(model, recipe, Job(), dataset, {}, None)
+
+
 def test_a_diverged_model_is_never_right(tiny_world, tmp_path):
     recipe = recipes.read(Recipe, "demo", {"root": str(tiny_world), "workers": "0"})
     dataset = data.open_task(recipe.task[0], tiny_world, "val")
@@ -525,6 +566,8 @@ def test_a_diverged_model_is_never_right(tiny_world, tmp_path):
     torch.nn.init.constant_(model.heads["actions"].fc.weight, math.nan)
     found = cofinetune.evaluate_clips(model, recipe, Job(), dataset, {}, None)
     assert found["top1"] == found["top5"] == 0
+    for classes in (1, 4):  # nor where nan is among the first five
+        assert cofinetune.rank_of(0, torch.full((classes,), math.nan)) >= 5
 
 
 def test_missing_and_undecodable_clips_are_wrong(tiny_world, monkeypatch):
@@ -651,6 +694,14 @@ def test_stages_see_every_dataset_as_often_as_cofinetuning():
         ("--task.avx.batch 3", "avx"),
         ("--steps many", "many"),
         ("--task.ava.name a.b", "letters"),
+        ("--task.ava.name train", "torch has this name"),
+        ("--seed 9223372036854775808", "at most 9223372036854775807"),
+        ("--task.ava.offset_sec inf", "offset_sec = inf is not a number"),
+        ("--method finetune --steps 1", "of 1 steps the (clip|box) tasks get none"),
+        (
+            "--schedule weighted --train_tasks=['ava'] --task.ava.weight 0",
+            "all weights are 0",
+        ),
         ("--task.ava.batch=3 --micro-batches=2", "multiple"),
         ("--xyz 3", "unknown option --xyz$"),
         ("evaluate nowhere.pt", "nowhere.pt"),

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without unpickling anything, and the model that a
 run begins with or a checkpoint holds."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -31,9 +32,10 @@ def save(path: Path, state: dict) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
+    """Make a rename last through a power cut, on disks that can."""
     number = os.open(folder, os.O_RDONLY)
-    os.fsync(number)
+    with contextlib.suppress(OSError):  # some of a network cannot
+        os.fsync(number)
     os.close(number)
 
 

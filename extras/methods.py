@@ -58,6 +58,11 @@ def stages(recipe) -> list:
         steps["box"] = recipe.steps - steps["clip"]
     result = []
     for kind in ("clip", "box"):
+        if steps[kind] < 1 and (kind == "box" or method == "finetune"):
+            raise ValueError(
+                f"method {recipe.method}: of {recipe.steps} steps the {kind} tasks get none; more "
+                "steps, or other weights"
+            )
         warmup = round(recipe.warmup * steps[kind] / recipe.steps)
         stage = dict(steps=steps[kind], train_tasks=names[kind], warmup=warmup)
         result.append(replace(recipe, method="cofinetune", **stage))

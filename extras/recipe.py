@@ -11,6 +11,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import torch
+
 import data
 from extras import pretrained, settings
 from model import SIZES, ModelConfig
@@ -144,11 +146,12 @@ def check(recipe) -> list[str]:
     problems = []
     if not recipe.out:
         problems.append("out is empty: expected the run's folder")
-    if recipe.schedule == "weighted" and not any(task.weight for task in recipe.task):
+    known = [task.name for task in recipe.task]
+    trained = [task for task in recipe.task if task.name in (recipe.train_tasks or known)]
+    if recipe.schedule == "weighted" and trained and not any(task.weight for task in trained):
         problems.append("schedule weighted: all weights are 0")
     if len(recipe.betas) != 2:
         problems.append(f"betas = {recipe.betas}: expected two numbers")
-    known = [task.name for task in recipe.task]
     for name in recipe.train_tasks:
         if name not in known:
             problems.append(f"train_tasks: no task is called {name!r}")
@@ -158,7 +161,6 @@ def check(recipe) -> list[str]:
             "take finetune+spottune"
         )
     if recipe.method.startswith(("finetune", "downstream")):
-        trained = [task for task in recipe.task if task.name in (recipe.train_tasks or known)]
         if {task.kind for task in trained} != {"clip", "box"}:
             problems.append(
                 f"method {recipe.method} needs upstream (clip) and downstream (box) tasks"
@@ -187,6 +189,8 @@ def check_task(task: data.Task, recipe, config: ModelConfig | None) -> list[str]
     problems = []
     if not re.fullmatch(r"[\w-]+", task.name):
         problems.append("a name has letters, digits, - and _ only")
+    if hasattr(torch.nn.ModuleDict(), task.name):  # "train", "items"
+        problems.append("torch has this name for something else; take another")
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if task.batch % (ranks * recipe.micro_batches):
         problems.append(

@@ -190,15 +190,15 @@ class Run:
 
     def evaluation_due(self, step: int) -> bool:
         """Before this step, of the weights that a checkpoint of this number holds."""
-        every = self.recipe.eval_every
-        return every > 0 and step > 0 and step % every == 0
+        return evaluation_due(self.recipe, step)
 
     def keep(self, step: int) -> None:
         """The checkpoints that are due after this step."""
         recipe, done = self.recipe, step + 1
         if recipe.keep_every and done % recipe.keep_every == 0:
             self.checkpoint(done, f"step-{done}.pt")
-        if done % recipe.save_every == 0 or done == recipe.steps:
+        # A signal within an evaluation is answered after it: what it may cost is saved before.
+        if done % recipe.save_every == 0 or done == recipe.steps or self.evaluation_due(done):
             self.checkpoint(done, "last.pt")
 
     def record_evaluation(self, done: int, metrics: dict, **more) -> None:
@@ -214,6 +214,7 @@ class Run:
         if metrics["score"] > self.best or not metrics["task"]:  # without validation: the last
             self.best, self.best_step = metrics["score"], done
             self.checkpoint(done, "best.pt")
+            self.checkpoint(done, "last.pt")  # a resumed run knows it, whatever its eval_every
 
     def finish(self, metrics: dict) -> dict:
         """The end: metrics.json, curves.png, and what lies where."""
@@ -253,6 +254,10 @@ class Run:
             torch=str(torch.__version__),
         )
         checkpoints.save(self.out / name, state)
+
+
+def evaluation_due(recipe, step: int) -> bool:
+    return recipe.eval_every > 0 and step > 0 and step % recipe.eval_every == 0
 
 
 def data_differences(now: dict, saved: dict, where: str = "checkpoint") -> list[str]:
@@ -338,15 +343,19 @@ class Log:
             self.board = SummaryWriter(str(out), purge_step=start)
 
     def lines_before(self, start: int) -> list[str]:
-        """What the log has of the steps that the checkpoint counts; the later ones come again."""
-        kept = []
+        """What the log has of the steps that the checkpoint counts; the later ones come again, as
+        an evaluation at this step does that is due."""
+        kept, again = [], evaluation_due(self.recipe, start)
         if not self.path.exists():
             return kept
         for line in self.path.read_text(encoding="utf-8").splitlines(True):
             if not line.endswith("}\n"):  # a kill can leave half a line
                 continue
             record = json.loads(line)
-            if "final" not in record and record["step"] < start:
+            counts = record["step"] < start
+            if "loss" not in record and record["step"] == start:
+                counts = not again
+            if counts and "final" not in record:
                 kept.append(line)
         return kept
 

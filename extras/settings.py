@@ -54,7 +54,7 @@ def fits(value, annotation) -> bool:
     if kind is typing.Literal:
         return value in inside
     if kind is float:
-        return type(value) in (int, float) and value == value  # nan fits nothing
+        return type(value) in (int, float) and -1e300 < value < 1e300  # neither inf nor nan
     if kind not in (list, tuple):
         return type(value) is kind
     if type(value) not in (list, tuple):

@@ -38,6 +38,8 @@ MOVIES = {
     "odd.mkv": dict(H264, pix_fmt="yuv444p", size=(99, 65)),
     "ntsc.mp4": dict(H264, rate=Fraction(30000, 1001)),
     "film.mkv": dict(H264, rate=12),
+    # Each picture renews a part of the one before; a seek finds none that is whole.
+    "refresh.mp4": dict(codec="libx264", **{"x264-params": "intra-refresh=1:keyint=30"}),
     "hevc.mp4": dict(codec="libx265", **{"x265-params": "keyint=24:bframes=4:log-level=none"}),
     "vp9.webm": dict(codec="libvpx-vp9", g=24, deadline="realtime", **{"cpu-used": 8}),
     "av1.mkv": dict(codec="libsvtav1", preset=12, g=24, **{"svtav1-params": "lp=1"}),

@@ -1,6 +1,7 @@
 """A job always ends by itself: whatever kills one of its processes, with whatever signal."""
 
 import copy
+import errno
 import multiprocessing
 import os
 import random
@@ -337,6 +338,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     def full(state, file):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
+    def unknown(number):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with monkeypatch.context() as patch:  # a disk of a network that cannot sync a folder
+        patch.setattr(checkpoints.os, "fsync", lambda number: None)
+        checkpoints.sync_folder(tmp_path)
+        patch.setattr(checkpoints.os, "fsync", unknown)
+        checkpoints.sync_folder(tmp_path)
     monkeypatch.setattr(checkpoints.torch, "save", full)
     with pytest.raises(OSError, match="no space left on the disk.*; the one before it is intact"):
         checkpoints.save(tmp_path / "last.pt", {"step": 2})
