@@ -286,10 +286,13 @@ def read_label_studio(name: str, tasks: list, library: Library) -> list[Mark]:
                 continue
             chosen: dict[str, list[str]] = {}  # id of a rectangle -> choices
             for result in annotation["result"]:
-                if "choices" in result["value"]:
-                    chosen.setdefault(result.get("id"), []).extend(result["value"]["choices"])
+                choices = result.get("value", {}).get("choices", [])
+                chosen.setdefault(result.get("id"), []).extend(choices)
             for person, result in enumerate(annotation["result"]):
-                value = result["value"]
+                value = result.get("value", {})  # relations have none
+                if "timelinelabels" in value:
+                    wrong = f"{value['timelinelabels']} of a stretch of time, expected rectangles"
+                    marks.append(Mark(where, video, wrong=wrong))
                 if "sequence" not in value or "choices" in value:
                     continue
                 actions = chosen.get(result.get("id")) or value.get("labels") or [""]

@@ -1207,6 +1207,10 @@ def test_label_studio_takes_choices_for_actions_and_no_skipped_work(place_clips)
     marks = label_studio_marks(library, dict(sequence=[box]), chosen)
     assert [(mark.label, mark.person) for mark in marks] == [("run", "r"), ("wave", "r")]
     assert label_studio_marks(library, dict(sequence=[box]), was_cancelled=True) == []
+    relation = dict(type="relation", from_id="r", to_id="r")
+    stretch = dict(type="timelinelabels", value=dict(ranges=[], timelinelabels=["sit"]))
+    _, said = label_studio_marks(library, dict(sequence=[box]), relation, stretch)
+    assert "['sit'] of a stretch of time" in said.wrong
 
 
 def test_label_studio_names_files_of_its_machine_by_their_paths(place_clips):
