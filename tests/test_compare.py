@@ -149,7 +149,7 @@ def test_no_world_tunes_what_is_reported_on_it():
 
 
 def test_the_page_says_how_the_world_deals_its_boxes():
-    page = (HERE / "docs/comparison.md").read_text()
+    page = NOTES.read_text()
     counts = world.count_boxes(world.World(10, scenes_train=64), world.TRAIN)
     for kind, names in world.KINDS.items():
         rare, between, frequent = sorted({counts[name] for name in names})
@@ -492,11 +492,20 @@ RUNS = HERE / "docs/assets/compare.csv"
 MAP = "mAP (official-2020)"
 
 
+def read_page(path):
+    """With every run of spaces as one, and signs as Python writes them."""
+    return " ".join(path.read_text().replace("\u2212", "-").split())
+
+
 @pytest.fixture(scope="module")
 def page():
-    """docs/comparison.md with every run of spaces as one, and signs as Python writes them."""
-    text = (HERE / "docs/comparison.md").read_text().replace("\u2212", "-")
-    return " ".join(text.split())
+    return read_page(HERE / "docs/comparison.md")
+
+
+@pytest.fixture(scope="module")
+def notes():
+    """On how the runs of the page were made."""
+    return read_page(NOTES)
 
 
 def spell_interval(values):
@@ -509,8 +518,8 @@ def unsigned(interval):
     return interval.replace("+", "")
 
 
-def test_the_page_says_what_the_runs_of_version_1_say(page):
-    """Every interval of docs/comparison.md that assets/compare.csv can give."""
+def test_the_notes_say_what_the_runs_of_version_1_say(notes):
+    """Every interval of them that assets/compare.csv can give."""
     scores = {}
     for row in csv.DictReader(open(RUNS)):
         if row["protocol"].startswith("worlds"):
@@ -523,10 +532,11 @@ def test_the_page_says_what_the_runs_of_version_1_say(page):
     def difference(one, other, first, last):
         return spell_interval([scores[one][s] - scores[other][s] for s in range(first, last + 1)])
 
-    assert difference("cofinetune", finetune, 20, 24) + " | 4 of 5 |" in page
-    assert f"finetuning by {difference(spottune, finetune, 20, 24)}" in page
-    assert difference("cofinetune", finetune, 30, 39) + " | 9 of 10 |" in page
-    assert unsigned(difference("cofinetune", weighted, 20, 24)) + " to round robin" in page
+    assert difference("cofinetune", finetune, 20, 24) + " | 4 of 5 |" in notes
+    assert f"finetuning by {difference(spottune, finetune, 20, 24)}" in notes
+    assert f"{difference('downstream', finetune, 20, 24)} in the second" in notes
+    assert difference("cofinetune", finetune, 30, 39) + " | 9 of 10 |" in notes
+    assert unsigned(difference("cofinetune", weighted, 20, 24)) + " to round robin" in notes
 
 
 class Runs:
@@ -537,6 +547,8 @@ class Runs:
         self.rows = tables.read_rows(RUNS, name)
         self.final = [row for row in self.rows if row["phase"] == "final"]
         self.methods = {method.name: method for method in self.protocol.method}
+        self.others = [name for name in self.methods if name != self.protocol.reference]
+        self.cases = [case.name for case in self.protocol.case if case.name]
 
     def differences(self, name, other, column, case=""):
         """By world; column: of the box task, or one less another."""
@@ -558,6 +570,8 @@ class Runs:
 
     def upstream(self, name, case=""):
         """Mean top-1 of the two clip tasks."""
+        if name.startswith("downstream"):
+            return "none"
         tops = []
         for task in ("actions", "templates"):
             tops.append(tables.series(self.final, case, name, f"{task} top-1").mean())
@@ -569,32 +583,32 @@ def check_said(page, said):
         assert words in page, words
 
 
-def test_the_page_says_what_the_runs_of_methods_say(page):
+def test_the_page_says_what_the_runs_of_methods_say(page, notes):
     runs = Runs("methods")
     one, co, down, rare, two, random, few = runs.methods
     assert len(runs.final) == 63
-    said = [f"{tables.noise_of_a_run(runs.protocol, runs.rows):.3f} (three runs of each"]
+    said = []
     for name in (co, rare, two, random, down, few):
-        upstream = "none" if name in (down, few) else runs.upstream(name)
-        row = runs.interval(name, one, MAP), runs.ahead(name, one, MAP), upstream
+        row = runs.interval(name, one, MAP), runs.ahead(name, one, MAP), runs.upstream(name)
         said.append(f"| {' | '.join(row)} |")
-    said.append(
-        f"is {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f}, paired by world"
-    )
-    said.append(f"| {runs.upstream(one)} |")
-    said.append(f"{runs.interval(co, one, MAP)} with one rate for both stages")
-    said.append(
-        f"{runs.interval(co, two, MAP)}, {runs.ahead(co, two, MAP)} worlds, with one for each"
-    )
-    said.append(f"as those, {runs.interval(random, two, MAP)}.")
-    said.append(f"two rates took {runs.interval(two, one, MAP)} of the lead")
-    said.append(f"these less co-finetuning {runs.interval(down, co, MAP)}")
-    said.append(f"less random order {runs.interval(down, random, MAP)}")
-    said.append(f"it is behind by {unsigned(runs.interval(down, one, MAP))} with one rate")
-    said.append(f"with one rate, by {unsigned(runs.interval(down, two, MAP))} with two")
-    said.append(f"behind co-finetuning by {unsigned(runs.interval(co, few, MAP))}")
-    said.append(f"with two rates by {unsigned(runs.interval(two, few, MAP))}")
-    said.append(f"less round robin {runs.interval(random, co, MAP)}")
+    said += [
+        f"has {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f}.",
+        f"| {runs.upstream(one)} |",
+        f"{runs.interval(co, one, MAP)} with one rate for both stages",
+        f"{runs.interval(co, two, MAP)}, {runs.ahead(co, two, MAP)} worlds, with one for each",
+        f"as those, {runs.interval(random, two, MAP)}.",
+        f"these less co-finetuning {runs.interval(down, co, MAP)}",
+        f"finetuning with two rates by {unsigned(runs.interval(down, two, MAP))}",
+        f"behind co-finetuning by {unsigned(runs.interval(co, few, MAP))}",
+        f"less round robin {runs.interval(random, co, MAP)}",
+        f"has it there too ({runs.interval(down, two, 'motions')})",
+        f"{runs.interval(co, one, 'tail')} over one rate, {runs.ahead(co, one, 'tail')} worlds",
+        f"over two, {runs.interval(co, two, 'tail')}, it is not shown",
+        f"{runs.interval(co, one, 'tail less head')} over one rate,",
+        f"{runs.interval(co, two, 'tail less head')} over two.",
+        f"less co-finetuning {runs.interval(rare, co, MAP)}, tail",
+        f"tail {runs.interval(rare, co, 'tail')})",
+    ]
     taught = {"motions": " (`actions`)", "relations": " (`templates`)", "all": ""}
     for kind in ("all", "motions", "relations", "looks", "poses"):
         cells = [kind + taught.get(kind, " (nothing)")]
@@ -602,15 +616,8 @@ def test_the_page_says_what_the_runs_of_methods_say(page):
             column = f"{kind} {group}".replace("all", "").strip() or MAP
             cells.append(runs.interval(co, two, column))
         said.append(f"| {' | '.join(cells)} |")
-    said.append(f"has it there too ({runs.interval(down, two, 'motions')};")
-    said.append(f"less downstream alone {runs.interval(co, down, 'motions')})")
-    rare_gain = runs.interval(co, one, "tail"), runs.ahead(co, one, "tail")
-    said.append("the tail gains {} over one rate, {} worlds".format(*rare_gain))
-    said.append(f"over two, {runs.interval(co, two, 'tail')}, it is not shown")
-    said.append(f"{runs.interval(co, one, 'tail less head')} over one rate,")
-    said.append(f"{runs.interval(co, two, 'tail less head')} over two.")
-    said.append(f"less co-finetuning {runs.interval(rare, co, MAP)}, tail")
-    said.append(f"tail {runs.interval(rare, co, 'tail')}.")
+    check_said(page, said)
+    said = [f"{tables.noise_of_a_run(runs.protocol, runs.rows):.3f} (three runs of each"]
     for other in (one, two):
         row = runs.interval(co, other, MAP), runs.ahead(co, other, MAP)
         said.append(f"| {' | '.join(row)} |")
@@ -620,61 +627,89 @@ def test_the_page_says_what_the_runs_of_methods_say(page):
     for worlds, words in ((9, "a true difference of"), (6, "six one of")):
         found = [tables.found_four_times_in_five(f(spreads), worlds) for f in (min, max)]
         said.append("{} {:.3f} to {:.3f}".format(words, *found))
-    check_said(page, said)
-    readme = " ".join((HERE / "README.md").read_text().replace("\u2212", "-").split())
+    check_said(notes, said)
+    readme = read_page(HERE / "README.md")
     check_said(readme, [f"{runs.interval(co, other, MAP)} with" for other in (one, two)])
     check_said(readme, [f"{runs.interval(co, down, MAP)} at 64"])
 
 
 def test_the_page_says_what_the_runs_of_keyframes_say(page):
     runs = Runs("keyframes")
-    two, co, down = runs.methods
-    assert len(runs.final) == 54
+    two, co, down, random, few = runs.methods
     said = []
-    for case in ("32", "64", "256"):
-        row = [case]
-        for pair in ((co, two), (co, down)):
-            row += [runs.interval(*pair, MAP, case), runs.ahead(*pair, MAP, case)]
-        row.append(runs.interval(down, two, MAP, case))
-        said.append(f"| {' | '.join(row)} |")
-    said += [
-        f"{group} by {runs.interval(co, two, group, '32')}" for group in ("head", "mid", "tail")
-    ]
-    said.append(f"most ({runs.interval(co, two, 'relations', '32')})")
+    for case in runs.cases:
+        pairs = [(name, two) for name in (co, random, down, few)] + [(co, down)]
+        cells = [case, *(runs.interval(*pair, MAP, case) for pair in pairs)]
+        said.append(f"| {' | '.join(cells)} |")
+    said.append(f"upstream ones, by {unsigned(runs.interval(few, co, MAP, '256'))}")
+    said.append(f"leads by {unsigned(runs.interval(co, few, MAP, '32'))} at 32")
+    for group in ("head", "mid", "tail", "relations"):
+        said.append(f"{group} {runs.interval(co, two, group, '32')}")
+    said.append(f"loses most, {runs.interval(co, two, 'tail', '256')}")
     check_said(page, said)
-    readme = " ".join((HERE / "README.md").read_text().replace("\u2212", "-").split())
+    readme = read_page(HERE / "README.md")
     check_said(
         readme, [f"{runs.interval(co, down, MAP, case)} at {case}" for case in ("32", "256")]
     )
 
 
-def test_the_page_says_what_the_runs_of_second_set_say(page):
-    runs = Runs("second-set")
-    both, *others = runs.methods
-    assert len(runs.final) == 24
-    said = [f"relations gain {unsigned(runs.interval('templates', both, 'relations'))}"]
-    for name in others:
-        row = [runs.interval(name, both, MAP), runs.ahead(name, both, MAP)]
-        row += [runs.interval(name, both, kind) for kind in ("motions", "relations")]
-        said.append(f"| {' | '.join(row)} |")
+def test_the_page_says_what_the_runs_of_share_say(page):
+    runs = Runs("share")
+    third = runs.protocol.reference
+    said = []
+    for name in runs.others:
+        cells = [name, runs.interval(name, third, MAP), runs.ahead(name, third, MAP)]
+        cells += [runs.interval(name, third, "tail"), runs.upstream(name)]
+        said.append(f"| {' | '.join(cells)} |")
     check_said(page, said)
 
 
-def test_the_page_says_what_the_runs_of_kept_say(page):
+def test_the_page_says_what_the_runs_of_sets_say(page):
+    runs = Runs("sets")
+    two = runs.protocol.reference
+    said = []
+    for name in runs.others:
+        cells = [name, runs.interval(name, two, MAP), runs.ahead(name, two, MAP)]
+        cells += [runs.interval(name, two, kind) for kind in ("motions", "relations", "looks")]
+        said.append(f"| {' | '.join(cells)} |")
+    check_said(page, said)
+
+
+def test_the_page_says_what_the_runs_of_kept_say(page, notes):
     runs = Runs("kept")
-    one, *others, _ = runs.methods
-    assert len(runs.final) == 18  # of three worlds
+    one, co, down = runs.protocol.reference, "co-finetuning", "downstream, equal updates"
     said = [f"| {one}: one rate | | | {runs.upstream(one)} |"]
-    for name in others:
+    for name in runs.others:
         row = runs.interval(name, one, MAP), runs.ahead(name, one, MAP), runs.upstream(name)
         said.append(f"| {' | '.join([name, *row])} |")
-    _, quarter, distilled, co = others
-    said.append(f"costs {unsigned(runs.interval(one, quarter, MAP))} of mAP")
-    said.append(f"ahead of that by {unsigned(runs.interval(co, distilled, MAP))}")
+    distilled = " + self-distillation"
+    quarter = runs.interval(one, "finetuning, second rate 1/4", MAP)
+    said.append(f"costs {unsigned(quarter)} of mAP")
+    gain = unsigned(runs.interval(co + distilled, co, MAP))
+    said.append(f"gains {gain} more**, {runs.ahead(co + distilled, co, MAP)} worlds")
+    said.append(f"worlds, tail {runs.interval(co + distilled, co, 'tail')}")
+    said.append(f"alone gains {unsigned(runs.interval(down + distilled, down, MAP))} by it")
+    said.append(f"both with it, is {runs.interval(co + distilled, down + distilled, MAP)}")
     check_said(page, said)
+    tuned = runs.methods["finetuning + self-distillation"]
+    scores = [
+        tables.mean_score(runs.rows, "", tuned.name, p) for p in tables.points_of(tuned, "", {})
+    ]
+    check_said(notes, ["1/4 {:.3f}, 1 {:.3f}, **4** {:.3f}, the **edge**".format(*scores)])
 
 
-def test_the_page_says_how_the_rates_of_methods_were_tuned(page):
+def test_every_row_of_a_table_has_all_its_worlds():
+    """But for the cases whose rows are all of the first three, which the page says."""
+    for path in PROTOCOLS:
+        runs = Runs(path.stem)
+        for case in runs.cases or [""]:
+            counts = set()
+            for name in runs.methods:
+                counts.add(len(tables.by_seed(runs.final, case, name, "score")))
+            assert len(counts) == 1, (path.stem, case, counts)
+
+
+def test_the_notes_say_how_the_rates_of_methods_were_tuned(notes):
     runs = Runs("methods")
     *_, two, random, few = runs.methods.values()
     means = {}
@@ -684,14 +719,14 @@ def test_the_page_says_how_the_rates_of_methods_were_tuned(page):
             means.setdefault(method.name, []).append(f"{score:.3f}")
     for name, values in means.items():
         title = "finetuning, second stage" if name == two.name else name
-        place = page.index(f"171–179, {title}")
-        found = re.findall(r"0\.\d{3}", page[place:])[: len(values)]
+        place = notes.index(f"171–179, {title}")
+        found = re.findall(r"0\.\d{3}", notes[place:])[: len(values)]
         assert found == values, name
     best = tables.choose(runs.protocol, runs.rows)["", two.name]
     assert best == {"lr": 0.04, "task.ava.lr_scale": 4} and tables.at_an_edge(two, best)
 
 
-@pytest.mark.parametrize("name", ["methods", "keyframes", "second-set", "kept"])
+@pytest.mark.parametrize("name", [path.stem for path in PROTOCOLS])
 def test_the_figures_of_the_page_are_drawn_from_its_runs(name, tmp_path):
     runs = Runs(name)
     tables.FIGURES[runs.protocol.figure](runs.protocol, runs.final, tmp_path / "now.svg")
