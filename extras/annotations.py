@@ -259,7 +259,8 @@ def read_table(name: str, content: bytes) -> Table:
     try:
         for cells in reader:
             for cell in cells:
-                if any(separator in line for line in cell.splitlines()[1:]):
+                swallowed = cell.splitlines()[1:]
+                if any(line.count(separator) >= first.count(separator) > 0 for line in swallowed):
                     where = f"{name}:{reader.line_num - cell.count(chr(10))}"
                     raise ValueError(f'{where}: a " that no other one closes in its row')
             cells = [cell.strip() for cell in cells]

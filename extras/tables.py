@@ -397,10 +397,15 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def read_rows(path: Path, protocol: str) -> list[dict]:
-    """Of a file of several protocols, whose rows name theirs, those of this one."""
-    rows = []
+    """Of a file of several protocols, whose rows name theirs, those of this one, without the
+    columns that only others have."""
+    rows, filled = [], set(NOT_MEASURED)
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row.pop("protocol", protocol) == protocol:
                 rows.append(row)
+                filled |= {column for column in row if row[column]}
+    for row in rows:
+        for column in row.keys() - filled:
+            row.pop(column)
     return rows

@@ -672,6 +672,17 @@ def test_the_page_says_what_the_runs_of_sets_say(page):
         cells = [name, runs.interval(name, two, MAP), runs.ahead(name, two, MAP)]
         cells += [runs.interval(name, two, kind) for kind in ("motions", "relations", "looks")]
         said.append(f"| {' | '.join(cells)} |")
+    few = "{}, 800 updates".format
+    said += [
+        f"`actions` alone {runs.interval(two, 'actions', 'relations')}, looks",
+        f"three less two {runs.interval('three sets', two, 'looks')}.",
+        f"relations gain {unsigned(runs.interval('templates', two, 'relations'))}.",
+        f"relations by {unsigned(runs.interval(two, few('actions'), 'relations'))}",
+        f"all classes by {runs.interval(two, few('actions'), MAP)}",
+        f"changes relations by {runs.interval('actions', few('actions'), 'relations')}",
+        f"(motions {runs.interval(two, few('templates'), 'motions')})",
+        f"(looks {runs.interval('three sets, 1600 updates', two, 'looks')}) show none",
+    ]
     check_said(page, said)
 
 

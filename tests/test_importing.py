@@ -223,6 +223,7 @@ ROWS = "a.mp4,.4,.1,.1,.5,.9,walk\nb.mp4,.4,.1,.1,.5,.9,run\n"
         "1,a,.4,.3,.5,.1,.1,.5,.9,person,walk\n2,b,.4,.3,.5,.1,.1,.5,.9,person,run\n",
         # A label over two lines, as Alt+Enter makes it, is one of two words: here walk alone.
         f"{HEADER}\n{ROWS}".replace("walk", '"\nwalk"'),
+        f"{HEADER},note\n{ROWS}".replace("walk", 'walk,"dark, cold\nand wet, too"'),
     ],
 )
 def test_import_reads_what_spreadsheets_write(text, place_clips, tmp_path, own_import):
