@@ -663,6 +663,17 @@ def test_the_page_says_what_the_runs_of_keyframes_say(page):
     )
 
 
+def test_the_page_says_what_the_runs_of_rates_say(page):
+    runs, co = Runs("rates"), "co-finetuning"
+    exchanged = {}
+    for name in (co, "downstream, equal updates", "downstream, equal clips"):
+        rate = "0.16" if name == co else "0.08"
+        exchanged[name] = runs.interval(f"{name}, rate {rate}", co, MAP, "256")
+    ours, updates, clips = exchanged.values()
+    said = f"at 0.16 {ours}; downstream alone at 0.08 {updates} at equal updates, {clips} at equal"
+    check_said(page, [said])
+
+
 def test_the_page_says_what_the_runs_of_share_say(page):
     runs = Runs("share")
     third = runs.protocol.reference
@@ -671,6 +682,13 @@ def test_the_page_says_what_the_runs_of_share_say(page):
         cells = [name, runs.interval(name, third, MAP), runs.ahead(name, third, MAP)]
         cells += [runs.interval(name, third, "tail"), runs.upstream(name)]
         said.append(f"| {' | '.join(cells)} |")
+    half, more = "co-finetuning, 1/2", "co-finetuning, 2/3"
+    said += [
+        f"a half ({runs.interval(half, third, MAP)}) and two thirds",
+        f"(minus a half {runs.interval(more, half, MAP)}) no difference",
+        f"with two rates is {runs.interval(half, 'finetuning, two rates', MAP)}, minus",
+        f"downstream alone {runs.interval(half, 'downstream, equal updates', MAP)}.",
+    ]
     check_said(page, said)
 
 
