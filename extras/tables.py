@@ -293,7 +293,7 @@ def kind_tables(protocol, rows: list[dict], case) -> list[str]:
             for column in (f"{task} {kind}", *(f"{task} {kind} {group}" for group in GROUPS)):
                 cells.append(interval(difference(protocol, rows, case, method, column)))
             lines.append(cells)
-        title = f"{method.name} less {protocol.reference}, by kind of class and training boxes:\n\n"
+        title = f"{method.name} minus {protocol.reference}, by kind of class and training boxes:\n\n"
         tables.append(title + table(["kind", "all", *GROUPS], lines))
     return tables
 
@@ -330,7 +330,7 @@ def draw_rows(protocol, rows: list[dict], path: Path) -> None:
             label = f"{case.name} {method.name}".strip()
             if len(values):
                 lines.append((label, values, paired(values)))
-    title = f"{score_column(rows)} less {protocol.reference}"
+    title = f"{score_column(rows)} minus {protocol.reference}"
     charts.draw_rows(lines, title).write(path)
 
 
@@ -344,7 +344,7 @@ def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
                 label = f"{case.name} {method.name}: {kind}".strip()
                 if len(values):
                     lines.append((label, values, paired(values)))
-    title = f"AP by kind of class less {protocol.reference}"
+    title = f"AP by kind of class minus {protocol.reference}"
     charts.draw_rows(lines, title).write(path)
 
 
@@ -358,7 +358,7 @@ def draw_lines(protocol, rows: list[dict], path: Path) -> None:
             if len(values):
                 points.append(charts.Point(case.x, *paired(values)))
         lines[method.name] = points
-    title = f"{score_column(rows)} less {protocol.reference}"
+    title = f"{score_column(rows)} minus {protocol.reference}"
     charts.draw_points(lines, title, protocol.axis, joined=True).write(path)
 
 
