@@ -293,7 +293,7 @@ def kind_tables(protocol, rows: list[dict], case) -> list[str]:
             for column in (f"{task} {kind}", *(f"{task} {kind} {group}" for group in GROUPS)):
                 cells.append(interval(difference(protocol, rows, case, method, column)))
             lines.append(cells)
-        title = f"{method.name} minus {protocol.reference}, by kind of class and training boxes:\n\n"
+        title = f"{method.name} minus {protocol.reference}, by kind of class and its boxes:\n\n"
         tables.append(title + table(["kind", "all", *GROUPS], lines))
     return tables
 
