@@ -619,7 +619,7 @@ def test_the_page_says_what_the_runs_of_methods_say(page, notes):
     taught = {"motions": " (`actions`)", "relations": " (`templates`)", "all": ""}
     for kind in ("all", "motions", "relations", "looks", "poses"):
         cells = [kind + taught.get(kind, " (nothing)")]
-        for group in ("", "head", "mid", "tail"):
+        for group in ("", "tail"):
             column = f"{kind} {group}".replace("all", "").strip() or MAP
             cells.append(runs.interval(co, two, column))
         said.append(f"| {' | '.join(cells)} |")
