@@ -603,7 +603,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_train(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+def run_train(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
     recipe = recipes.read(Recipe, options.recipe, overrides)
     job = jobs.join(recipe)
     stages = methods.stages(recipe)

@@ -80,7 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
     if options.official and not Path(options.official).is_file():
         raise ValueError(f"--official {options.official}: no such file")
     if options.rounds and options.rounds < 2 or not options.gpu_rate > 0:
@@ -93,11 +93,11 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     bench_files.CACHE.mkdir(parents=True, exist_ok=True)
     for name in [options.section] if options.section else SECTIONS:
         tables, _ = SECTIONS[name]
-        for table in tables(options, overrides, method):
+        for table in tables(options, overrides, cofinetune):
             print(markdown(*table), flush=True)
 
 
-def model_tables(options, overrides, method) -> Iterator[Table]:
+def model_tables(options, overrides, cofinetune) -> Iterator[Table]:
     clips, rounds = CLIPS, options.rounds or 4
     if options.quick:
         clips, rounds = TINY_CLIPS, options.rounds or 2
@@ -113,7 +113,7 @@ def model_tables(options, overrides, method) -> Iterator[Table]:
         yield memory_table(clip, "cuda")
 
 
-def data_tables(options, overrides, method) -> Iterator[Table]:
+def data_tables(options, overrides, cofinetune) -> Iterator[Table]:
     seconds, size, rounds = 58, (640, 360), options.rounds or 12
     if options.quick:
         seconds, size, rounds = 6, (160, 90), options.rounds or 2
@@ -123,12 +123,12 @@ def data_tables(options, overrides, method) -> Iterator[Table]:
     yield workers_table(films["10 s"], 1 if options.quick else 5, 2 if options.quick else 16)
 
 
-def eval_tables(options, overrides, method) -> Iterator[Table]:
+def eval_tables(options, overrides, cofinetune) -> Iterator[Table]:
     for rows in [9_000] if options.quick else [99_900, 999_900, 9_999_900]:
         yield evaluation_table(rows, options.rounds or 3, options.official)
 
 
-def train_tables(options, overrides, method) -> Iterator[Table]:
+def train_tables(options, overrides, cofinetune) -> Iterator[Table]:
     rounds = options.rounds or (2 if options.quick else 4)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -136,12 +136,12 @@ def train_tables(options, overrides, method) -> Iterator[Table]:
             if options.quick:
                 changes = changes | dict(steps=7)
             if not options.quick or "demo" in title:
-                yield loop_table(folder, title, rounds, overrides, method, **changes)
-        yield stages_table(folder, options.quick, overrides, method)
-        yield processes_table(folder, options.quick, overrides, method)
+                yield loop_table(folder, title, rounds, overrides, cofinetune, **changes)
+        yield stages_table(folder, options.quick, overrides, cofinetune)
+        yield processes_table(folder, options.quick, overrides, cofinetune)
 
 
-def open_tables(options, overrides, method) -> Iterator[Table]:
+def open_tables(options, overrides, cofinetune) -> Iterator[Table]:
     yield opening_table(100 if options.quick else 1, options.rounds or (1 if options.quick else 3))
 
 
@@ -714,7 +714,7 @@ LOOPS = {  # what differs from the demo
 }
 
 
-def demo_recipe(method, overrides: dict[str, str], out: Path, **changes):
+def demo_recipe(cofinetune, overrides: dict[str, str], out: Path, **changes):
     """The demo without its evaluations, in a smaller world; changes: by key, `task_KEY` of each."""
     root = bench_files.CACHE / "train-world"
     with quiet():
@@ -732,7 +732,7 @@ def demo_recipe(method, overrides: dict[str, str], out: Path, **changes):
     for key, value in changes.items():
         if not key.startswith("task_"):
             words[key.replace("model_", "model.")] = str(value)
-    return recipes.read(method.Recipe, "demo", words | overrides)
+    return recipes.read(cofinetune.Recipe, "demo", words | overrides)
 
 
 def logged(recipe) -> tuple[np.ndarray, np.ndarray]:
@@ -750,18 +750,18 @@ def logged(recipe) -> tuple[np.ndarray, np.ndarray]:
 class Steps:
     """The steps of a recipe, apart from the loop of `train`."""
 
-    def __init__(self, method, recipe):
-        self.method, self.recipe, self.job = method, recipe, jobs.join(recipe)
+    def __init__(self, cofinetune, recipe):
+        self.cofinetune, self.recipe, self.job = cofinetune, recipe, jobs.join(recipe)
         with quiet():
-            train_sets, _ = method.open_tasks(recipe, self.job)
+            train_sets, _ = cofinetune.open_tasks(recipe, self.job)
         classes = {name: dataset.classes for name, dataset in train_sets.items()}
         model = checkpoints.build_model(recipe, classes, say=lambda words: None)
         self.model = model.train().to(self.job.device)
-        self.learner = method.Learner(
+        self.learner = cofinetune.Learner(
             model=self.model,
-            trunk=method.wrap(self.model.encoder, recipe, self.job),
-            criterion=methods.Plain(method.task_loss),
-            optimisers=method.make_optimisers(self.model, recipe),
+            trunk=cofinetune.wrap(self.model.encoder, recipe, self.job),
+            criterion=methods.Plain(cofinetune.task_loss),
+            optimisers=cofinetune.make_optimisers(self.model, recipe),
             tasks={task.name: task for task in recipe.task},
         )
         self.stream = data.Stream(train_sets, recipe.schedule, recipe.seed, recipe.steps)
@@ -770,11 +770,11 @@ class Steps:
         return data.training_batches(self.stream, 0, self.recipe.steps, work=ahead(1))
 
     def take(self, step: int, batches: list[data.Batch]) -> None:
-        self.method.train_step(step, batches, self.learner, self.recipe, self.job)
+        self.cofinetune.train_step(step, batches, self.learner, self.recipe, self.job)
 
     def take_bare(self, batch: data.Batch, video: torch.Tensor) -> None:
         """Forward, backward and optimiser alone, of a video that was normalised beforehand."""
-        with self.method.autocast(self.recipe, self.job):
+        with self.cofinetune.autocast(self.recipe, self.job):
             logits = self.model(video, batch.task, batch.boxes, batch.box_clip)
             loss = clip_loss if batch.boxes is None else box_loss
             loss(logits, batch.labels).backward()
@@ -783,12 +783,14 @@ class Steps:
             optimiser.zero_grad(set_to_none=True)
 
 
-def loop_table(folder: Path, title: str, rounds: int, overrides: dict, method, **changes) -> Table:
+def loop_table(
+    folder: Path, title: str, rounds: int, overrides: dict, cofinetune, **changes
+) -> Table:
     """`train` as it is, loader and log included, against its step on the same batches from memory,
     and that against forward, backward and optimiser alone."""
-    recipe = demo_recipe(method, overrides, folder / "loop", **changes)
+    recipe = demo_recipe(cofinetune, overrides, folder / "loop", **changes)
     threads = torch.get_num_threads()
-    steps = Steps(method, recipe)
+    steps = Steps(cofinetune, recipe)
     batches = list(steps.batches())
     videos = []
     for (batch,) in batches:
@@ -798,7 +800,7 @@ def loop_table(folder: Path, title: str, rounds: int, overrides: dict, method, *
     def files() -> tuple[float, float]:
         with quiet():
             start_over([recipe], steps.job)
-            method.train(recipe, steps.job)
+            cofinetune.train(recipe, steps.job)
         seconds, waits = logged(recipe)
         return seconds.mean(), waits.mean()
 
@@ -833,11 +835,11 @@ def seconds_of(call: Callable, arguments) -> float:
     return np.mean(seconds[START:])
 
 
-def stages_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
+def stages_table(folder: Path, quick: bool, overrides: dict, cofinetune) -> Table:
     """Where the time of a step goes, by torch's profiler around `train_step`."""
-    recipe = demo_recipe(method, overrides, folder / "stages", steps=8 if quick else 60)
+    recipe = demo_recipe(cofinetune, overrides, folder / "stages", steps=8 if quick else 60)
     threads = torch.get_num_threads()
-    steps = Steps(method, recipe)
+    steps = Steps(cofinetune, recipe)
     batches, waits, seconds = steps.batches(), [], []
     profiler = torch.profiler.profile()
     for step in range(recipe.steps):
@@ -886,13 +888,13 @@ def stages_of(profiler, steps: int, on_gpu: bool) -> dict[str, float]:
     return stages
 
 
-def processes_table(folder: Path, quick: bool, overrides: dict, method) -> Table:
+def processes_table(folder: Path, quick: bool, overrides: dict, cofinetune) -> Table:
     """The same global batches in one process and in two, each with a thread and a loader worker. On
     two cores the workers decode where the networks compute, and the ratio tells of both."""
-    recipe = demo_recipe(method, overrides, folder / "processes", steps=6 if quick else 120)
+    recipe = demo_recipe(cofinetune, overrides, folder / "processes", steps=6 if quick else 120)
 
     def clips_per_sec(ranks: int) -> float:
-        apart(train_in_rank, method.train, recipe, ranks=ranks)
+        apart(train_in_rank, cofinetune.train, recipe, ranks=ranks)
         return recipe.task[0].batch / logged(recipe)[0].mean()
 
     calls = {"1": lambda: clips_per_sec(1), "2": lambda: clips_per_sec(2)}

@@ -75,42 +75,59 @@ class Scale:
         return self.start_px + share * (self.stop_px - self.start_px)
 
     def ticks(self) -> list[float]:
-        """Three to seven round numbers between the ends."""
-        step = 10.0 ** math.floor(math.log10((self.last - self.first) / 3))
+        """Round numbers between the ends: no more than six steps, each wide enough for its text."""
+        most = min(6.0, abs(self.stop_px - self.start_px) / 50)
+        span = self.last - self.first
+        step = 10.0 ** math.floor(math.log10(span / most))
         for factor in (1, 2, 5, 10):
-            if (self.last - self.first) / (factor * step) <= 6:
+            if span / (factor * step) <= most:
                 step *= factor
                 break
         first, last = math.ceil(self.first / step), math.floor(self.last / step)
         return [number * step for number in range(first, last + 1)]
 
 
-def draw_rows(lines: list[tuple], title: str) -> Drawing:
-    """lines: (label, values (worlds,), (mean, low, high)). A pale dot for each world, a bar for the
-    interval, a dot for the mean; right of the dark line is more than the reference."""
+def draw_rows(panels: dict[str, list[tuple]], title: str) -> Drawing:
+    """panels, side by side on the same scale: name -> (label, values (worlds,), (mean, low, high))
+    of each row; all have the same labels. A pale dot for each world, a bar for the interval, a dot
+    for the mean; right of the dark line is more than the reference."""
+    lines = next(iter(panels.values()))
+    wide = 560 if len(panels) == 1 else 150
     left = 24 + LETTER_PX * max((len(label) for label, *_ in lines), default=0)
-    right, top, bottom = left + 560, LINE_PX + 14, LINE_PX * (len(lines) + 1) + 14
+    top = LINE_PX + 14 if len(panels) == 1 else 2 * LINE_PX + 14  # below the panels' names
+    bottom = top + LINE_PX * len(lines)
+    right = left + wide * len(panels) + 16 * (len(panels) - 1)
     drawing = Drawing(max(right + 24, LETTER_PX * len(title) + 24), bottom + LINE_PX)
     drawing.text(12, LINE_PX / 2 + 4, title)
+    for number, (label, *_) in enumerate(lines):
+        drawing.text(12, top + LINE_PX * (number + 0.5), label)
     numbers = [0.0]
-    for _, values, of_mean in lines:
-        numbers += [*values, *of_mean]
-    scale = Scale(numbers, left, right)
+    for rows in panels.values():
+        for _, values, of_mean in rows:
+            numbers += [*values, *of_mean]
+    for number, (name, rows) in enumerate(panels.items()):
+        start = left + number * (wide + 16)
+        if len(panels) > 1:
+            drawing.text(start + wide / 2, top - LINE_PX / 2, name, "middle")
+        draw_panel(drawing, rows, Scale(numbers, start, start + wide), top, bottom)
+    return drawing
+
+
+def draw_panel(drawing: Drawing, rows: list[tuple], scale: Scale, top: float, bottom: float):
+    """One column of `draw_rows`."""
     for value in scale.ticks():
         zero = abs(value) < 1e-9
         x = scale.px(value)
         drawing.line(x, top, x, bottom, GREY if zero else PALE)
         drawing.text(x, bottom + LINE_PX / 2, "0" if zero else f"{value:+.3g}", "middle")
-    for number, (label, values, (mean, low, high)) in enumerate(lines):
+    for number, (_, values, (mean, low, high)) in enumerate(rows):
         y = top + LINE_PX * (number + 0.5)
-        drawing.text(12, y, label)
         for value in values:
             drawing.dot(scale.px(value), y - 8, GREY, 3, opacity=0.5)
         if math.isfinite(low):
             drawing.line(scale.px(low), y, scale.px(high), y, COLOURS[0], 2.5)
         if math.isfinite(mean):
             drawing.dot(scale.px(mean), y, COLOURS[0], 5)
-    return drawing
 
 
 def draw_points(lines: dict[str, list[Point]], title: str, x_name: str, joined: bool) -> Drawing:
@@ -139,7 +156,7 @@ def draw_points(lines: dict[str, list[Point]], title: str, x_name: str, joined: 
 class Plane:
     """Two axes with their names and numbers, on which points are drawn."""
 
-    left, right, top, bottom = 70, 630, LINE_PX + 14, 440
+    left, right, top, bottom = 70, 630, LINE_PX + 14, 340
 
     def __init__(self, lines: dict[str, list[Point]], x_name: str, joined: bool):
         self.joined = joined

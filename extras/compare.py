@@ -529,7 +529,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--csv", help="no runs: tables and figure again, from a compare.csv")
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
     protocol = read_protocol(options.protocol)
     if options.recipe:
         protocol.recipe = options.recipe
@@ -550,7 +550,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
         return
 
     def read_recipe(source: str, changes: dict):
-        return recipes.read(method.Recipe, source, changes)
+        return recipes.read(cofinetune.Recipe, source, changes)
 
     comparison = Comparison(protocol, overrides, options.jobs, read_recipe)
     comparison.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """The one door's mechanics: from the words of a command line to a command and its options.
 
-A command is a module of extras with `add_options(parser)` and `run(options, overrides, method)`, or
-one that serves several with a table COMMANDS of such pairs; train stands in cofinetune.py.
+A command is a module of extras with `add_options(parser)` and `run(options, overrides,
+cofinetune)`, or one that serves several with a table COMMANDS of such pairs; train stands in
+cofinetune.py, the module that they are given, since none of them may import it.
 overrides: settings of the recipe that were typed, as text.
 """
 
@@ -18,7 +19,7 @@ from model import SIZES, ModelConfig
 WITH_RECIPE = {"train", "evaluate", "predict", "compare", "bench"}  # they take its keys as options
 
 
-def parse(words: list[str], commands: dict, method) -> tuple:
+def parse(words: list[str], commands: dict, cofinetune) -> tuple:
     """-> the function that runs the command, its options, the recipe's settings. ValueError."""
     command = "train"
     if words and not words[0].startswith("-"):
@@ -28,13 +29,13 @@ def parse(words: list[str], commands: dict, method) -> tuple:
         raise ValueError(f"no command {command!r}{near}; there are {', '.join(commands)}")
     overrides = {}
     if command in WITH_RECIPE:
-        words, overrides = split_overrides(words, method.Recipe)
-    parser, run = make_parser(command, commands, method)
+        words, overrides = split_overrides(words, cofinetune.Recipe)
+    parser, run = make_parser(command, commands, cofinetune)
     options, unknown = parser.parse_known_args(words)
     if unknown:
         known = list(vars(options))
         if command in WITH_RECIPE:
-            known += [field.name for field in dataclasses.fields(method.Recipe)]
+            known += [field.name for field in dataclasses.fields(cofinetune.Recipe)]
         known = [f"--{name.replace('_', '-')}" for name in known]
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f", did you mean {near[0]}?" if near else ""
@@ -64,7 +65,7 @@ def split_overrides(words: list[str], kind: type) -> tuple[list[str], dict[str, 
     return rest, overrides
 
 
-def make_parser(command: str, commands: dict, method) -> tuple[argparse.ArgumentParser, object]:
+def make_parser(command: str, commands: dict, cofinetune) -> tuple[argparse.ArgumentParser, object]:
     """The parser of a command, and the function that runs it."""
     module, line = commands[command]
     parser = argparse.ArgumentParser(
@@ -74,8 +75,8 @@ def make_parser(command: str, commands: dict, method) -> tuple[argparse.Argument
         allow_abbrev=False,
     )
     if not module:
-        add_options = getattr(method, f"add_{command}_options")
-        run = getattr(method, f"run_{command}")
+        add_options = getattr(cofinetune, f"add_{command}_options")
+        run = getattr(cofinetune, f"run_{command}")
     else:
         module = importlib.import_module(f"extras.{module}")
         if hasattr(module, "COMMANDS"):
@@ -84,7 +85,7 @@ def make_parser(command: str, commands: dict, method) -> tuple[argparse.Argument
             add_options, run = module.add_options, module.run
     add_options(parser)
     if command == "train":
-        parser.epilog = explain_settings(method.Recipe)
+        parser.epilog = explain_settings(cofinetune.Recipe)
     elif command in WITH_RECIPE and not parser.epilog:
         parser.epilog = "Settings of the recipe are options too: python cofinetune.py train --help"
     return parser, run

@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", help="another one than it was trained by: a file or a name")
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
     if any(key.startswith("model.") for key in overrides):
         raise ValueError("evaluate: the network is the checkpoint's, --model.KEY cannot change it")
     state = checkpoints.load(options.checkpoint)
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
             f"--out {out} is the folder of a run, whose recipe.toml and metrics.json would be "
             "overwritten; take another one"
         )
-    saved = checkpoints.recipe_of(state, method.Recipe)
+    saved = checkpoints.recipe_of(state, cofinetune.Recipe)
     saved = dataclasses.replace(saved, init="", method="cofinetune")  # trained by now
     text, there = recipes.to_toml(saved), out / "recipe.toml"
     if there.exists() and not (out / "metrics.json").exists():
@@ -35,13 +35,13 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_text(there, text)
     source = options.recipe or str(there)
-    recipe = recipes.read(method.Recipe, source, overrides)
+    recipe = recipes.read(cofinetune.Recipe, source, overrides)
     job = jobs.join(recipe)
-    model = checkpoints.model_of(state, method.Recipe).to(job.device)
+    model = checkpoints.model_of(state, cofinetune.Recipe).to(job.device)
     datasets = {}
     for task in recipe.task:
         if task.val:
-            datasets[task.name] = method.open_once(task, recipe, "val", job)
+            datasets[task.name] = cofinetune.open_once(task, recipe, "val", job)
     for name, dataset in datasets.items():
         if dataset.classes != state["classes"].get(name):
             heads = {name: len(names) for name, names in state["classes"].items()}
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
                 f"{state['path']}, whose heads and numbers of classes are {heads}"
             )
     counts, ema = state["class_counts"], state["ema"]
-    method.check_evaluation(recipe, datasets, counts)
-    metrics = method.evaluate(model, recipe, job, datasets, counts, ema, out)
+    cofinetune.check_evaluation(recipe, datasets, counts)
+    metrics = cofinetune.evaluate(model, recipe, job, datasets, counts, ema, out)
     if job.first:
         write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         print(report.summary(metrics), report.class_table(metrics), report.contents(out), sep="\n")

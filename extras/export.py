@@ -47,13 +47,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--averaged", action="store_true", help="the weights that `ema` averaged, not the last")
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
     out = Path(options.out)
     if out.suffix not in (".onnx", ".pt2", ""):
         raise ValueError(f"{out}: expected FILE.onnx, FILE.pt2 or a folder's name")
     state = checkpoints.load(options.checkpoint)
-    task = choose_task(checkpoints.recipe_of(state, method.Recipe), options)
-    model = checkpoints.model_of(state, method.Recipe, options.averaged).eval()
+    task = choose_task(checkpoints.recipe_of(state, cofinetune.Recipe), options)
+    model = checkpoints.model_of(state, cofinetune.Recipe, options.averaged).eval()
     classes = state["classes"][task.name]
     if out.suffix == "":
         from extras import hugging_face

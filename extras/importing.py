@@ -912,7 +912,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--into", type=Path, help="recipe that gets the task (default: a new one in target)")
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
     import_task(
         options.source,
         options.target,

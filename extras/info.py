@@ -24,7 +24,7 @@ which recipe and how well, and what `init` would take of it."""
     )
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
     path = Path(options.checkpoint)
     if (path / "last.pt").exists() or (path / "best.pt").exists():
         path = checkpoints.find(path)
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
     if weights.family == pretrained.OWN:
         state = checkpoints.load(path)
         try:
-            lines += training_lines(state, checkpoints.recipe_of(state, method.Recipe))
+            lines += training_lines(state, checkpoints.recipe_of(state, cofinetune.Recipe))
         except ValueError as error:  # an older version's
             lines.append(("recipe", str(error)))
     lines += init_lines(weights)

@@ -99,7 +99,7 @@ def check_detector_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--min-score {options.min_score:g}: expected 0 to 1")
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> int:
     """-> 1 if a video could not be read, else 0."""
     check_detector_options(options)
     found = find_videos(options.videos)

@@ -128,13 +128,13 @@ the same --out (default: predictions/VIDEO) are replaced."""
 
 
 @torch.no_grad()
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> int:
     """-> 1 if a video could not be read, else 0."""
     persons.check_detector_options(options)
     if options.top < 1:
         raise ValueError(f"--top {options.top}: expected 1 or more")
     state = checkpoints.load(options.checkpoint)
-    recipe = use(checkpoints.recipe_of(state, method.Recipe), overrides)
+    recipe = use(checkpoints.recipe_of(state, cofinetune.Recipe), overrides)
     box_tasks, clip_tasks = tasks_of(recipe, options.boxes)
     films, damaged = open_films(persons.find_videos(options.videos))
     out = Path(overrides.get("out") or folder_for(options.videos, recipe))
@@ -145,7 +145,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
         fill_with_whole(films, options.every_sec)
     elif box_tasks and options.boxes != "detect":
         read_boxes(films, options.boxes, {task.offset_sec for task in box_tasks})
-    model = checkpoints.model_of(state, method.Recipe, options.averaged).eval().to(job.device)
+    model = checkpoints.model_of(state, cofinetune.Recipe, options.averaged).eval().to(job.device)
 
     names = [file_of("detections", task, box_tasks) for task in box_tasks]
     names += [file_of("clips", task, clip_tasks) for task in clip_tasks]
@@ -155,11 +155,11 @@ def run(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
     written = Written(out, options, state, names)  # from here on what was there before is gone
     if box_tasks and options.boxes == "detect":
         damaged += detect(films, options, written.add("boxes.csv"), job.device)
-    predict = functools.partial(method.predictions, model, recipe, job)
+    predict = functools.partial(cofinetune.predictions, model, recipe, job)
     for task in box_tasks:
         classes = state["classes"][task.name]
         found = label_persons(predict, task, classes, films, options.top, len(box_tasks) > 1)
-        rows = method.detection_rows(found, len(classes))
+        rows = cofinetune.detection_rows(found, len(classes))
         ava_eval.write_csv(written.add(file_of("detections", task, box_tasks)), rows)
     for task in clip_tasks:
         classes = state["classes"][task.name]

@@ -321,31 +321,31 @@ def drawn(protocol) -> list:
     return [each for each in protocol.method if each.drawn and each.name != protocol.reference]
 
 
-def draw_rows(protocol, rows: list[dict], path: Path) -> None:
-    """A row for each case and method: a dot for each world, a bar for the interval."""
+def lines_of(protocol, rows: list[dict], column: str) -> list[tuple]:
+    """(label, differences by world, their mean and interval) for each case and method."""
     lines = []
     for case in protocol.case:
         for method in drawn(protocol):
-            values = difference(protocol, rows, case, method, score_column(rows))
-            label = f"{case.name} {method.name}".strip()
-            if len(values):
-                lines.append((label, values, paired(values)))
+            values = difference(protocol, rows, case, method, column)
+            of_mean = paired(values) if len(values) else (math.nan, math.nan, math.nan)
+            lines.append((f"{case.name} {method.name}".strip(), values, of_mean))
+    return lines
+
+
+def draw_rows(protocol, rows: list[dict], path: Path) -> None:
+    """A row for each case and method: a dot for each world, a bar for the interval."""
     title = f"{score_column(rows)} minus {protocol.reference}"
-    charts.draw_rows(lines, title).write(path)
+    panels = {"": lines_of(protocol, rows, score_column(rows))}
+    charts.draw_rows(panels, title).write(path)
 
 
 def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
-    """A row for each case, method and kind of class."""
-    lines = []
-    for case in protocol.case:
-        for method in drawn(protocol):
-            for task, kind in kinds_of(rows):
-                values = difference(protocol, rows, case, method, f"{task} {kind}")
-                label = f"{case.name} {method.name}: {kind}".strip()
-                if len(values):
-                    lines.append((label, values, paired(values)))
-    title = f"AP by kind of class minus {protocol.reference}"
-    charts.draw_rows(lines, title).write(path)
+    """The same, and beside it for each kind of class."""
+    panels = {"all": lines_of(protocol, rows, score_column(rows))}
+    for task, kind in kinds_of(rows):
+        panels[kind] = lines_of(protocol, rows, f"{task} {kind}")
+    title = f"{score_column(rows)} and AP by kind of class minus {protocol.reference}"
+    charts.draw_rows(panels, title).write(path)
 
 
 def draw_lines(protocol, rows: list[dict], path: Path) -> None:

@@ -27,7 +27,7 @@ difference, and the middle 95 % of it over 1000 draws of the videos. Files as av
     add("--json", action="store_true", help="all figures, unrounded")
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
     files = vars(options)
     as_json = files.pop("json")
     result = compare(**files)

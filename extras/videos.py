@@ -456,7 +456,7 @@ def add_check_options(parser: argparse.ArgumentParser) -> None:
     _add_workers(parser)
 
 
-def run_check(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
+def run_check(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> int:
     _refuse_less_than(1, options, "workers")
     return 0 if check(options.source, options.workers, options.quick) else 1
 
@@ -482,7 +482,7 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
     _add_workers(parser)
 
 
-def run_prepare(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
+def run_prepare(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> int:
     _refuse_less_than(1, options, "workers")
     _refuse_less_than(2, options, "short_side")
     _refuse_less_than(0, options, "keyframe_sec")
@@ -506,7 +506,7 @@ def add_show_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_show(options: argparse.Namespace, overrides: dict[str, str], method) -> int:
+def run_show(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> int:
     _refuse_less_than(1, options, "count")
     show(options.source, options.out, options.count)
     return 0

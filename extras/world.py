@@ -671,6 +671,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         sizes.add_argument(option, type=field.type, default=field.default, help=what)
 
 
-def run(options: argparse.Namespace, overrides: dict[str, str], method) -> None:
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
     sizes = {field.name: getattr(options, field.name) for field in dataclasses.fields(World)}
     make_world(options.folder, workers=options.processes, **sizes)

@@ -465,7 +465,7 @@ def test_points_lie_where_their_numbers_say(tmp_path):
 def test_rows_lie_where_their_numbers_say(tmp_path):
     """A dot for each world and for the mean, a bar from end to end, numbers under their lines."""
     lines = [("one", [0.5, -0.25], (0.125, -1.0, 1.25)), ("other", [0.0], (0.0, math.nan, 0.0))]
-    elements = elements_of(charts.draw_rows(lines, "title"), tmp_path / "a.svg")
+    elements = elements_of(charts.draw_rows({"": lines}, "title"), tmp_path / "a.svg")
     numbers = {}
     for name, at, text in elements:
         if name == "text" and at["text-anchor"] == "middle":
@@ -482,9 +482,27 @@ def test_rows_lie_where_their_numbers_say(tmp_path):
     assert -1.0 == value(bar["x1"]) and 1.25 == value(bar["x2"])
 
 
+def test_panels_stand_side_by_side_on_one_scale(tmp_path):
+    one, other = [("a", [0.5], (0.5, -0.75, 0.75))], [("a", [], (math.nan, math.nan, math.nan))]
+    panels = {"left": one, "right": one, "empty": other}
+    elements = elements_of(charts.draw_rows(panels, "title"), tmp_path / "a.svg")
+    texts = [(at, text) for name, at, text in elements if name == "text"]
+    assert [text for _, text in texts].count("a") == 1
+    zeros = [float(at["x"]) for at, text in texts if text == "0"]
+    names = [float(at["x"]) for at, text in texts if text in panels]
+    step = zeros[1] - zeros[0]
+    assert step > 0 and zeros == pytest.approx([zeros[0] + step * number for number in range(3)])
+    assert np.diff(names) == pytest.approx([step, step])
+    dots = [float(at["cx"]) for name, at, _ in elements if name == "circle"]
+    assert dots[2:] == pytest.approx([x + step for x in dots[:2]]) and len(dots) == 4
+    for number, x in enumerate(zeros):  # no number lies in the next panel
+        ticks = [float(at["x"]) for at, text in texts if text[0] in "0+-"]
+        assert sum(abs(tick - x) < step / 2 for tick in ticks) == len(ticks) / 3, number
+
+
 def test_ticks_are_round_and_inside():
     for low, high in ((-0.07, 0.07), (0.61, 0.69), (0, 1), (-3, 40)):
-        scale = charts.Scale([low, high], 0, 100)
+        scale = charts.Scale([low, high], 0, 400)
         ticks = scale.ticks()
         assert 2 <= len(ticks) <= 7 and scale.first <= min(ticks) and max(ticks) <= scale.last
         assert all(f"{tick:.3g}" == f"{tick:.2g}" for tick in ticks)
@@ -577,13 +595,35 @@ class Runs:
         return f"{(values > 0).sum()} of {len(values)}"
 
     def upstream(self, name, case=""):
-        """Mean top-1 of the two clip tasks."""
-        if name.startswith("downstream"):
-            return "none"
+        """Mean top-1 of the two clip tasks; a dash for one that was never trained."""
         tops = []
         for task in ("actions", "templates"):
-            tops.append(tables.series(self.final, case, name, f"{task} top-1").mean())
-        return "{:.2f}, {:.2f}".format(*tops)
+            top = tables.series(self.final, case, name, f"{task} top-1").mean()
+            tops.append("–" if math.isnan(top) else f"{top:.2f}")
+        return "none" if tops == ["–", "–"] else ", ".join(tops)
+
+    def table(self, columns, case=""):
+        """Its rows: the reference's mean and, minus that, every other method's interval. `ahead` is
+        of the column before it."""
+        reference = self.protocol.reference
+        title = [f"minus {reference}", *("all" if column == MAP else column for column in columns)]
+        lines = [title, ["---"] * len(title)]
+        for name in [reference, *self.others]:
+            cells = [f"({name})" if name == reference else name]
+            for number, column in enumerate(columns):
+                if column == "upstream":
+                    cells.append(self.upstream(name, case))
+                elif name != reference and column == "ahead":
+                    cells.append(self.ahead(name, reference, columns[number - 1], case))
+                elif name != reference:
+                    cells.append(self.interval(name, reference, column, case))
+                elif column == "ahead":
+                    cells.append("")
+                else:
+                    mean = tables.series(self.final, case, name, f"ava {column}").mean()
+                    cells.append(f"{mean:.3f}")
+            lines.append(cells)
+        return " ".join(f"| {' | '.join(cells)} |" for cells in lines).replace("|  |", "| |")
 
 
 def check_said(page, said):
@@ -591,19 +631,28 @@ def check_said(page, said):
         assert words in page, words
 
 
+@pytest.mark.parametrize("path", PROTOCOLS, ids=[path.stem for path in PROTOCOLS])
+def test_the_tables_say_what_the_runs_say(path):
+    runs = Runs(path.stem)
+    text = read_page(HERE / "docs/protocols/tables.md")
+    _, _, text = text.partition(f"## `{path.stem}` ")
+    text, *_ = text.split(" ## `")
+    parts = text.split(" ### ")  # of a single case there is no heading
+    assert len(runs.cases) in (0, 1, len(parts) - 1)
+    for case, part in zip(runs.cases or [""], parts[-max(1, len(runs.cases)) :], strict=True):
+        assert len(parts) == 1 or part.startswith(f"{case} keyframes ")
+        assert runs.table([MAP, "ahead", "head", "mid", "tail", "upstream"], case) in part
+        assert runs.table(["motions", "relations", "looks", "poses"], case) in part
+
+
 def test_the_page_says_what_the_runs_of_methods_say(page, notes):
     runs = Runs("methods")
     one, co, down, rare, two, random, few = runs.methods
     assert len(runs.final) == 63
-    said = []
-    for name in (co, rare, two, random, down, few):
-        row = runs.interval(name, one, MAP), runs.ahead(name, one, MAP), runs.upstream(name)
-        said.append(f"| {' | '.join(row)} |")
-    said += [
-        f"has {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f}.",
-        f"| {runs.upstream(one)} |",
-        f"{runs.interval(co, one, MAP)} with one rate for both stages",
-        f"{runs.interval(co, two, MAP)}, {runs.ahead(co, two, MAP)} worlds, with one for each",
+    said = [
+        f"one rate, which has {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f};",
+        f"{runs.interval(co, one, MAP)} with one rate for both stages, {runs.ahead(co, one, MAP)}",
+        f"{runs.interval(co, two, MAP)} with one for each, {runs.ahead(co, two, MAP)}.",
         f"that minus co-finetuning is {runs.interval(down, co, MAP)}",
         f"finetuning with two rates by {unsigned(runs.interval(down, two, MAP))}",
         f"behind co-finetuning by {unsigned(runs.interval(co, few, MAP))}",
@@ -616,13 +665,8 @@ def test_the_page_says_what_the_runs_of_methods_say(page, notes):
         f"minus co-finetuning {runs.interval(rare, co, MAP)}, tail",
         f"tail {runs.interval(rare, co, 'tail')})",
     ]
-    taught = {"motions": " (`actions`)", "relations": " (`templates`)", "all": ""}
-    for kind in ("all", "motions", "relations", "looks", "poses"):
-        cells = [kind + taught.get(kind, " (nothing)")]
-        for group in ("", "tail"):
-            column = f"{kind} {group}".replace("all", "").strip() or MAP
-            cells.append(runs.interval(co, two, column))
-        said.append(f"| {' | '.join(cells)} |")
+    for kind in ("motions", "relations", "looks", "poses"):
+        said.append(f"{kind} {runs.interval(co, two, kind)}")
     check_said(page, said)
     said = [f"{tables.noise_of_a_run(runs.protocol, runs.rows):.3f} (three runs of each"]
     for other in (one, two):
@@ -679,13 +723,8 @@ def test_the_page_says_what_the_runs_of_rates_say(page):
 def test_the_page_says_what_the_runs_of_share_say(page):
     runs = Runs("share")
     third = runs.protocol.reference
-    said = []
-    for name in runs.others:
-        cells = [name, runs.interval(name, third, MAP), runs.ahead(name, third, MAP)]
-        cells += [runs.interval(name, third, "tail"), runs.upstream(name)]
-        said.append(f"| {' | '.join(cells)} |")
     half, more = "co-finetuning, 1/2", "co-finetuning, 2/3"
-    said += [
+    said = [
         f"a half ({runs.interval(half, third, MAP)}) and two thirds",
         f"(minus a half {runs.interval(more, half, MAP)}) no difference",
         f"with two rates is {runs.interval(half, 'finetuning, two rates', MAP)}, minus",
@@ -697,13 +736,8 @@ def test_the_page_says_what_the_runs_of_share_say(page):
 def test_the_page_says_what_the_runs_of_sets_say(page):
     runs = Runs("sets")
     two = runs.protocol.reference
-    said = []
-    for name in runs.others:
-        cells = [name, runs.interval(name, two, MAP), runs.ahead(name, two, MAP)]
-        cells += [runs.interval(name, two, kind) for kind in ("motions", "relations", "looks")]
-        said.append(f"| {' | '.join(cells)} |")
     few = "{}, 800 updates".format
-    said += [
+    said = [
         f"minus `actions` {runs.interval(two, 'actions', 'relations')}; looks",
         f"three minus two {runs.interval('three sets', two, 'looks')})",
         f"`actions` is {runs.interval('templates', 'actions', 'relations')} on relations",
@@ -719,10 +753,7 @@ def test_the_page_says_what_the_runs_of_sets_say(page):
 def test_the_page_says_what_the_runs_of_kept_say(page, notes):
     runs = Runs("kept")
     one, co, down = runs.protocol.reference, "co-finetuning", "downstream, equal updates"
-    said = [f"| {one}: one rate | | | {runs.upstream(one)} |"]
-    for name in runs.others:
-        row = runs.interval(name, one, MAP), runs.ahead(name, one, MAP), runs.upstream(name)
-        said.append(f"| {' | '.join([name, *row])} |")
+    said = []
     distilled = " + self-distillation"
     quarter = runs.interval(one, "finetuning, second rate 1/4", MAP)
     said.append(f"costs {unsigned(quarter)} of mAP")
@@ -752,7 +783,8 @@ def test_every_row_of_a_table_has_all_its_worlds():
 
 
 def test_the_page_counts_its_intervals(page):
-    count = len(re.findall(r"\[[+-]?0\.\d{3}, [+-]?0\.\d{3}\]", page))
+    text = page + read_page(HERE / "docs/protocols/tables.md")
+    count = len(re.findall(r"\[[+-]?0\.\d{3}, [+-]?0\.\d{3}\]", text))
     assert f"about {round(count / 20)} of the {count} intervals" in page
 
 
