@@ -90,8 +90,8 @@ class Table(NamedTuple):
 
     name: str  # for messages
     keys: dict  # (video_id, time in microseconds) -> number of the keyframe; shared by all tables
-    box_key: np.ndarray  # (B,) int32 keyframe of each box; "nothing there" is a box without rows
-    corners: np.ndarray  # (B, 4) float64
+    box_key: np.ndarray  # (K,) int32 keyframe of each box; "nothing there" is a box without rows
+    corners: np.ndarray  # (K, 4) float64
     box: np.ndarray  # (n,) int32 box of each row
     label: np.ndarray  # (n,) int32; when numbered: int16 0 .. C-1, or -1 for other classes
     score: np.ndarray  # (n,) float64; of ground truth the person id, as the official heap has it
@@ -128,7 +128,7 @@ def changes(*columns) -> np.ndarray:
 
 
 def mark(keyframes, keys: dict) -> np.ndarray:
-    """(K,) bool: of all keyframes, those given by number."""
+    """(keyframes,) bool: of all keyframes, those given by number."""
     marked = np.zeros(len(keys), bool)
     marked[keyframes] = True
     return marked
@@ -239,9 +239,9 @@ def number_classes(table: Table, labels: list) -> Table:
 
 
 def by_keyframe(table: Table, counted: np.ndarray, first_in: Table) -> Table:
-    """The rows of the classes on the keyframes that are counted, (K,) bool: keyframe by keyframe,
-    each in the order of the file. The keyframes come in the order in which `first_in` has them: so
-    they do in the original scripts, and there that ranks equal scores."""
+    """The rows of the classes on the keyframes that are counted, (keyframes,) bool: keyframe by
+    keyframe, each in the order of the file. The keyframes come in the order in which `first_in` has
+    them: so they do in the original scripts, and there that ranks equal scores."""
     box = first_in.box[first_in.label >= 0]
     keyframes, first = np.unique(first_in.box_key[box[changes(box)]], return_index=True)
     turn = np.zeros(len(table.keys), np.int32)
@@ -271,7 +271,9 @@ def best_first(det: Table, boxes: Table, rules: Protocol) -> np.ndarray:
         return np.arange(len(det.box))
     cap = rules.cap or None
     kind = "stable" if rules.order == "stable" else None
-    falling, bounds, rows_of = -det.score, det.bounds(), {}
+    falling = -det.score
+    bounds = det.bounds()
+    rows_of = {}
     for keyframe, (begin, end) in bounds.items():
         score = falling[begin:end]
         rows = score.argsort(kind=kind)
@@ -377,7 +379,7 @@ def mean(ap) -> float | None:
 
 
 def count_keyframes(annotated, detected, ignored, excluded) -> dict:
-    """Of masks of all keyframes, (K,) bool."""
+    """Of masks of all keyframes, (keyframes,) bool."""
     masks = {
         "ground_truth": annotated & ~excluded,
         "detected": detected,
@@ -498,7 +500,8 @@ def evaluate(
     """
     protocol = protocol_of(protocol, exclusions)
     names = classes_of(labelmap)
-    labels, keys, excluded = sorted(names), {}, []
+    labels = sorted(names)
+    keys, excluded = {}, []
     parts = load(groundtruth, "ground truth", keys, is_truth=True)
     truth, det = join(parts), join(load(detections, "detections", keys))
     if exclusions is not None:
@@ -593,6 +596,8 @@ def mean_over(scored: Scored, members) -> dict:
 def load(source, name: str, keys: dict, is_truth=False, widths=(2, 7, 8)) -> list[Table]:
     """A path or Rows, or each of a list of them, as a table. name: of Rows, in messages."""
     sources = source if isinstance(source, (list, tuple)) else [source]
+    if not sources:
+        raise ValueError(f"{name}: an empty list, expected one file at least")
     tables = []
     for number, one in enumerate(sources, 1):
         if isinstance(one, Rows):
@@ -764,7 +769,8 @@ def read_rows(rows: Rows, name: str, keys: dict, is_truth: bool) -> Table:
 def write_csv(path, rows: Rows) -> None:
     """Writes rows such that reading them gives the same float64 again (shortest exact decimals),
     times to the microsecond."""
-    label, partial = np.asarray(rows.label), Path(f"{path}.partial")
+    label = np.asarray(rows.label)
+    partial = Path(f"{path}.partial")
     numbers = [np.asarray(rows.boxes, float).reshape(-1, 4).tolist(), label.tolist()]
     if rows.score is not None:
         numbers.append(np.asarray(rows.score, float).tolist())
@@ -779,7 +785,8 @@ def write_csv(path, rows: Rows) -> None:
 
 def read_labelmap(path) -> dict[int, str]:
     """{id: name} of a label map in text-protobuf form, either spelling, any line breaks."""
-    classes, quoted = {}, "\"[^\"]*\"|'[^']*'"
+    classes = {}
+    quoted = "\"[^\"]*\"|'[^']*'"
     text = Path(path).read_text(encoding="utf-8-sig", errors="backslashreplace")
     for item in re.findall(rf"\{{((?:[^{{}}\"']|{quoted})*)\}}", text):
         name = re.search(rf"\bname\s*:\s*({quoted})", item)
@@ -830,7 +837,8 @@ AVA_KINDS = {"pose": (1, 14), "object": (15, 63), "person": (64, 80)}  # label_t
 
 def groups_of(names: dict, counts: dict | None, thresholds: tuple) -> dict[str, list[int]]:
     """{group: places of its classes}: by annotated boxes in training, and for AVA by kind."""
-    labels, groups = sorted(names), {}
+    labels = sorted(names)
+    groups = {}
     is_ava = 2 * sum(AVA_CLASSES.get(i) == names[i] for i in labels) > len(labels)
     if counts is None and is_ava:
         counts = AVA_TRAIN_COUNTS
@@ -840,7 +848,11 @@ def groups_of(names: dict, counts: dict | None, thresholds: tuple) -> dict[str, 
         for c, label in enumerate(labels):
             count = counts.get(label, counts.get(str(label)))  # keys of JSON are strings
             if count is not None:
-                group = "head" if count > head else "tail" if count < tail else "mid"
+                group = "mid"
+                if count > head:
+                    group = "head"
+                elif count < tail:
+                    group = "tail"
                 groups[group].append(c)
     if is_ava:
         for kind, (first, last) in AVA_KINDS.items():
@@ -851,7 +863,9 @@ def groups_of(names: dict, counts: dict | None, thresholds: tuple) -> dict[str, 
 def notes_on(truth: Table, det: Table, scored: Scored, names: dict, guessed: bool) -> list[str]:
     """What to know before believing the number, above all why it is 0. guessed: nobody said that
     the classes are AVA's."""
-    frames, person, notes = scored.counts["keyframes"], scored.counts["person"], []
+    frames = scored.counts["keyframes"]
+    person = scored.counts["person"]
+    notes = []
     if frames["matched"] <= 0.5 * max(frames["detected"], frames["ground_truth"]):
         notes.append(
             f"{frames['matched']} of {frames['detected']} detected keyframes occur in the ground "
@@ -895,7 +909,10 @@ def first_keyframe(table: Table) -> str:
 
 
 def shortened(items: list) -> str:
-    return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "") or "none"
+    if not len(items):
+        return "none"
+    more = ", ..." if len(items) > 5 else ""
+    return ", ".join(map(str, items[:5])) + more
 
 
 # ---- Command line --------------------------------------------------------------------------------
@@ -915,7 +932,8 @@ def report(result: dict) -> str:
             f"{one['num_det']:>11}   {one['id']} {one['name']}"
         )
     lines.append("")
-    for name, one in ({f"mAP ({protocol})": result} | result["groups"]).items():
+    means = {f"mAP ({protocol})": result, **result["groups"]}
+    for name, one in means.items():
         lines.append(f"{points(one['mAP']):>6} {name}, {one['classes']} classes")
     if "head" in result["groups"]:
         head, tail = result["thresholds"]

@@ -132,7 +132,8 @@ def train_step(
     """One update: the encoder by every task of the step, each head by its own.
 
     batches: micro-batches of the step's task (with `accumulate`, of every task); all ranks train
-    the same tasks. -> loss by task, norm of the gradient, learning rate as a share of the peak.
+    the same tasks. -> loss by task, norm of the gradient, share of the peak rate times the task's
+    lr_scale (SGD keeps its rate and scales the gradient instead: take_step).
     """
     model, trunk, tasks = learner.model, learner.trunk, learner.tasks
     seed_dropout(recipe.seed, step, job.rank)  # as the data are, so that resuming is exact
@@ -341,7 +342,9 @@ def check_evaluation(recipe: Recipe, val_sets: dict, counts: dict) -> None:
     for name, dataset in val_sets.items():
         if dataset.task.kind == "box":
             nothing = detection_rows({}, len(dataset.classes))
-            ava_eval.evaluate(detections=nothing, **map_settings(recipe, dataset, counts[name]))
+            ava_eval.evaluate(
+                detections=nothing, **evaluator_settings(recipe, dataset, counts[name])
+            )
 
 
 def wrap(encoder: nn.Module, recipe: Recipe, job: Job) -> nn.Module:
@@ -368,6 +371,8 @@ def evaluate(
 ) -> dict:  # fmt: skip
     """The metrics of every task on its validation data: collective, complete on rank 0.
 
+    -> {"task": {name: metrics}, "score": what decides on best.pt, "score_is": its name}; with
+    averaged weights also "ema": the same of them.
     counts: training boxes per class, for the frequency groups. With `out`, as at a run's end, also
     the chance levels (random scores on the same boxes and clips), detections.csv and the previews.
     """
@@ -389,13 +394,12 @@ def evaluate(
 
 
 def score_of(measured) -> tuple[float, str]:
-    """What decides on best.pt, and its name."""
-    scores, name = [], "mAP"
-    for one in measured:
-        if one["kind"] == "box":
-            scores.append(one["mAP"] or 0.0)
+    """What decides on best.pt, and its name. measured: the metrics of each task that counts."""
+    scores = [one["mAP"] or 0.0 for one in measured if one["kind"] == "box"]
+    name = "mAP"
     if not scores:  # clip tasks alone
-        scores, name = [one["top1"] for one in measured], "top-1"
+        scores = [one["top1"] for one in measured]
+        name = "top-1"
     if len(scores) > 1:
         name = f"mean {name}"
     return float(np.mean(scores or [0.0])), name
@@ -429,7 +433,8 @@ def gather_by_key(dataset: data.Dataset, job: Job, results: dict) -> dict | None
     parts = job.gather(results)
     if not job.first:
         return None
-    merged, count, task = {}, 0, dataset.task
+    task = dataset.task
+    merged, count = {}, 0
     for part in parts:
         merged |= part
         count += len(part)
@@ -451,48 +456,50 @@ def gather_by_key(dataset: data.Dataset, job: Job, results: dict) -> dict | None
 def evaluate_clips(model, recipe, job, dataset, counts, out) -> dict:
     """Top-1 and top-5 of the softmax averaged over an item's views, of all clips of the list: one
     that is missing or cannot be decoded is wrong, as a keyframe without detections is missed."""
-    sums, labels = {}, {}
+    sums, labels = {}, {}  # by key; sums: over the views, None if not decodable
     for batch, logits in predictions(model, recipe, job, dataset):
-        shares = logits.double().softmax(1).cpu()  # (B, C)
+        probabilities = logits.double().softmax(1).cpu()  # (B, C)
         for i, key in enumerate(batch.keys):
             labels[key] = int(batch.labels[i])
             if batch.valid[i]:
-                sums[key] = sums.get(key, 0) + shares[i]
+                sums[key] = sums.get(key, 0) + probabilities[i]
             else:
                 sums[key] = None
-    ranks = {}
-    for key, shares in sums.items():
-        ranks[key] = None if shares is None else rank_of(labels[key], shares)
-    ranks = gather_by_key(dataset, job, ranks)
-    if ranks is None:
+    before = {}  # key -> how many classes come before the true one
+    for key, scores in sums.items():
+        before[key] = None if scores is None else classes_before(labels[key], scores)
+    before = gather_by_key(dataset, job, before)
+    if before is None:
         return {}
-    seen = [rank for rank in ranks.values() if rank is not None]
-    clips, classes = len(ranks) + dataset.missing_items, len(dataset.classes)
+    seen = [count for count in before.values() if count is not None]
+    clips = len(before) + dataset.missing_items
+    classes = len(dataset.classes)
     return dict(
         kind="clip",
-        top1=sum(rank < 1 for rank in seen) / clips,
-        top5=sum(rank < 5 for rank in seen) / clips,
+        top1=sum(count < 1 for count in seen) / clips,
+        top5=sum(count < 5 for count in seen) / clips,
         clips=clips,
         classes=classes,
         chance=dict(top1=1 / classes, top5=min(5 / classes, 1.0)) if out else {},
         views=math.prod(dataset.task.views),
         missing=dataset.missing_items,
-        undecodable=len(ranks) - len(seen),
+        undecodable=len(before) - len(seen),
     )
 
 
-def rank_of(label: int, shares: torch.Tensor) -> int:
-    """How many other classes rank before the true one. A tie does, so an untrained head is never
-    right; nan, of weights that diverged, is behind any number of classes."""
-    if shares.isnan().any():
-        return len(shares) + 5
-    below = int((shares < shares[label]).sum())
-    return len(shares) - 1 - below
+def classes_before(label: int, scores: torch.Tensor) -> int:
+    """How many other classes come before the true one, by scores (C,). A tie does, so an untrained
+    head is never right; nan, of weights that diverged, is behind any number of classes."""
+    if scores.isnan().any():
+        return len(scores) + 5
+    below = int((scores < scores[label]).sum())
+    return len(scores) - 1 - below
 
 
 def evaluate_boxes(model, recipe, job, dataset, counts, out) -> dict:
     """AVA mAP; a row per box and class, whose score is class probability times detector score."""
-    task, detections = dataset.task, {}
+    task = dataset.task
+    detections = {}
     for batch, logits in predictions(model, recipe, job, dataset):
         scores = logits.sigmoid() * batch.scores[:, None]  # (K, C)
         if not scores.isfinite().all():
@@ -508,7 +515,7 @@ def evaluate_boxes(model, recipe, job, dataset, counts, out) -> dict:
     if detections is None:
         return {}
     rows = detection_rows(detections, len(dataset.classes))
-    chosen = map_settings(recipe, dataset, counts)
+    chosen = evaluator_settings(recipe, dataset, counts)
     result = ava_eval.evaluate(detections=rows, **chosen)
     result["kind"] = "box"
     result["boxes"] = "detected" if task.val_boxes else "annotated"
@@ -535,7 +542,7 @@ def chance_of(rows: ava_eval.Rows, chosen: dict) -> dict[str, float]:
     return result
 
 
-def map_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
+def evaluator_settings(recipe: Recipe, dataset: data.Dataset, counts: dict) -> dict:
     """What ava_eval.evaluate takes beside the detections."""
     task, root = dataset.task, Path(recipe.root)
     chosen = dict(

@@ -116,7 +116,11 @@ class Task:
         "0: the labels of their file", least=0, most=1)  # fmt: skip
     offset_sec: float = setting(0.0, "annotation time less file time; AVA's 15-minute cuts: 900")
     bad_share: float = setting(
-        0.05, "of the videos, missing or undecodable: tolerated", least=0, most=1, free=True
+        0.05,
+        "of the videos: so many may be missing, and so many undecodable",
+        least=0,
+        most=1,
+        free=True,
     )
 
     frames: int = setting(32, "of a clip", least=1, group="clips")
@@ -164,6 +168,7 @@ def task_problems(task: Task) -> list[str]:
     box, sides, views, swap = task.kind == "box", task.short_side, task.views, task.flip_swap
     crops = views[-1] if len(views) == 2 else 0
     rules = [
+        (task.kind not in ("clip", "box"), f"kind = {task.kind!r} is neither clip nor box"),
         (not (task.train or task.val), "neither `train` nor `val` is given"),
         (box and not task.labels, "a box task needs `labels`, its action list"),
         (box and task.mixup, "mixup is for clip tasks"),
@@ -357,7 +362,8 @@ def scan_clock(stream: av.VideoStream) -> tuple[bool, float]:
 def _scan_clock(path: str, modified_ns: int) -> tuple[bool, float]:
     """modified_ns: a part of the cache's key, so that a file that was replaced is read anew."""
     with open_stream(path) as stream:
-        clock, first = Clock(stream), None
+        clock = Clock(stream)
+        first = None
         counted = format_is(stream, Flags.no_timestamps)
         for packet in stream.container.demux(stream):
             if packet.size:
@@ -611,6 +617,12 @@ def to_number(text: str) -> float:
     return value
 
 
+def microseconds(time_sec: float) -> int:
+    """The time in a keyframe's key, rounded as `%.6f` is, and as ava_eval.py does it: the product
+    alone makes another keyframe of half of the times with a seventh decimal 5."""
+    return round(round(time_sec, 6) * 1e6)
+
+
 CLASS_LINES = (  # `1 name` or `1,name`; `name,1`; a name alone
     r"(?P<number>\d+)[ ,]\s*(?P<name>[^,;:\t\"]+)",
     r"(?P<name>[^,;:\t\"]+),(?P<number>\d+)",
@@ -782,7 +794,7 @@ class Person:
 
 
 def read_boxes(
-    path: str | Path, classes: int, scored: bool, report: dict
+    path: str | Path, classes: int, scored: bool = False, report: dict | None = None
 ) -> dict[tuple[str, int], list[Person]]:
     """(video id, microseconds) -> persons of a csv; `scored`: column 8 is a score, not a person.
 
@@ -790,6 +802,7 @@ def read_boxes(
     has two columns has no persons. Counts rows in `report`. Raises ValueError with file and line.
     """
     keyframes: dict[tuple[str, int], dict[tuple, Person]] = {}
+    report = {} if report is None else report
     report |= {"rows": 0, "empty boxes dropped": 0}
     for where, line in read_lines(path):
         row = next(csv.reader([line])) if '"' in line else line.split(",")
@@ -797,7 +810,8 @@ def read_boxes(
             if len(row) not in ((2, 8) if scored else (2, 7, 8)):
                 expected = "2 or 8" if scored else "2, 7 or 8"
                 raise ValueError(f"{len(row)} columns instead of {expected}, separated by commas")
-            persons = keyframes.setdefault((row[0].strip(), round(to_number(row[1]) * 1e6)), {})
+            key = row[0].strip(), microseconds(to_number(row[1]))
+            persons = keyframes.setdefault(key, {})
             report["rows"] += 1
             if len(row) == 2:
                 continue
@@ -809,8 +823,10 @@ def read_boxes(
             report["empty boxes dropped"] += 1
             continue
         # One person has the same numbers and the same id: rounded boxes would merge neighbours.
-        key = box if scored else (box, *row[7:])
-        person = persons.get(key) or persons.setdefault(key, Person(box, set(), score, not scored))
+        identity = box if scored else (box, *row[7:])
+        if identity not in persons:
+            persons[identity] = Person(box, set(), score, annotated=not scored)
+        person = persons[identity]
         if label != -1:
             person.labels.add(int(label))
         person.score = max(person.score, score)
@@ -933,8 +949,9 @@ def fixed_crops(video: np.ndarray, boxes: np.ndarray, size: int, count: int) -> 
     places = [0.0, 0.5, 1.0] if count == 3 else [0.5]
     squares = []
     for place in places:
-        top = round((height - size) * (place if height > width else 0.5))
-        left = round((width - size) * (place if height <= width else 0.5))
+        down, right = (place, 0.5) if height > width else (0.5, place)
+        top = round((height - size) * down)
+        left = round((width - size) * right)
         square, inside, _ = crop(video, boxes, top, left, size)
         squares.append(square)
         if place == 0.5:
@@ -1008,8 +1025,9 @@ class Items(Sequence):
     def __init__(self, folder: str, rows: Iterable[tuple], classes: int):
         """rows: (key, file relative to the folder, time_sec, label, persons[, end_sec])"""
         self.folder = folder
-        names, stamps, files, times, label, counts, persons = [], [], [], [], [], [], []
-        ends = []
+        names, stamps, files = [], [], []  # of the items
+        times, ends, label = [], [], []
+        counts, persons = [], []
         for (name, stamp), file, time_sec, column, people, *end_sec in rows:
             files.append(os.fsencode(file))
             names.append(files[-1] if name == file else os.fsencode(name))
@@ -1215,15 +1233,16 @@ def _open_boxes(task: Task, split: str, paths: dict[str, str], formats: ModuleTy
         raise ValueError(f"{paths['labels']}: ids {min(names)} to {max(names)}, expected 1..32767")
     classes = [names.get(number, f"class {number}") for number in range(1, max(names) + 1)]
     report: dict[str, int] = {}
-    keyframes = read_boxes(paths["annotations"], len(classes), False, report)
-    excluded = read_boxes(paths["exclude"], len(classes), False, {}) if "exclude" in paths else {}
+    keyframes = read_boxes(paths["annotations"], len(classes), report=report)
+    excluded = read_boxes(paths["exclude"], len(classes)) if "exclude" in paths else {}
     report["keyframes"] = len(keyframes)
     report["excluded keyframes"] = len(excluded.keys() & keyframes.keys())
     if "boxes" in paths:
-        detected = read_boxes(paths["boxes"], len(classes), True, {})
+        detected = read_boxes(paths["boxes"], len(classes), scored=True)
         merge = _add_detections if split == "train" else _take_detections
         keyframes = merge(task, keyframes, detected)
-    videos, rows = formats.Videos(paths["videos"]), []
+    videos = formats.Videos(paths["videos"])
+    rows = []
     missing, missing_items = {}, 0
     for (video, stamp), persons in sorted(keyframes.items()):
         # Nobody in it: nothing to train, nothing to score.
@@ -1287,15 +1306,17 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _open_clips(task: Task, split: str, paths: dict[str, str], formats: ModuleType) -> Dataset:
     annotations, folder = paths["annotations"], paths["videos"]
-    source = paths.get("labels") or paths.get("names", annotations)
     if "labels" in paths:
+        source = paths["labels"]
         names = formats.read_classes(source)
     else:  # of `train` for both splits, which must agree
+        source = paths.get("names", annotations)
         names = _listed_classes(source, formats.read_clips(source, "train", folder))
     classes = [names[number] for number in sorted(names)]
     columns = {str(number): column for column, number in enumerate(sorted(names))}
     columns |= {name: column for column, name in enumerate(classes)}
-    videos, missing, report = formats.Videos(folder), {}, {"rows": 0}
+    videos = formats.Videos(folder)
+    missing, report = {}, {"rows": 0}
 
     def rows() -> Iterator[tuple]:
         for number, row in enumerate(formats.read_clips(annotations, split, folder)):
@@ -1307,7 +1328,7 @@ def _open_clips(task: Task, split: str, paths: dict[str, str], formats: ModuleTy
                 )
             file = videos.clip(row)
             if file is None:
-                missing[row.name] = row.where
+                missing.setdefault(row.name, row.where)
             else:
                 yield (file, number), file, row.start_sec, columns[row.label], (), row.end_sec
 
@@ -1331,16 +1352,24 @@ def _listed_classes(path: str, rows: Iterable[ClipRow]) -> dict[int, str]:
 
 
 def _check_flips(task: Task, classes: list[str]) -> None:
-    """A flipped "left to right" is a wrong label, unless it becomes "right to left"."""
+    """A flipped "left to right" is a wrong label, unless it becomes "right to left". ValueError."""
     first = 1 if task.kind == "box" else 0  # number of the first class
     other = {"left": "right", "right": "left"}
     numbers = {name.lower(): number for number, name in enumerate(classes, first)}
-    given, missing = [sorted(pair) for pair in task.flip_swap], []
+    given = [sorted(pair) for pair in task.flip_swap]
+    missing = []
     for name, number in numbers.items():
         turned = re.sub("left|right", lambda word: other[word[0]], name)
         partner = numbers.get(turned, number)
         if number < partner and [number, partner] not in given:
             missing.append([number, partner])
+        one_sided = turned not in numbers and re.search(r"\b(left|right)\b", name)
+        if one_sided and not any(number in pair for pair in given):
+            raise ValueError(
+                f"task {task.name!r}: flip = {task.flip} mirrors {classes[number - first]!r}, of "
+                "which no class is the mirror image: set flip = 0.0, or flip_swap = "
+                f"{given + [[number, number]]} if it may be mirrored"
+            )
     last = len(classes) + first - 1
     if missing:
         raise ValueError(
@@ -1364,7 +1393,6 @@ def _check_flips(task: Task, classes: list[str]) -> None:
 class Batch:
     """Clips of one task. The V views of an item (evaluation) are together: clip b is view b % V."""
 
-    step: int
     task: str
     video: torch.Tensor  # (B, T, H, W, 3) uint8 RGB
     labels: torch.Tensor  # (B,) int64 | mixup: (B, C) float32 | boxes: (K, C) float32
@@ -1392,7 +1420,7 @@ class Batch:
 
 
 def make_batch(
-    step: int, dataset: Dataset, samples: list[Sample], damaged: dict[str, str], training: bool
+    dataset: Dataset, samples: list[Sample], damaged: dict[str, str], training: bool
 ) -> Batch:
     """Stack samples; those without video become zeros, those without boxes are welcome."""
     task = dataset.task
@@ -1404,7 +1432,6 @@ def make_batch(
     nothing = np.zeros(shape, np.uint8)
     videos = [nothing if sample.video is None else sample.video for sample in samples]
     batch = Batch(
-        step,
         task.name,
         video=torch.from_numpy(np.concatenate(videos)),
         labels=torch.tensor([s.label for s in samples]).repeat_interleave(views),  # (B,)
@@ -1467,7 +1494,8 @@ class Stream:
         seed: int = 0,
         steps: int = 1000,
     ):
-        self.datasets, self.schedule, self.seed, self.steps = datasets, schedule, seed, steps
+        self.datasets, self.schedule = datasets, schedule
+        self.seed, self.steps = seed, steps
         self.names = list(datasets)
         # task -> file -> what is wrong with it: another item takes its place
         self.damaged: dict[str, dict[str, str]] = {name: {} for name in datasets}
@@ -1479,8 +1507,10 @@ class Stream:
             if not weights.sum() > 0:
                 raise ValueError("schedule = 'weighted': all weights are 0")
             share = weights / weights.sum() * steps
-            times = share.astype(int)  # and the largest remainders get one more
-            times[np.argsort(times - share, kind="stable")[: steps - times.sum()]] += 1
+            times = share.astype(int)
+            left = steps - times.sum()
+            largest_remainders = np.argsort(times - share, kind="stable")[:left]
+            times[largest_remainders] += 1
             rng = random_numbers(seed, "schedule")
             self.numbers = rng.permutation(np.repeat(np.arange(count), times))
         elif schedule in ("round_robin", "accumulate"):
@@ -1523,7 +1553,7 @@ class Stream:
         rng = random_numbers(self.seed, "order", task, epoch)
         if self.repeats[task] is None:
             return rng.permutation(size)
-        # Systematic sampling: whole repeats for sure, the rest by chance, `size` items in all.
+        # Systematic sampling: the whole part of a (scaled) repeat for sure, the rest by chance.
         ends = np.cumsum(self.repeats[task]) * (size / self.repeats[task].sum())
         ends[-1] = size
         times = np.diff(np.floor(ends + rng.random()), prepend=0).astype(int)
@@ -1566,7 +1596,8 @@ def random_numbers(seed: int, *purpose: str | int) -> np.random.Generator:
 
 
 def repeat_factors(dataset: Dataset) -> np.ndarray | None:
-    """How often each item comes in an epoch (task.repeat_rare), 1 at least; None: once."""
+    """Repeats of each item in an epoch (task.repeat_rare), before they are scaled to a whole number
+    of places in all; None: once."""
     threshold, items = dataset.task.repeat_rare, dataset.items
     if not threshold:
         return None
@@ -1601,6 +1632,8 @@ def training_batches(
 ) -> Iterator[list[Batch]]:
     """For each step from start to stop - 1 the list of its micro-batches, of all its tasks.
 
+    rank, ranks: this process among those that share a batch. micro: pieces in which this rank's
+    part of a batch comes. work: who makes them, one_by_one or ahead(n) of extras/workers.py.
     An undecodable item is replaced by the next of its epoch and noted in `stream.damaged`;
     ValueError when that befalls more than `bad_share` of a task's videos (with several ranks: by
     Stream.add_damaged).
@@ -1617,20 +1650,22 @@ def training_batches(
             )
         largest = max(largest, task.batch // ranks // micro * task.frames * task.size**2 * 3)
 
-    def requests() -> Iterator[tuple[int, str, range]]:
+    def requests() -> Iterator[tuple[str, range]]:
         for step in range(start, stop):
             for task in stream.tasks_at(step):
                 mine = stream.positions(step, task, rank, ranks)
                 for part in range(micro):
-                    yield step, task, mine[part::micro]
+                    yield task, mine[part::micro]
 
     make = functools.partial(_training_batch, stream)
-    kept = micro * len(stream.tasks_at(start))
+    tasks_of_a_step = len(stream.names) if stream.schedule == "accumulate" else 1
+    kept = micro * tasks_of_a_step
     batches = []
     for batch in work(make, requests(), largest, kept):
-        stream.damaged[batch.task] |= batch.damaged
         if ranks == 1:
             stream.add_damaged(batch.task, batch.damaged)
+        else:  # of this rank alone, so their share says nothing yet
+            stream.damaged[batch.task] |= batch.damaged
         if not batch.valid.all():
             *_, reason = batch.damaged.values()
             raise ValueError(f"task {batch.task!r}: {IN_A_ROW} videos in a row fail; {reason}")
@@ -1640,9 +1675,9 @@ def training_batches(
             batches = []
 
 
-def _training_batch(stream: Stream, request: tuple[int, str, range]) -> Batch:
-    """The batch of a step and task of these positions; not valid where IN_A_ROW items fail."""
-    step, task, positions = request
+def _training_batch(stream: Stream, request: tuple[str, range]) -> Batch:
+    """The batch of a task at these positions; not valid where IN_A_ROW items fail."""
+    task, positions = request
     dataset = stream.datasets[task]
     samples, damaged = [], {}
     for position in positions:
@@ -1658,7 +1693,7 @@ def _training_batch(stream: Stream, request: tuple[int, str, range]) -> Batch:
                 damaged[item.path] = str(error)
         else:
             samples.append(no_sample(item))
-    return make_batch(step, dataset, samples, damaged, training=True)
+    return make_batch(dataset, samples, damaged, training=True)
 
 
 def evaluation_batches(
@@ -1691,7 +1726,7 @@ def _evaluation_batch(dataset: Dataset, indices: range) -> Batch:
         except DecodeError as error:
             damaged[item.path] = str(error)
             samples.append(no_sample(item))
-    return make_batch(-1, dataset, samples, damaged, training=False)
+    return make_batch(dataset, samples, damaged, training=False)
 
 
 def _check_share(dataset: Dataset, damaged: dict[str, str]) -> None:

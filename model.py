@@ -487,9 +487,9 @@ def pool_boxes(features: Tensor, down: Tensor, across: Tensor, box_clip: Tensor)
     down, across = weights.split([h, w], 2)
     weights = torch.einsum("kph,kqw->kpqhw", down, across)  # (B*S, p, p, h, w)
     weights = weights.reshape(clips, slots * p * p, h * w)
-    bins = weights @ features.flatten(1, 2)  # (B, S*p*p, D)
-    bins = bins.view(clips * slots, p * p, width)
-    best = bins.amax(1)  # (B*S, D)
+    values = weights @ features.flatten(1, 2)  # (B, S*p*p, D) of the bins
+    values = values.view(clips * slots, p * p, width)
+    best = values.amax(1)  # (B*S, D)
     return best.index_select(0, send(slot, features.device))
 
 
@@ -530,7 +530,7 @@ class TaskHead(nn.Module):
 
     def __init__(self, head: Head, width: int):
         super().__init__()
-        self.head = head
+        self.config = head
         self.fc = nn.Linear(width, head.classes)
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
@@ -539,11 +539,11 @@ class TaskHead(nn.Module):
             nn.init.constant_(self.fc.bias, math.log(odds))
 
     def forward(self, pooled: Tensor, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
-        if self.head.kind == "clip":
+        if self.config.kind == "clip":
             x = pooled  # (B, D)
         else:
             x = self.persons(tokens, boxes, box_clip)  # (K, D)
-        return self.fc(F.dropout(x, self.head.dropout, self.training))
+        return self.fc(F.dropout(x, self.config.dropout, self.training))
 
     def persons(self, tokens: Tensor, boxes: Tensor, box_clip: Tensor) -> Tensor:
         """-> (K, D). The keyframe's box stands for the whole clip: mean over time, then
@@ -551,7 +551,7 @@ class TaskHead(nn.Module):
         each channel."""
         features = tokens.mean(1)  # (B, h, w, D)
         h, w = features.shape[1:3]
-        bins = self.head.roi_size
+        bins = self.config.roi_size
         x1, y1, x2, y2 = boxes.float().clamp(0, 1).unbind(1)
         down = align_weights(y1 * h, y2 * h, h, bins)  # (K, bins, h)
         across = align_weights(x1 * w, x2 * w, w, bins)  # (K, bins, w)
@@ -589,7 +589,7 @@ class CoFinetuneModel(nn.Module):
         if task not in self.heads:
             raise ValueError(f"no head for task {task!r}, there are {', '.join(self.heads)}")
         head = self.heads[task]
-        if head.head.kind == "box":
+        if head.config.kind == "box":
             check_boxes(boxes, box_clip, len(tokens))
         elif boxes is not None:
             raise ValueError(f"task {task} classifies clips, but it was given boxes")

@@ -27,7 +27,8 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
             "overwritten; take another one"
         )
     saved = checkpoints.recipe_of(state, cofinetune.Recipe)
-    saved = dataclasses.replace(saved, init="", method="cofinetune")  # trained by now
+    trained = dict(init="", method="cofinetune", method_options={})
+    saved = dataclasses.replace(saved, **trained)
     text, there = recipes.to_toml(saved), out / "recipe.toml"
     if there.exists() and not (out / "metrics.json").exists():
         if there.read_text(encoding="utf-8") != text:  # nor of this evaluation, stopped before

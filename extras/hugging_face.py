@@ -32,7 +32,7 @@ def to_hugging_face(
     box head none has: the encoder alone, as VivitModel or VideoMAEModel, whose last_hidden_state
     are the tokens that the box heads pool (ViViT: behind the class token).
     """
-    config, head = model.encoder.config, model.heads[task].head
+    config, head = model.encoder.config, model.heads[task].config
     alone, videomae = head.kind == "box", config.pos == "sincos"
     own = {name.split(".")[0] for name in model.encoder.state_dict()} - NAMES.keys() - {"blocks"}
     if own:

@@ -19,9 +19,14 @@ from torch.utils.checkpoint import checkpoint
 
 from model import CoFinetuneModel, VideoTransformer
 
-OPTIONS = {
-    "selfdistil": ("target", "weight", "refresh", "ema"),
-    "spottune": ("temperature", "at_test"),
+OPTIONS = {  # of a method: its options, each with its choices or its least and largest value
+    "selfdistil": {
+        "target": ("pooled", "tokens", "logits"),
+        "weight": (0, math.inf),
+        "refresh": (0, math.inf),
+        "ema": (0, 1),
+    },
+    "spottune": {"temperature": (1e-3, math.inf), "at_test": ("argmax", "sample")},
 }
 
 
@@ -42,8 +47,10 @@ def stages(recipe) -> list:
     tasks for theirs, each with a warm-up and a cosine of its own: every dataset is seen as often as
     in co-finetuning, up to a batch. The idle upstream heads stay in the model, so that the second
     stage also tells what is left of the upstream accuracy. `downstream` is the second stage alone.
+    ValueError for options that a later stage would refuse, hours from now.
     """
     method, _, wrapper = recipe.method.partition("+")
+    check_options(wrapper or method, recipe.method_options)
     if method not in ("finetune", "downstream"):
         return [recipe]
     names = {"clip": [], "box": []}
@@ -82,13 +89,19 @@ def wrap_encoder(recipe, model: CoFinetuneModel) -> None:
 
 
 def check_options(method: str, options: dict) -> dict:
-    """The options, if all are known. ValueError."""
-    unknown = sorted(options.keys() - set(OPTIONS[method]))
+    """The options, if the method has all of them, with values in their ranges. ValueError."""
+    known = OPTIONS.get(method, {})
+    unknown = sorted(options.keys() - known.keys())
     if unknown:
         raise ValueError(
             f"method_options of {method}: unknown {', '.join(unknown)}; "
-            f"known: {', '.join(OPTIONS[method])}"
+            f"known: {', '.join(known) or 'none'}"
         )
+    for name, value in options.items():
+        if isinstance(known[name][0], str):
+            expect_one_of(name, value, *known[name])
+        else:
+            expect_number(name, value, *known[name])
     return options
 
 
@@ -99,7 +112,7 @@ def expect_one_of(name: str, value, *choices: str) -> None:
         )
 
 
-def expect_number(name: str, value, least: float, most: float = math.inf) -> None:
+def expect_number(name: str, value, least: float, most: float) -> None:
     if type(value) not in (int, float) or not least <= value <= most:
         raise ValueError(
             f"method_options: {name} = {value!r}, expected a number from {least} to {most}"
@@ -163,10 +176,6 @@ class SelfDistil(Plain):
         self, task_loss: Callable, model: CoFinetuneModel, *,
         target: str = "pooled", weight: float = 1.0, refresh: int = 100, ema: float = 0.0,
     ):  # fmt: skip
-        expect_one_of("target", target, "pooled", "tokens", "logits")
-        expect_number("weight", weight, 0)
-        expect_number("refresh", refresh, 0)
-        expect_number("ema", ema, 0, 1)
         super().__init__(task_loss)
         self.model = model
         self.target = target
@@ -174,7 +183,7 @@ class SelfDistil(Plain):
         self.refresh = refresh
         self.ema = ema
         # Not a deepcopy, which would copy, or share, whatever hooks hang on the model.
-        heads = {task: head.head for task, head in model.heads.items()}
+        heads = {task: head.config for task, head in model.heads.items()}
         self.teacher = CoFinetuneModel(model.encoder.config, heads)
         self.teacher.load_state_dict(model.state_dict())
         self.teacher.to(device_of(model))
@@ -190,17 +199,15 @@ class SelfDistil(Plain):
         if step != self.step:
             self.begin(step)
         with torch.no_grad():
-            goals = self.teacher.encoder(video)  # (B, D), (B, t, h, w, D)
-            if self.target == "logits":
-                goals = self.teacher.classify(goals, batch.task, batch.boxes, batch.box_clip)
+            taught = self.teacher.encoder(video)  # pooled (B, D), tokens (B, t, h, w, D)
         if self.target == "pooled":
-            rows = cosine_distance(features[0], goals[0])  # (B,)
+            rows = cosine_distance(features[0], taught[0])  # (B,)
         elif self.target == "tokens":
-            rows = cosine_distance(features[1], goals[1])  # (B,)
-        elif batch.boxes is None:
-            rows = softmax_distance(logits, goals)  # (B,)
+            rows = cosine_distance(features[1], taught[1])  # (B,)
         else:
-            rows = sigmoid_distance(logits, goals)  # (K,)
+            goal = self.teacher.classify(taught, batch.task, batch.boxes, batch.box_clip)
+            distance_of = softmax_distance if batch.boxes is None else sigmoid_distance
+            rows = distance_of(logits, goal)  # (B,) or (K,)
         distance = rows.sum() / divisor.clips
         before = self.distances.get(batch.task, 0.0)
         self.distances[batch.task] = before + distance.detach()
@@ -219,7 +226,7 @@ class SelfDistil(Plain):
                 old.lerp_(student[name], 1 - self.ema)
 
     def report(self) -> dict:
-        """Into the log: the distance of the step, the mean over its tasks, not weighted."""
+        """Into the log: rank 0's distance of the step, the mean over its tasks, not weighted."""
         if not self.distances:
             return {}
         distances = torch.stack(list(self.distances.values()))
@@ -283,8 +290,6 @@ class SpotTune(VideoTransformer):
     def __init__(
         self, encoder: VideoTransformer, *, temperature: float = 5.0, at_test: str = "argmax"
     ):  # fmt: skip
-        expect_number("temperature", temperature, 1e-3)
-        expect_one_of("at_test", at_test, "argmax", "sample")
         super().__init__(encoder.config)
         self.load_state_dict(encoder.state_dict())
         pretrained = VideoTransformer(encoder.config)
@@ -333,7 +338,7 @@ class SpotTune(VideoTransformer):
 
 
 class Routed(Plain):
-    """The loss of the task, and SpotTune's choices in the log."""
+    """The loss of the task; into the log SpotTune's choices, of rank 0's last micro-batch."""
 
     def __init__(self, task_loss: Callable, encoder: SpotTune):
         super().__init__(task_loss)

@@ -335,7 +335,7 @@ def fill_with_whole(films: list[Film], every_sec: float) -> None:
     """One person who fills the picture, all along every film."""
     for film in films:
         for second in persons.regular_times(film.end_sec, every_sec):
-            keyframe = film.keyframes[stamp_of(second)] = Keyframe(second)
+            keyframe = film.keyframes[data.microseconds(second)] = Keyframe(second)
             keyframe.add((0.0, 0.0, 1.0, 1.0), 1.0)
 
 
@@ -350,7 +350,7 @@ def detect(films: list[Film], options: argparse.Namespace, file: Path, device) -
         for _, second, *box in rows:
             if box:
                 x1, y1, x2, y2, _, score = box
-                stamp = stamp_of(float(second))
+                stamp = data.microseconds(float(second))
                 keyframe = film.keyframes.setdefault(stamp, Keyframe(float(second)))
                 keyframe.add((float(x1), float(y1), float(x2), float(y2)), float(score))
 
@@ -360,10 +360,6 @@ def detect(films: list[Film], options: argparse.Namespace, file: Path, device) -
     if not any(film.keyframes for film in films):
         raise ValueError("the detector found nobody: a lower --min-score, or --boxes whole")
     return damaged
-
-
-def stamp_of(second: float) -> int:
-    return round(second * 1e6)
 
 
 def read_boxes(films: list[Film], file: str | Path, offsets: set[float]) -> None:
@@ -394,7 +390,7 @@ def read_boxes(films: list[Film], file: str | Path, offsets: set[float]) -> None
             if problem:
                 problems.append(f"{mark.where}: {problem}")
             if len(mark.box):
-                stamp = stamp_of(mark.time_sec + shift)
+                stamp = data.microseconds(mark.time_sec + shift)
                 keyframe = film.keyframes.setdefault(stamp, Keyframe(mark.time_sec))
                 keyframe.add(tuple(mark.box), mark.score)
     if not any(film.keyframes for film in films):
@@ -505,7 +501,7 @@ def label_clips(
     length_sec = task.frames * task.step_sec
     for film in films:
         for second in persons.regular_times(film.end_sec, options.every_sec):
-            key = (film.name, stamp_of(second))
+            key = (film.name, data.microseconds(second))
             first = second - task.frames // 2 * task.step_sec
             start = max(0.0, min(first, film.end_sec - length_sec))
             rows.append((key, str(film.file), start, 0, [], start + length_sec))

@@ -147,7 +147,7 @@ def preview(recipe, dataset: data.Dataset, detections: dict, path: Path) -> None
     """Some keyframes (path.png) and their clips (path.mp4), with annotated boxes in green and
     detected ones, with the two best labels, in amber."""
     task = dataset.task
-    truth = data.read_boxes(os.path.join(recipe.root, task.val), len(dataset.classes), False, {})
+    truth = data.read_boxes(os.path.join(recipe.root, task.val), len(dataset.classes))
     items, stills = [], []
     for item in dataset.items:
         if item.key in truth and detections[item.key] is not None:
@@ -173,7 +173,7 @@ def draw_clip(task: data.Task, item: data.Item, persons: list, detected: tuple, 
     texts += [best_labels(names, row, 2) for row in scores]
     colours = [pictures.GREEN] * len(persons) + [pictures.AMBER] * len(boxes)
     boxes = np.concatenate([np.reshape([person.box for person in persons], (-1, 4)), boxes])
-    times = item.time_sec + (np.arange(task.frames) - task.frames // 2) * task.step_sec
+    times = data.clip_times(task, item, ())  # the frames that the network saw
     drawn = []
     for frame in data.decode_clip(item.path, times):
         drawn.append(pictures.draw_boxes(frame, boxes, texts, colours))

@@ -224,7 +224,10 @@ class Run:
             report.draw_log(self.out / "log.jsonl")
             if table := report.class_table(metrics):
                 print(table)
-            print(f"best.pt is of step {self.best_step}, by {metrics['score_is']} {self.best:.4f}")
+            why = "the last: nothing was validated"
+            if metrics["task"]:
+                why = f"by {metrics['score_is']} {self.best:.4f}"
+            print(f"best.pt is of step {self.best_step}, {why}")
             print(report.contents(self.out))
             print(report.next_commands(self.out, self.recipe))
         return metrics
@@ -234,7 +237,7 @@ class Run:
         if not self.job.first:
             return
         self.log.sync()
-        heads = {name: dataclasses.asdict(head.head) for name, head in self.model.heads.items()}
+        heads = {name: dataclasses.asdict(head.config) for name, head in self.model.heads.items()}
         state = dict(
             model=self.model.state_dict(),
             model_config=dataclasses.asdict(self.model.encoder.config),

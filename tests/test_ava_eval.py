@@ -546,6 +546,11 @@ def test_ava_says_why_it_is_zero(tmp_path):
     assert ava_map(tmp_path, truth, [])["mAP"] == 0
 
 
+def test_ava_an_empty_list_is_no_file():
+    with pytest.raises(ValueError, match="ground truth: an empty list, expected one file at least"):
+        ava_eval.evaluate([], "d.csv")
+
+
 def test_ava_alone_in_an_empty_folder(tmp_path, capsys):
     shutil.copy(ava_eval.__file__, tmp_path)
     (tmp_path / "g.csv").write_text("v,903\nv,902,0,0,1,1,12")  # the last line may lack its end

@@ -20,6 +20,7 @@ from helpers import (
     write_movie,
 )
 
+import ava_eval
 import data
 from extras import formats, recipe
 from extras.workers import ahead
@@ -253,6 +254,22 @@ def test_data_movies_and_kinetics_clips(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             open_written(tmp_path, kind, lines, labels="huge.pbtxt" * (kind == "box"))
+
+
+def test_data_keyframes_are_those_of_the_evaluator(tmp_path):
+    """Of times with a seventh decimal, too, where a microsecond is a matter of rounding."""
+    seconds = [f"{second}.{decimals:06}5" for second in range(40) for decimals in (39585, 403958)]
+    rows = [f"a,{second},0,0,1,1,1" for second in seconds]
+    path = write_lines(tmp_path / "val.csv", *rows)
+    keys = {}
+    ava_eval.load(path, "val.csv", keys, is_truth=True)
+    assert list(data.read_boxes(path, 1)) == list(keys) and len(keys) == 80
+
+
+def test_data_the_first_line_that_wants_a_missing_video_is_named(tmp_path):
+    lines = ["gone.mp4 0", "1.mp4 0", "gone.mp4 1"]
+    with pytest.raises(FileNotFoundError, match=r"gone.mp4, wanted by \S+:1\b"):
+        open_written(tmp_path, "clip", lines, touch="1.mp4")
 
 
 def test_data_detections(tmp_path):
@@ -533,14 +550,21 @@ def test_data_flip_swaps_labels(data_folder, tmp_path):
     )
     boxes = clips | dict(kind="box", lines=["1,0,0,0,1,1,2"], labels="labels.pbtxt")
     named = [line.title() for line in lines]
+    lone = ["1.mp4,turn left", "2.mp4,walk"]
     for options, message in (
         (clips | dict(lines=named), r"flip = 0.5 .*flip_swap = \[\[0, 1\]\]"),
         (clips, r"flip = 0.5 .*flip_swap = \[\[0, 1\]\]"),
         (boxes, r"flip_swap = \[\[1, 2\]\]"),
         (clips | dict(flip_swap=[[1, 0], [1, 2]]), r"\[1, 2\], but the labels are 0..1"),
+        (
+            clips | dict(lines=lone),
+            r"mirrors 'turn left', of which no .*flip_swap = \[\[0, 0\]\] if",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             open_written(**options)
+    assert len(open_written(**clips | dict(lines=lone), flip_swap=[[0, 0]])) == 2
+    assert len(open_written(**clips | dict(lines=["1.mp4,upright", "2.mp4,a bright room"]))) == 2
 
 
 def test_data_colour_and_normalise():
@@ -580,8 +604,6 @@ def test_data_draws_follow_from_the_name_of_a_task(data_folder):
     def batches(*tasks):
         datasets = {task.name: data.open_task(task, data_folder) for task in tasks}
         found = data_batches(data.Stream(datasets, seed=5, steps=9), 0, 9)
-        for batch in found:
-            batch.step = 0
         return {task.name: [b for b in found if b.task == task.name] for task in tasks}
 
     alone, two, three = batches(persons), batches(clips, persons), batches(persons, other, clips)

@@ -29,7 +29,7 @@ def checkpoint(tmp_path):
         state = dict(
             model=net.state_dict(),
             model_config=dataclasses.asdict(net.encoder.config),
-            heads={name: dataclasses.asdict(head.head) for name, head in net.heads.items()},
+            heads={name: dataclasses.asdict(head.config) for name, head in net.heads.items()},
             classes=CLASSES,
             recipe=dataclasses.asdict(recipe),
             ema={},

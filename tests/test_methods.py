@@ -323,9 +323,22 @@ def test_spottunes_criterion_is_the_plain_one():
     ],
 )
 def test_bad_method_options(method, options, message):
+    """By the method itself, and before the first stage of one that is a second stage's."""
     with pytest.raises(ValueError, match=message) as error:
         make(method, heads_model(), **options)
     assert "\n" not in str(error.value)
+    recipe = SimpleNamespace(method=f"finetune+{method}", method_options=options)
+    with pytest.raises(ValueError, match=message):
+        methods.stages(recipe)
+
+
+@pytest.mark.parametrize("method", ["cofinetune", "finetune", "downstream"])
+def test_options_of_a_method_that_has_none(method):
+    recipe = SimpleNamespace(method=method, method_options=dict(weight=1))
+    with pytest.raises(
+        ValueError, match=f"method_options of {method}: unknown weight; known: none"
+    ):
+        methods.stages(recipe)
 
 
 def test_the_ends_of_the_ranges_are_allowed():

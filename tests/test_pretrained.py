@@ -180,7 +180,7 @@ def pt_logits(net):
     boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0]]), torch.tensor([0, 1])
     task, head = next(iter(net.heads.items()))
     with torch.no_grad():
-        return net.eval()(video, task, *(boxes if head.head.kind == "box" else ()))
+        return net.eval()(video, task, *(boxes if head.config.kind == "box" else ()))
 
 
 @pytest.mark.parametrize("name", PT_FAMILIES)
@@ -214,7 +214,7 @@ def test_pretrained_reads_every_family_exactly(name, tmp_path):
     assert found.config == net.encoder.config
     assert torch.equal(pt_logits(pretrained.build(found)), pt_logits(net))
     assert found.config.mean[0] == (0.485 if "MAE" in name else 0.5)
-    assert found.heads == {task: head.head for task, head in net.heads.items()}
+    assert found.heads == {task: head.config for task, head in net.heads.items()}
     assert found.classes == ({"clip": list("abcde")} if "Face" in name else {})
     assert ("mask_token: what pre" in "".join(found.report)) == name.startswith("VideoMAE")
 
@@ -260,7 +260,7 @@ def test_pretrained_image_weights_answer_a_still_clip_as_the_image(family, tmp_p
 def pt_own(net, path, **edit):
     """Saves what cofinetune.py saves of a model."""
     config = dataclasses.asdict(net.encoder.config)
-    heads = {task: dataclasses.asdict(head.head) for task, head in net.heads.items()}
+    heads = {task: dataclasses.asdict(head.config) for task, head in net.heads.items()}
     content = dict(model=net.state_dict(), model_config=config, heads=heads, step=7)
     content |= dict(classes={"box": ["run"]})
     torch.save(content | edit, path)

@@ -106,7 +106,7 @@ def test_sides_that_init_cannot_take_stop_the_run_before_its_first_step(tmp_path
     state = dict(
         model=model.state_dict(),
         model_config=dataclasses.asdict(model.encoder.config),
-        heads={"ava": dataclasses.asdict(model.heads["ava"].head)},
+        heads={"ava": dataclasses.asdict(model.heads["ava"].config)},
         classes={"ava": list("abc")},
         recipe={},
     )
