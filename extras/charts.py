@@ -7,7 +7,7 @@ from pathlib import Path
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17828f", "#8c564b", "#555555")
 BLACK, GREY, PALE = "#222222", "#888888", "#dddddd"
-FONT_PX, LETTER_PX, LINE_PX = 14, 7.5, 28  # a letter of a sans-serif font is half as wide as high
+FONT_PX, LETTER_PX, LINE_PX = 14, 7.5, 25  # a letter of a sans-serif font is half as wide as high
 
 
 @dataclass
@@ -92,7 +92,7 @@ def draw_rows(panels: dict[str, list[tuple]], title: str) -> Drawing:
     of each row; all have the same labels. A pale dot for each world, a bar for the interval, a dot
     for the mean; right of the dark line is more than the reference."""
     lines = next(iter(panels.values()))
-    wide = 560 if len(panels) == 1 else 150
+    wide = 720 if len(panels) == 1 else 150
     left = 24 + LETTER_PX * max((len(label) for label, *_ in lines), default=0)
     top = LINE_PX + 14 if len(panels) == 1 else 2 * LINE_PX + 14  # below the panels' names
     bottom = top + LINE_PX * len(lines)
@@ -156,7 +156,7 @@ def draw_points(lines: dict[str, list[Point]], title: str, x_name: str, joined: 
 class Plane:
     """Two axes with their names and numbers, on which points are drawn."""
 
-    left, right, top, bottom = 70, 630, LINE_PX + 14, 340
+    left, right, top, bottom = 70, 700, LINE_PX + 14, 320
 
     def __init__(self, lines: dict[str, list[Point]], x_name: str, joined: bool):
         self.joined = joined
