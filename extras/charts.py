@@ -75,8 +75,8 @@ class Scale:
         return self.start_px + share * (self.stop_px - self.start_px)
 
     def ticks(self) -> list[float]:
-        """Round numbers between the ends: no more than six steps, each wide enough for its text."""
-        most = min(6.0, abs(self.stop_px - self.start_px) / 50)
+        """Round numbers between the ends: at most eight steps, each wide enough for its text."""
+        most = min(8.0, abs(self.stop_px - self.start_px) / 50)
         span = self.last - self.first
         step = 10.0 ** math.floor(math.log10(span / most))
         for factor in (1, 2, 5, 10):
@@ -192,7 +192,8 @@ class Plane:
     def draw_name(self, number: int, name: str) -> None:
         y, colour = self.top + LINE_PX * (number + 0.5), COLOURS[number % len(COLOURS)]
         self.drawing.dot(self.right + 24, y, colour)
-        self.drawing.text(self.right + 36, y, f"{number + 1} {name}", colour=colour)
+        words = name if self.joined else f"{number + 1} {name}"  # as draw_point numbers it
+        self.drawing.text(self.right + 36, y, words, colour=colour)
 
     def draw_point(self, number: int, point: Point, shift: float) -> tuple[float, float]:
         """Shifted by so many px to the right -> where it lies."""

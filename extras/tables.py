@@ -334,7 +334,7 @@ def lines_of(protocol, rows: list[dict], column: str) -> list[tuple]:
 
 def draw_rows(protocol, rows: list[dict], path: Path) -> None:
     """A row for each case and method: a dot for each world, a bar for the interval."""
-    title = f"{score_column(rows)} minus {protocol.reference}"
+    title = f"{score_column(rows)} minus {protocol.reference}, {protocol.worlds} worlds"
     panels = {"": lines_of(protocol, rows, score_column(rows))}
     charts.draw_rows(panels, title).write(path)
 
@@ -344,7 +344,8 @@ def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
     panels = {"all": lines_of(protocol, rows, score_column(rows))}
     for task, kind in kinds_of(rows):
         panels[kind] = lines_of(protocol, rows, f"{task} {kind}")
-    title = f"{score_column(rows)} and AP by kind of class minus {protocol.reference}"
+    title = f"{score_column(rows)}, and AP by kind of class, minus {protocol.reference}"
+    title += f", {protocol.worlds} worlds"
     charts.draw_rows(panels, title).write(path)
 
 
@@ -358,7 +359,7 @@ def draw_lines(protocol, rows: list[dict], path: Path) -> None:
             if len(values):
                 points.append(charts.Point(case.x, *paired(values)))
         lines[method.name] = points
-    title = f"{score_column(rows)} minus {protocol.reference}"
+    title = f"{score_column(rows)} minus {protocol.reference}, {protocol.worlds} worlds"
     charts.draw_points(lines, title, protocol.axis, joined=True).write(path)
 
 
@@ -379,7 +380,7 @@ def draw_kept(protocol, rows: list[dict], path: Path) -> None:
     if not points:
         print("no figure of what is kept: no upstream task was evaluated")
         return
-    title = score_column(rows)
+    title = f"{score_column(rows)}; bars: 95 % interval of a mean, not of a difference"
     charts.draw_points(points, title, "mean upstream top-1", joined=False).write(path)
 
 

@@ -459,7 +459,7 @@ def test_points_lie_where_their_numbers_say(tmp_path):
         ends = [x, plane.y.px(point.low), plane.y.px(point.high)]
         assert any(bar == pytest.approx(ends, abs=0.06) for bar in bars)
     texts = {text: float(at["x"]) for name, at, text in elements if name == "text"}
-    assert {"title", "x", "1 a <&> b", "+0.2", "0"} <= texts.keys()
+    assert {"title", "x", "a <&> b", "+0.2", "0"} <= texts.keys()
     assert texts["512"] == pytest.approx(right, abs=0.06)
 
 
@@ -505,7 +505,7 @@ def test_ticks_are_round_and_inside():
     for low, high in ((-0.07, 0.07), (0.61, 0.69), (0, 1), (-3, 40)):
         scale = charts.Scale([low, high], 0, 400)
         ticks = scale.ticks()
-        assert 2 <= len(ticks) <= 7 and scale.first <= min(ticks) and max(ticks) <= scale.last
+        assert 2 <= len(ticks) <= 9 and scale.first <= min(ticks) and max(ticks) <= scale.last
         assert all(f"{tick:.3g}" == f"{tick:.2g}" for tick in ticks)
 
 
@@ -582,9 +582,9 @@ class Runs:
         self.protocol.reference = other
         values = 0
         for sign, part in zip((1, -1), column.split(" less "), strict=False):
-            one = tables.difference(
-                self.protocol, self.final, compare.Case(case), self.methods[name], f"ava {part}"
-            )
+            column = part if part.endswith("top-1") else f"ava {part}"
+            method = self.methods[name]
+            one = tables.difference(self.protocol, self.final, compare.Case(case), method, column)
             values = values + sign * one
         return values
 
@@ -651,16 +651,18 @@ def test_the_page_says_what_the_runs_of_methods_say(page, notes):
     one, co, down, rare, two, random, few = runs.methods
     assert len(runs.final) == 63
     said = [
-        f"one rate, which has {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f};",
+        f"one rate, which has {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f}]",
         f"{runs.interval(co, one, MAP)} with one rate for both stages, {runs.ahead(co, one, MAP)}",
         f"{runs.interval(co, two, MAP)} with one for each, {runs.ahead(co, two, MAP)}.",
-        f"that minus co-finetuning is {runs.interval(down, co, MAP)}",
+        f"equal updates** ({runs.interval(co, down, MAP)}; tail {runs.interval(co, down, 'tail')})",
         f"finetuning with two rates by {unsigned(runs.interval(down, two, MAP))}",
         f"behind co-finetuning by {unsigned(runs.interval(co, few, MAP))}",
         f"minus round robin {runs.interval(random, co, MAP)}",
         f"leads on them too ({runs.interval(down, two, 'motions')})",
         f"{runs.interval(co, one, 'tail')} over one rate, {runs.ahead(co, one, 'tail')} worlds",
-        f"over two, {runs.interval(co, two, 'tail')}, that is not shown",
+        f"downstream alone gains {runs.interval(down, one, 'tail')}; over two",
+        f"over two {runs.interval(co, two, 'tail')}, that is not shown",
+        f"gain** over two rates ({runs.interval(co, two, 'tail')}), **or more",
         f"Tail minus head: {runs.interval(co, one, 'tail less head')} over one rate,",
         f"{runs.interval(co, two, 'tail less head')} over two.",
         f"minus co-finetuning {runs.interval(rare, co, MAP)}, tail",
@@ -676,12 +678,21 @@ def test_the_page_says_what_the_runs_of_methods_say(page, notes):
     pairs = [(a, b) for a in (co, random) for b in (one, two, down)] + [(two, one), (down, one)]
     spreads = [runs.differences(*pair, MAP).std(ddof=1) for pair in pairs]
     said.append(f"by {min(spreads):.3f} to {max(spreads):.3f}, so that nine")
-    for worlds, words in ((9, "a true difference of"), (6, "six one of")):
+    for worlds, words, others in (
+        (9, "a true difference of", "a true difference of"),
+        (6, "six one of", "six of"),
+    ):
         found = [tables.found_four_times_in_five(f(spreads), worlds) for f in (min, max)]
         said.append("{} {:.3f} to {:.3f}".format(words, *found))
+        check_said(page, ["{} {:.3f} to {:.3f}".format(others, *found)])
     check_said(notes, said)
+    spreads = [runs.differences(co, other, "tail less head").std(ddof=1) for other in (one, two)]
+    found = sorted(tables.found_four_times_in_five(spread, 9) for spread in spreads)
+    check_said(page, ["of tail minus head nine find {:.3f} to {:.3f}:".format(*found)])
     readme = read_page(HERE / "README.md")
     check_said(readme, [f"{runs.interval(co, other, MAP)} with" for other in (one, two)])
+    ends = [runs.upstream(name).replace(", ", " and ") for name in (co, one)]
+    check_said(readme, ["at a top-1 of {}, finetuning at {}; minus".format(*ends)])
     check_said(readme, [f"{runs.interval(co, down, MAP)} at 64"])
 
 
@@ -693,15 +704,19 @@ def test_the_page_says_what_the_runs_of_keyframes_say(page, notes):
     said = [
         f"at 32 keyframes alone**, {updates['32']};",
         f"is shown ({updates['64']})",
-        f"is behind**: {updates['128']}, {updates['256']} at 256, {updates['512']} at 512;",
-        f"too: {runs.interval(co, few, MAP, '32')} at 32, {runs.interval(co, few, MAP, '512')} at",
-        f"where no difference is shown ({runs.interval(co, two, MAP, '128')}); at 256",
+        f"is behind**: {updates['128']}, {updates['256']} at 256, {updates['512']} at 512.",
+        f"at 128 no difference is shown ({runs.interval(co, few, MAP, '128')}), then it is behind.",
+        f"shown at 32 and 64; at 128 no difference ({runs.interval(co, two, MAP, '128')}); at 256",
+        f"finetuning at 32: head {runs.interval(co, two, 'head', '32')}, tail (one box a class)",
+        f"box a class) {runs.interval(co, two, 'tail', '32')}. Tail less head,",
+        f"{runs.interval(co, down, 'tail less head', '128')} at 128,",
+        f"{runs.interval(co, down, 'tail less head', '256')} at 256.",
+        f"32 keyframes less, by {unsigned(runs.interval(two, co, 'tail less head', '32'))}.",
     ]
-    for case in ("32", "512"):
-        groups = [runs.interval(co, two, group, case) for group in ("head", "mid", "tail")]
-        said.append(f"at {case} {', '.join(groups)}")
-    worse = unsigned(runs.interval(two, co, "tail less head", "32"))
-    said.append(f"at 32 they gain less, by {worse}")
+    for other, signs in ((two, "++ --"), (few, "++ --"), (down, "+ ---")):
+        for case, sign in zip(runs.cases, signs, strict=True):  # " ": no difference is shown
+            _, low, high = tables.paired(runs.differences(co, other, MAP, case))
+            assert sign == ("+" if low > 0 else "-" if high < 0 else " "), (other, case)
     check_said(page, said)
     readme = read_page(HERE / "README.md")
     check_said(readme, [f"{updates[case]} at {case}" for case in ("32", "128", "512")])
@@ -720,7 +735,7 @@ def test_the_page_says_what_the_runs_of_rates_say(page):
         rate = "0.16" if name == co else "0.08"
         exchanged[name] = runs.interval(f"{name}, rate {rate}", co, MAP, "256")
     ours, updates, clips = exchanged.values()
-    said = f"at 0.16 {ours}; downstream alone at 0.08 {updates}, at equal clips {clips}."
+    said = f"itself at 0.16 {ours}; downstream alone at 0.08 {updates}, at equal clips {clips}."
     check_said(page, [said])
 
 
@@ -729,10 +744,12 @@ def test_the_page_says_what_the_runs_of_share_say(page):
     third = runs.protocol.reference
     half, more = "co-finetuning, 1/2", "co-finetuning, 2/3"
     said = [
-        f"is too little** ({runs.interval('co-finetuning, 1/6', third, MAP)})",
-        f"a half ({runs.interval(half, third, MAP)}) and two thirds",
-        f"(minus a half {runs.interval(more, half, MAP)}) no difference",
-        f"with two rates is {runs.interval(half, 'finetuning, two rates', MAP)}, minus",
+        f"behind a third**, {runs.interval('co-finetuning, 1/6', third, MAP)}.",
+        f"A half minus a third: {runs.interval(half, third, MAP)}, tail",
+        f"tail {runs.interval(half, third, 'tail')}; two",
+        f"thirds minus a half: {runs.interval(more, half, MAP)}, top-1 on `templates` "
+        f"{runs.interval(more, half, 'templates top-1')}.",
+        f"(a third, two rates) is {runs.interval(half, 'finetuning, two rates', MAP)}, minus",
         f"downstream alone {runs.interval(half, 'downstream, equal updates', MAP)}.",
     ]
     check_said(page, said)
@@ -743,14 +760,16 @@ def test_the_page_says_what_the_runs_of_sets_say(page):
     two = runs.protocol.reference
     few = "{}, 800 updates".format
     said = [
-        f"with both sets minus `actions` {runs.interval(two, 'actions', 'relations')}; looks",
-        f"three minus two {runs.interval('three sets', two, 'looks')})",
-        f"`actions` is {runs.interval('templates', 'actions', 'relations')} on relations",
-        f"as named, {runs.interval('templates', 'actions', 'motions')} on motions.",
+        f"minus `actions`, relations {runs.interval(two, 'actions', 'relations')}; three",
+        f"three minus two, looks {runs.interval('three sets', two, 'looks')});",
+        f"minus `templates`, relations {runs.interval(two, 'templates', 'relations')}.",
+        f"minus `actions`: {runs.interval('templates', 'actions', 'relations')} there, as named;",
+        f"motions {runs.interval('templates', 'actions', 'motions')}.",
         f"goes with {runs.interval(two, few('actions'), 'relations')} on relations",
         f"{runs.interval(two, few('actions'), MAP)} on all",
         f"{runs.interval(two, few('templates'), 'motions')} on motions; the third",
-        f"{runs.interval('three sets, 1600 updates', two, 'looks')} on looks.",
+        f"{runs.interval('three sets, 1600 updates', two, 'looks')} on looks,",
+        f"{runs.interval('three sets, 1600 updates', two, 'relations')} on relations.",
     ]
     check_said(page, said)
 
@@ -758,16 +777,27 @@ def test_the_page_says_what_the_runs_of_sets_say(page):
 def test_the_page_says_what_the_runs_of_kept_say(page, notes):
     runs = Runs("kept")
     one, co, down = runs.protocol.reference, "co-finetuning", "downstream, equal updates"
-    said = []
     distilled = " + self-distillation"
-    quarter = runs.interval(one, "finetuning, second rate 1/4", MAP)
-    said.append(f"costs {unsigned(quarter)} of mAP")
+    quarter = "finetuning, second rate 1/4"
     gain = unsigned(runs.interval(co + distilled, co, MAP))
-    said.append(f"gains {gain} more**, {runs.ahead(co + distilled, co, MAP)} worlds")
-    said.append(f"worlds, tail {runs.interval(co + distilled, co, 'tail')}")
     alone = unsigned(runs.interval(down + distilled, down, MAP))
-    said.append(f"alone gains {alone} by it")
-    said.append(f"both with it, is {runs.interval(co + distilled, down + distilled, MAP)}")
+    price = unsigned(runs.interval(one, quarter, MAP))
+    one_ends, co_ends = (runs.upstream(name).replace(", ", " and ") for name in (one, co))
+    said = [
+        f"ends at {one_ends} upstream (top-1",
+        f"co-finetuning at {co_ends}.",
+        f"ends at {runs.upstream(quarter)} and costs {price} of",
+        f"one) at {runs.upstream(one + distilled)}, no price shown",
+        f"adds {gain}**, tail {runs.interval(co + distilled, co, 'tail')}, for",
+        f"to downstream alone {alone}.",
+        f"minus downstream alone is {runs.interval(co + distilled, down + distilled, MAP)}, minus",
+        f"minus finetuning {runs.interval(co + distilled, one + distilled, MAP)}.",
+    ]
+    _, low, high = tables.paired(runs.differences(one + distilled, one, MAP))
+    assert low < 0 < high  # no price is shown
+    for name in (one, quarter, one + distilled, "finetuning + SpotTune"):
+        for column in (MAP, "actions top-1", "templates top-1"):
+            assert tables.paired(runs.differences(co, name, column))[1] > 0  # it is ahead
     check_said(page, said)
     readme = read_page(HERE / "README.md")
     check_said(readme, [f"gained {gain} more, and downstream alone {alone}."])
@@ -789,8 +819,12 @@ def test_every_row_of_a_table_has_all_its_worlds():
 
 def test_the_page_counts_its_intervals(page):
     text = page + read_page(HERE / "docs/protocols/tables.md")
-    count = len(re.findall(r"\[[+-]?0\.\d{3}, [+-]?0\.\d{3}\]", text))
-    assert f"about {round(count / 20)} of the {count} intervals" in page
+    ends = re.findall(r"\[([+-]?0\.\d{3}), ([+-]?0\.\d{3})\]", text)
+    apart = sum(low.startswith("-") == high.startswith("-") for low, high in ends)
+    said = (
+        f"about {round(len(ends) / 20)} of the {len(ends)} intervals here and in the tables would"
+    )
+    assert f"{said} exclude zero ({apart} do)" in page
 
 
 def test_the_notes_say_how_the_rates_of_methods_were_tuned(notes):
