@@ -376,7 +376,7 @@ def _named_video(addresses: list[str], library: Library) -> str:
 def frame_of(name: str, library: Library) -> tuple[str, int]:
     """kitchen_000012.txt, kitchen/000012.jpg, kitchen.zip/x/frame_000012.txt -> kitchen.mp4, 12.
 
-    Frames count from library.first_frame. Raises ValueError if the name says no video or number.
+    Pictures count from library.first_frame. Raises ValueError if the name says no video or number.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     parts = re.fullmatch(r"(?i)(.*?)[ _.-]*(?:frame|img|image)?[ _.-]*(\d+)", path.stem)
@@ -389,13 +389,13 @@ def frame_of(name: str, library: Library) -> tuple[str, int]:
     if not video:
         video = path.parent.name
         candidates = [str(path.parent), *(folder.name for folder in list(path.parents)[:3])]
-    frame = int(number) - library.first_frame
+    picture = int(number) - library.first_frame
     for candidate in candidates:
         files = library.find(candidate)
         if len(files) == 1:
-            return files[0], frame
+            return files[0], library.shown(files[0], picture)
         if files:
-            return candidate, frame  # several: said when the mark is fitted
+            return candidate, picture  # several: said when the mark is fitted
     raise ValueError(f"no video is called {video!r}")
 
 

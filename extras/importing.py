@@ -15,6 +15,7 @@ import csv
 import errno
 import hashlib
 import io
+import math
 import os
 import re
 import shlex
@@ -47,6 +48,7 @@ def import_task(
     every_sec: float = 1.0,
     attributes: Sequence[str] = (),
     first_frame: int = 0,
+    picture_fps: float = 0.0,
     val_share: float = 0.2,
     seed: int = 0,
     group_by: str = "",
@@ -55,12 +57,13 @@ def import_task(
     """Read the annotations of the videos in source, write a task into target.
 
     given: a file or folder of annotations, if they are not in source, which is only read. unit: of
-    boxes in tables, "norm", "px" or "": as their values say. into: the recipe that gets the task;
+    boxes in tables, "norm", "px" or "": as their values say. picture_fps: annotated pictures of a
+    second of video, 0: each frame. into: the recipe that gets the task;
     None: target/recipe.toml, which is kept if it is there. Raises ValueError with file and line;
     then nothing was written.
     """
-    _check_options(source, target, given, into, val_share, every_sec, group_by)
-    library = Library(source, every_sec, first_frame)
+    _check_options(source, target, given, into, val_share, every_sec, picture_fps, group_by)
+    library = Library(source, every_sec, first_frame, picture_fps)
     if not library.files:
         raise ValueError(f"{source}: no video there, expected files like *.mp4, *.mkv or *.webm")
     notes: list[str] = []
@@ -75,7 +78,7 @@ def import_task(
     if not marks:
         names = ", ".join(source.name for source in found[:3])
         raise ValueError("; ".join([f"{names}: nothing is annotated", *notes[:3]]))
-    problems: list[str] = []
+    problems = library.slow_pictures()
     usable = fit_marks(marks, library, problems)
     usable = open_clips(usable, library, problems)
     ids = unify_classes(usable, problems)
@@ -104,12 +107,15 @@ def _check_options(
     into: Path | None,
     val_share: float,
     every_sec: float,
+    picture_fps: float,
     group_by: str,
 ) -> None:
     if not 0 < val_share < 1:
         raise ValueError(f"--val-share {val_share:g}, expected a share above 0 and below 1")
     if not every_sec >= 0:
         raise ValueError(f"--every-sec {every_sec:g}, expected 0 or more seconds")
+    if not 0 <= picture_fps < math.inf:
+        raise ValueError(f"--picture-fps {picture_fps:g}, expected pictures a second, above 0")
     try:
         re.compile(group_by)
     except re.error as error:
@@ -894,6 +900,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="number of a video's first frame in a frame column and in names of pictures "
         "(default: 0)",
     )
+    add(
+        "--picture-fps",
+        type=float,
+        default=0.0,
+        help="of annotated pictures, extracted as by ffmpeg -vf fps=RATE, which counts from 1: "
+        "--first-frame 1 (default: each frame is a picture)",
+    )
     add = parser.add_argument_group("split").add_argument
     add(
         "--val-share",
@@ -921,6 +934,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
         options.every_sec,
         options.attribute,
         options.first_frame,
+        options.picture_fps,
         options.val_share,
         options.seed,
         options.group_by,

@@ -1416,6 +1416,31 @@ def test_frames_are_thinned_out_and_first_frame_is_asked_for(place_clips, tmp_pa
     assert len(train) == len(val) == 50 and train.items[0].time_sec == 0
 
 
+def test_pictures_extracted_at_a_lower_rate_are_doubted_or_given_their_times(
+    place_clips, tmp_path, own_import
+):
+    """Of 50 frames at 25 a second; ffmpeg -vf fps=10 shows of them those of `expected`."""
+    videos = place_clips("a.mp4", "b.mp4")
+    for picture in range(1, 21):
+        for name in "ab":
+            label = write_lines(videos / f"{name}_{picture:04d}.txt", "0 0.3 0.5 0.4 0.8")
+    said = "a.mp4: pictures numbered 1 to 20, within 0.8 of 2.0 s: were they extracted at a lower"
+    assert said in own_import(videos, tmp_path / "own")
+    words = ("--every-sec", 0, "--first-frame", 1, "--picture-fps", 10)
+    assert problems_in(own_import(videos, tmp_path / "ten", *words)) == []
+    expected = np.array([1, 3, 6, 8, 11, 13, 16, 18, 21, 23, 26, 28, 31, 33, 36, 38, 41, 43, 46, 48])
+    for part in open_parts(tmp_path / "ten"):
+        times = [item.time_sec for item in part.items]
+        assert np.allclose(times, expected / 25)
+    label.rename(videos / "b_0021.txt")  # one more than there are
+    assert "b_0021.txt:1: frame 50 of" in own_import(videos, tmp_path / "more", *words)
+    with pytest.raises(ValueError, match="--picture-fps -1, expected pictures a second"):
+        own_import(videos, tmp_path / "e", "--picture-fps", -1)
+    for path in videos.glob("*.txt"):  # every second frame
+        path.rename(path.with_stem(f"{path.stem[:2]}{int(path.stem[2:]) * 2}"))
+    assert problems_in(own_import(videos, tmp_path / "sparse")) == []
+
+
 def test_stretches_are_read():
     boris = (
         "Observation id,Media file name,Total length,Subject,Behavior,Start (s),Stop (s)\n"
