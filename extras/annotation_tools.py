@@ -142,6 +142,9 @@ def read_cvat(
         if task is None and sources:
             task = list(sources.values())[-1]
         video, size = _cvat_video(name, task, library)
+        doubt = _other_video(name, task, video, library)
+        if doubt and doubt not in library.doubts:
+            library.doubts.append(doubt)
         track = Track(video, str(number), size, [])
         for child in node.children:
             track.shapes.append(_cvat_shape(name, child, node.values.get("label", ""), taken))
@@ -163,6 +166,27 @@ def _cvat_video(name: str, task: Node | None, library: Library) -> tuple[str, tu
     width, height = (task.text_of("width"), task.text_of("height")) if task else ("", "")
     size = (read_number(width), read_number(height)) if width and height else None
     return source or stem, size
+
+
+def _other_video(name: str, task: Node | None, video: str, library: Library) -> str:
+    """A sentence if a task has other frames than the video, re-encoded since, perhaps; or "".
+
+    A job counts those of its part of a task, with steps of the task's frame_filter.
+    """
+    text = (task.text_of("stop_frame") or task.text_of("size")) if task else ""
+    files = library.find(video)
+    clock = library.clock(files[0]) if text and len(files) == 1 else ""
+    if isinstance(clock, str):
+        return ""
+    step = task.text_of("frame_filter").removeprefix("step=") or "1"
+    count = read_whole(text) + bool(task.text_of("stop_frame"))
+    more = count - len(clock.times_sec)
+    if more <= 1 and (task.tag == "job" or more >= -max(read_whole(step), 1)):
+        return ""
+    return (
+        f"{name}:{task.line}: its task ends with frame {count - 1}, but {files[0]} has "
+        f"{len(clock.times_sec)} from 0 on: if it was re-encoded since, the labels are shifted"
+    )
 
 
 def _action_attributes(name: str, root: Node, wanted: Sequence[str], notes: list[str]) -> set[str]:

@@ -103,6 +103,7 @@ class Library:
         picture_fps: pictures extracted of a second of video, 0: each frame."""
         self.folder, self.every_sec, self.first_frame = folder, every_sec, first_frame
         self.picture_fps = picture_fps
+        self.doubts: list[str] = []  # of files as a whole
         self.pictures: dict[str, set[int]] = {}  # video -> numbers of annotated pictures, from 0
         self.videos = formats.Videos(folder)
         self.files = [file for files in self.videos.stems.values() for file in files]

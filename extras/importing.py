@@ -78,7 +78,7 @@ def import_task(
     if not marks:
         names = ", ".join(source.name for source in found[:3])
         raise ValueError("; ".join([f"{names}: nothing is annotated", *notes[:3]]))
-    problems = library.slow_pictures()
+    problems = library.doubts + library.slow_pictures()
     usable = fit_marks(marks, library, problems)
     usable = open_clips(usable, library, problems)
     ids = unify_classes(usable, problems)

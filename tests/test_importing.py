@@ -1022,6 +1022,32 @@ def test_cvat_as_it_is_delivered(place_clips, tmp_path, own_import, form):
     assert "0 problems" in printed and len(parts_of(tmp_path / "own")) == 2
 
 
+@pytest.mark.parametrize(
+    "frames, is_wrong",
+    [
+        ("<size>50</size><start_frame>0</start_frame><stop_frame>49</stop_frame>", False),
+        ("<size>51</size>", False),  # some count one more
+        ("<size>10</size><stop_frame>45</stop_frame><frame_filter>step=5</frame_filter>", False),
+        ("<size>60</size><start_frame>0</start_frame><stop_frame>59</stop_frame>", True),
+        ("<size>25</size><stop_frame>24</stop_frame><frame_filter></frame_filter>", True),
+        ("<size>60</size>", True),
+    ],
+)
+def test_cvat_of_another_video_is_doubted(place_clips, tmp_path, own_import, frames, is_wrong):
+    videos = place_clips("a.mp4", "b.mp4")
+    for name in "ab":
+        job = cvat_job(f"{name}.mp4", ("action", "select", "walk"))
+        write_lines(videos / f"{name}.xml", job.replace("<labels>", f"{frames}<labels>"))
+    printed = own_import(videos, tmp_path / "own")
+    said = re.findall(r"(\w.xml):1: its task ends with frame (\d+), but (\w.mp4) has 50", printed)
+    last = "24" if "25" in frames else "59"
+    assert said == [(f"{x}.xml", last, f"{x}.mp4") for x in "ab" if is_wrong]
+    if is_wrong and last == "24":  # a job may be of a part
+        for path in videos.glob("*.xml"):
+            path.write_text(path.read_text().replace("task>", "job>"))
+        assert problems_in(own_import(videos, tmp_path / "job")) == []
+
+
 def test_cvat_without_source_or_tracks(place_clips, tmp_path, own_import):
     videos = place_clips("a.mp4", "b.mp4")
     job = cvat_job("", ("action", "select", "walk")).replace("<source></source>", "")
