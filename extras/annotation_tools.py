@@ -437,7 +437,8 @@ def _framed(where: str, picture: str, library: Library) -> Mark:
 
 def read_yolo(name: str, content: bytes, library: Library, classes: dict[int, str]) -> list[Mark]:
     """A txt for each frame; rows `class x y x y x y ...` (a polygon) or `class cx cy w h` and
-    perhaps track, score, or points x y visibility (a pose), of which the box is taken."""
+    perhaps track, score, or points x y visibility (a pose), of which the box is taken. classes:
+    the names of the numbers; {}: without a list, `class 0` is a name."""
     marks, forms = [], []
     for number, line in enumerate(decode_text(name, content).splitlines(), 1):
         if not line.strip():
@@ -452,6 +453,9 @@ def read_yolo(name: str, content: bytes, library: Library, classes: dict[int, st
         mark.box = values
         mark.size = (1.0, 1.0)
         mark.label = classes.get(int(label), f"class {int(label)}")
+        if classes and mark.label not in classes.values():
+            known = f"{min(classes)} to {max(classes)}"
+            mark.wrong = f"class {int(label)}, but the list of classes has {known}"
         marks.append(mark)
     sure = {form for names in forms if len(names) == 1 for form in names}
     for mark, names in zip(marks, forms, strict=True):
@@ -501,13 +505,20 @@ def read_coco(name: str, content: dict, library: Library) -> list[Mark]:
     images = {image["id"]: image for image in content["images"]}
     marks = []
     for number, annotation in enumerate(content["annotations"], 1):
+        where = f"{name}: annotation {number}"
+        if annotation["image_id"] not in images:
+            wrong = f"image_id {annotation['image_id']} is not in images"
+            marks.append(Mark(where, "", wrong=wrong))
+            continue
         image = images[annotation["image_id"]]
         picture = f"{PurePosixPath(name).parent}/{image['file_name']}"
-        mark = _framed(f"{name}: annotation {number}", picture, library)
+        mark = _framed(where, picture, library)
         x, y, width, height = annotation["bbox"]
         mark.box = [x, y, x + width, y + height]
         mark.size = (image["width"], image["height"])
-        mark.label = names[annotation["category_id"]]
+        mark.label = names.get(annotation["category_id"], "")
+        if annotation["category_id"] not in names:
+            mark.wrong = f"category_id {annotation['category_id']} is not in categories"
         person = annotation.get("track_id", annotation.get("attributes", {}).get("track_id", ""))
         mark.person = str(person)
         marks.append(mark)

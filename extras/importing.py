@@ -91,6 +91,11 @@ def import_task(
         )
     if not ids:
         raise ValueError(f"{usable[0].where}: {len(usable)} rows can be used, none has a label")
+    notes += [
+        f"{name!r} is taken as one class; two actions of a person are two rows with the same box"
+        for name in ids
+        if re.search("[;|]", name)
+    ]
     settings = split_settings(seed, val_share, group_by)
     kept = read_split(target / "split.csv", settings)
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)

@@ -1317,6 +1317,38 @@ def test_yolo_reads_its_classes_once_and_nothing_else(place_clips, tmp_path, own
     assert open_parts(tmp_path / "own")[0].classes == ["run", "walk"]
 
 
+def test_numbers_of_no_class_are_problems(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4")
+    yolo_files(tmp_path / "yolo")
+    write_lines(tmp_path / "yolo" / "labels" / "a_000030.txt", "2 0.3 0.5 0.4 0.8")
+    printed = own_import(videos, tmp_path / "own", "--annotations", tmp_path / "yolo")
+    (said,) = problems_in(printed)
+    assert said.endswith("a_000030.txt:1: class 2, but the list of classes has 0 to 1")
+    assert open_parts(tmp_path / "own")[0].classes == ["run", "walk"]
+    coco(tmp_path / "coco")
+    path = tmp_path / "coco" / "instances_default.json"
+    content = json.loads(path.read_text())
+    content["annotations"] *= 2
+    content["annotations"][2:] = [
+        content["annotations"][0] | dict(category_id=9),
+        content["annotations"][0] | dict(image_id=7),
+    ]
+    content["annotations"] += content["annotations"][:1]
+    path.write_text(json.dumps(content))
+    problems = problems_in(own_import(videos, tmp_path / "more", "--annotations", path))
+    assert [said.partition(": annotation ")[2] for said in problems] == [
+        "3: category_id 9 is not in categories",
+        "4: image_id 7 is not in images",
+    ]
+
+
+def test_labels_that_look_like_several_are_said_to_be_one(place_clips, tmp_path, own_import):
+    rows = [f"{name},.4,.1,.1,.5,.9,walk;wave" for name in "ab"]
+    path = write_lines(tmp_path / "labels.csv", HEADER, *rows)
+    words = (place_clips("a.mp4", "b.mp4"), tmp_path / "own", "--annotations", path)
+    assert "note: 'walk;wave' is taken as one class; two actions of a" in own_import(*words)
+
+
 def test_circles_of_labelme(place_clips):
     shape = dict(label="walk", points=[[50, 40], [53, 44]], shape_type="circle")
     content = dict(shapes=[shape], imageWidth=96, imageHeight=64)
