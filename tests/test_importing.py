@@ -1486,7 +1486,9 @@ def test_pictures_extracted_at_a_lower_rate_are_doubted_or_given_their_times(
     assert said in own_import(videos, tmp_path / "own")
     words = ("--every-sec", 0, "--first-frame", 1, "--picture-fps", 10)
     assert problems_in(own_import(videos, tmp_path / "ten", *words)) == []
-    expected = np.array([1, 3, 6, 8, 11, 13, 16, 18, 21, 23, 26, 28, 31, 33, 36, 38, 41, 43, 46, 48])
+    expected = np.array(
+        [1, 3, 6, 8, 11, 13, 16, 18, 21, 23, 26, 28, 31, 33, 36, 38, 41, 43, 46, 48]
+    )
     for part in open_parts(tmp_path / "ten"):
         times = [item.time_sec for item in part.items]
         assert np.allclose(times, expected / 25)
