@@ -178,10 +178,10 @@ def _other_video(name: str, task: Node | None, video: str, library: Library) -> 
     clock = library.clock(files[0]) if text and len(files) == 1 else ""
     if isinstance(clock, str):
         return ""
-    step = task.text_of("frame_filter").removeprefix("step=") or "1"
+    step = int((re.findall(r"\d+", task.text_of("frame_filter")) or ["1"])[0])
     count = read_whole(text) + bool(task.text_of("stop_frame"))
     more = count - len(clock.times_sec)
-    if more <= 1 and (task.tag == "job" or more >= -max(read_whole(step), 1)):
+    if more <= 1 and (task.tag == "job" or more >= -step):
         return ""
     return (
         f"{name}:{task.line}: its task ends with frame {count - 1}, but {files[0]} has "

@@ -1317,7 +1317,7 @@ def test_yolo_reads_its_classes_once_and_nothing_else(place_clips, tmp_path, own
     assert open_parts(tmp_path / "own")[0].classes == ["run", "walk"]
 
 
-def test_numbers_of_no_class_are_problems(place_clips, tmp_path, own_import):
+def test_numbers_beyond_the_classes_of_yolo_are_problems(place_clips, tmp_path, own_import):
     videos = place_clips("a.mp4", "b.mp4")
     yolo_files(tmp_path / "yolo")
     write_lines(tmp_path / "yolo" / "labels" / "a_000030.txt", "2 0.3 0.5 0.4 0.8")
@@ -1325,15 +1325,15 @@ def test_numbers_of_no_class_are_problems(place_clips, tmp_path, own_import):
     (said,) = problems_in(printed)
     assert said.endswith("a_000030.txt:1: class 2, but the list of classes has 0 to 1")
     assert open_parts(tmp_path / "own")[0].classes == ["run", "walk"]
+
+
+def test_numbers_that_coco_does_not_list_are_problems(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4")
     coco(tmp_path / "coco")
     path = tmp_path / "coco" / "instances_default.json"
     content = json.loads(path.read_text())
-    content["annotations"] *= 2
-    content["annotations"][2:] = [
-        content["annotations"][0] | dict(category_id=9),
-        content["annotations"][0] | dict(image_id=7),
-    ]
-    content["annotations"] += content["annotations"][:1]
+    first = content["annotations"][0]
+    content["annotations"] += [first | dict(category_id=9), first | dict(image_id=7), first]
     path.write_text(json.dumps(content))
     problems = problems_in(own_import(videos, tmp_path / "more", "--annotations", path))
     assert [said.partition(": annotation ")[2] for said in problems] == [
