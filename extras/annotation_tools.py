@@ -420,7 +420,7 @@ def frame_of(name: str, library: Library) -> tuple[str, int]:
             return files[0], library.shown(files[0], picture)
         if files:
             return candidate, picture  # several: said when the mark is fitted
-    raise ValueError(f"no video is called {video!r}")
+    raise ValueError(library.look(video)[1])
 
 
 def _framed(where: str, picture: str, library: Library) -> Mark:

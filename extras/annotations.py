@@ -114,6 +114,10 @@ class Library:
         return self.videos.find(name)
 
     @functools.cached_property
+    def by_case(self) -> dict[str, str]:
+        return {stem.casefold(): files[0] for stem, files in self.videos.stems.items()}
+
+    @functools.cached_property
     def strangers(self) -> dict[str, Path]:
         """stem -> file, of what has no suffix of a video, a text or a picture."""
         files = {}
@@ -140,7 +144,9 @@ class Library:
                 f"{path} is there, but {path.suffix!r} is no suffix of a video that is known: "
                 "rename it, for instance to .mp4 (the content decides how it is read)"
             )
-        return "", f"no video in {self.folder} is called {name!r}"
+        wrong = f"no video in {self.folder} is called {name!r}"
+        alike = self.by_case.get(stem.casefold())
+        return "", f"{wrong}, {alike} differs in case" if alike else wrong
 
     def clock(self, file: str) -> FrameTimes | str:
         """When its frames are shown, and their size; or why it cannot be read."""

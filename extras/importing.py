@@ -67,6 +67,7 @@ def import_task(
     if not library.files:
         raise ValueError(f"{source}: no video there, expected files like *.mp4, *.mkv or *.webm")
     notes: list[str] = []
+    _refuse_videos(target, library)
     found, others = sources.find_sources(library, given, target)
     if found:
         marks = sources.read_marks(found, others, library, given, unit, attributes, notes)
@@ -97,8 +98,15 @@ def import_task(
         if re.search("[;|]", name)
     ]
     settings = split_settings(seed, val_share, group_by)
-    kept = read_split(target / "split.csv", settings)
+    made_with, before = read_split(target / "split.csv")
+    kept = before if made_with == settings else {}
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
+    moved = [file for file in parts if before.get(file) == "train" != parts[file]]
+    if moved:
+        notes.append(
+            f"the split changed: {len(moved)} videos that were trained validate or test now, runs "
+            f"trained before have seen them ({moved[0]}, ...; before: {made_with})"
+        )
     task = ImportedTask(usable, parts, ids, library, target)
     problems = sorted(problems + one_sided_classes(task), key=_line_of)
     problems = write_task(task, given, into, notes, problems, settings)
@@ -136,6 +144,15 @@ def _check_options(
         raise ValueError(f"--into {into}: no such recipe")
     if given and not given.exists():
         raise ValueError(f"--annotations {given}: no such file or folder")
+
+
+def _refuse_videos(target: Path, library: Library) -> None:
+    inside = Path(os.path.relpath(target.resolve(), library.folder.resolve()))
+    held = [file for file in library.files if Path(file).is_relative_to(inside)]
+    if target.is_dir():
+        held += filter(data.is_video, os.listdir(target))
+    if held:
+        raise ValueError(f"{target}: holds videos ({held[0]}), expected a folder to write into")
 
 
 def _other_annotations(found: list[sources.Source], library: Library) -> str:
@@ -274,6 +291,8 @@ def choose_parts(
         group = group_of(mark.file, group_by)
         classes.setdefault(group, set()).update({mark.label} - {""})
         groups.setdefault(group, {})[mark.file] = None
+    if group_by and max(map(len, groups.values())) == 1:
+        notes.append(f"--group-by {group_by} finds no two videos that belong together")
     fixed: dict[str, str] = {}
     for group, files in groups.items():
         for part in PARTS:  # a divided group stays so; its rest goes with the first
@@ -434,17 +453,17 @@ def _split_table(path: Path) -> list[list[str]]:
     return list(csv.reader(text.splitlines(), delimiter=separator))
 
 
-def read_split(path: Path, settings: str) -> dict[str, str]:
-    """file -> part of the last import, if it was made with the same settings."""
+def read_split(path: Path) -> tuple[str, dict[str, str]]:
+    """The settings of the last import, and file -> its part there; "" and {} if there is none."""
     rows = _split_table(path)
-    if not rows or rows[0] != ["video", "part", settings]:
-        return {}
+    if not rows or rows[0][:2] != ["video", "part"]:
+        return "", {}
     parts = {}
     for row in rows[1:]:
         if len(row) != 2 or row[1] not in PARTS:
             raise ValueError(f"{path}: {','.join(row)}, expected a video and train, val or test")
         parts[row[0]] = row[1]
-    return parts
+    return "".join(rows[0][2:3]), parts
 
 
 # ------------------------------------------------------------------------------------------------

@@ -398,6 +398,16 @@ def test_import_again_leaves_nothing_that_is_out_of_date(place_clips, tmp_path, 
     assert sorted(path.name for path in target.iterdir()) == names.split()
 
 
+def test_import_never_writes_among_videos(place_clips, tmp_path, own_import):
+    videos = place_clips(*(f"{c}/day/{i}.mp4" for c in "ab" for i in range(2)))
+    place_clips("x.mp4", folder=tmp_path / "more")
+    for target, held in ((videos / "a", "a/day/0.mp4"), (tmp_path / "more", "x.mp4")):
+        with pytest.raises(ValueError, match=f"{target}: holds videos .{held}., expected a folder"):
+            own_import(videos, target)
+    own_import(videos, videos / "own")
+    own_import(videos, tmp_path)  # the folder around the videos
+
+
 def test_import_goes_on_after_one_that_was_killed(place_clips, tmp_path, own_import, monkeypatch):
     """Whatever ends it: the target is as it was, and the next import is undisturbed."""
     videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(3)))
@@ -487,6 +497,16 @@ def test_videos_are_found_by_what_annotations_call_them(place_clips, tmp_path):
         names
     )
     assert all(videos.find(name) == [file] for name, file in zip(names, files, strict=True))
+
+
+def test_import_names_a_video_that_differs_in_case(place_clips, tmp_path, own_import):
+    rows = [f"{name},.4,.1,.1,.5,.9,walk" for name in ("Hall.MP4", "b", "b", "c")]
+    path = write_lines(tmp_path / "labels.csv", HEADER, *rows)
+    words = (place_clips("hall.mp4", "b.mp4", "c.mp4"), tmp_path / "own", "--annotations", path)
+    (said,) = problems_in(own_import(*words))
+    assert said.endswith(
+        f"labels.csv:2: no video in {words[0]} is called 'Hall.MP4', hall.mp4 differs in case"
+    )
 
 
 def test_import_tells_the_same_name_in_two_folders_apart(place_clips, tmp_path, own_import):
@@ -797,7 +817,14 @@ def test_import_again_leaves_every_video_where_it_was(place_clips, tmp_path, own
     split.write_text(split.read_text().replace("run/run0.mp4,train", "run/run0.mp4,val"))
     own_import(videos, tmp_path / "own")
     assert parts_of(tmp_path / "own")["run/run0.mp4"] == "val"
-    own_import(videos, tmp_path / "own", "--seed", 5)
+    said = r"note: the split changed: (\d+) videos that were trained validate or test now, runs"
+    assert not re.search(said, printed)
+    before = parts_of(tmp_path / "own")
+    printed = own_import(videos, tmp_path / "own", "--seed", 5)
+    after = parts_of(tmp_path / "own")
+    moved = [name for name in after if before[name] == "train" != after[name]]
+    assert moved and re.search(said, printed)[1] == str(len(moved))
+    assert "before: seed 0, share 0.2, group-by none" in printed
     fresh = own_import(videos, tmp_path / "fresh", "--seed", 5)
     assert parts_of(tmp_path / "own") == parts_of(tmp_path / "fresh") and "keep" not in fresh
 
@@ -816,7 +843,7 @@ def test_split_keeps_groups_together(place_clips, tmp_path, own_import, group_by
         tmp_path / "l.csv", "video,label", *(f"{n},{n.split('/')[1]}" for n in names)
     )
     for seed in range(4):
-        own_import(
+        printed = own_import(
             place_clips(*names, folder=tmp_path / f"v{seed}"),
             tmp_path / f"own{seed}",
             "--annotations",
@@ -827,9 +854,19 @@ def test_split_keeps_groups_together(place_clips, tmp_path, own_import, group_by
             seed,
         )
         sides: dict[str, set] = {}
+        assert "belong together" not in printed
         for file, part in parts_of(tmp_path / f"own{seed}").items():
             sides.setdefault(importing.group_of(file, group_by), set()).add(part)
         assert sides.keys() == groups and all(len(parts) == 1 for parts in sides.values())
+
+
+@pytest.mark.parametrize("group_by", ["1", "day"])
+def test_groups_of_one_video_are_said(place_clips, tmp_path, own_import, group_by):
+    rows = [f"{name},.4,.1,.1,.5,.9,walk" for name in "ab"]
+    path = write_lines(tmp_path / "labels.csv", HEADER, *rows)
+    words = ("--annotations", path, "--group-by", group_by)
+    printed = own_import(place_clips("a.mp4", "b.mp4"), tmp_path / "own", *words)
+    assert f"note: --group-by {group_by} finds no two videos that belong together" in printed
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1452,8 +1489,9 @@ def test_frames_of_pictures(place_clips):
             assert frame == found[1] - first
     for name, message in {
         "a.txt": "no number of a frame",
-        "a/labels/c_12.txt": "no video is called 'c'",  # a is another video
-        "c_12.txt": "no video is called 'c'",
+        "a/labels/c_12.txt": "no video in .* is called 'c'$",  # a is another video
+        "c_12.txt": "no video in .* is called 'c'$",
+        "A_12.txt": "no video in .* is called 'A', a.mp4 differs in case",
     }.items():
         with pytest.raises(ValueError, match=message):
             annotation_tools.frame_of(name, Library(folder))
