@@ -405,7 +405,6 @@ def test_import_never_writes_among_videos(place_clips, tmp_path, own_import):
         with pytest.raises(ValueError, match=f"{target}: holds videos .{held}., expected a folder"):
             own_import(videos, target)
     own_import(videos, videos / "own")
-    own_import(videos, tmp_path)  # the folder around the videos
 
 
 def test_import_goes_on_after_one_that_was_killed(place_clips, tmp_path, own_import, monkeypatch):
