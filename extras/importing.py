@@ -708,8 +708,8 @@ optimiser = "adamw"
 lr = 0.0005
 weight_decay = 0.05
 warmup = {warmup}
-# init = "checkpoint.pth"   # pretrained weights, best for few videos; then lr = 0.0001,
-                            # layer_decay = 0.75 and the frames and stride of those weights
+# init = "checkpoint.pth"   # pretrained weights; then lr = 0.0001, layer_decay = 0.75
+                            # and the frames and stride of those weights
 
 [model]
 arch = "S"                  # tiny, small, S, B, L, H
