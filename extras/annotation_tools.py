@@ -175,7 +175,7 @@ def _other_video(name: str, task: Node | None, video: str, library: Library) -> 
     """
     text = (task.text_of("stop_frame") or task.text_of("size")) if task else ""
     files = library.find(video)
-    clock = library.clock(files[0]) if text and len(files) == 1 else ""
+    clock = library.clock(files[0]) if text.isdecimal() and len(files) == 1 else ""
     if isinstance(clock, str):
         return ""
     step = int((re.findall(r"\d+", task.text_of("frame_filter")) or ["1"])[0])
@@ -453,7 +453,7 @@ def read_yolo(name: str, content: bytes, library: Library, classes: dict[int, st
         mark.box = values
         mark.size = (1.0, 1.0)
         mark.label = classes.get(int(label), f"class {int(label)}")
-        if classes and mark.label not in classes.values():
+        if classes and int(label) not in classes:
             known = f"{min(classes)} to {max(classes)}"
             mark.wrong = f"class {int(label)}, but the list of classes has {known}"
         marks.append(mark)

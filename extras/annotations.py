@@ -181,6 +181,7 @@ class Library:
             clock, highest = self.clock(file), max(numbers)
             if isinstance(clock, str) or len(numbers) <= 2:
                 continue
+            # Half, and some more for 15 pictures of 29.97 frames a second.
             if len(numbers) > 0.6 * highest and highest < 0.55 * len(clock.times_sec):
                 first, last = min(numbers) + self.first_frame, highest + self.first_frame
                 said.append(
