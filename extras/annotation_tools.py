@@ -142,6 +142,9 @@ def read_cvat(
         if task is None and sources:
             task = list(sources.values())[-1]
         video, size = _cvat_video(name, task, library)
+        doubt = _other_video(name, task, video, library)
+        if doubt and doubt not in library.doubts:
+            library.doubts.append(doubt)
         track = Track(video, str(number), size, [])
         for child in node.children:
             track.shapes.append(_cvat_shape(name, child, node.values.get("label", ""), taken))
@@ -163,6 +166,27 @@ def _cvat_video(name: str, task: Node | None, library: Library) -> tuple[str, tu
     width, height = (task.text_of("width"), task.text_of("height")) if task else ("", "")
     size = (read_number(width), read_number(height)) if width and height else None
     return source or stem, size
+
+
+def _other_video(name: str, task: Node | None, video: str, library: Library) -> str:
+    """A sentence if a task has other frames than the video, re-encoded since, perhaps; or "".
+
+    A job counts those of its part of a task, with steps of the task's frame_filter.
+    """
+    text = (task.text_of("stop_frame") or task.text_of("size")) if task else ""
+    files = library.find(video)
+    clock = library.clock(files[0]) if text.isdecimal() and len(files) == 1 else ""
+    if isinstance(clock, str):
+        return ""
+    step = int((re.findall(r"\d+", task.text_of("frame_filter")) or ["1"])[0])
+    count = read_whole(text) + bool(task.text_of("stop_frame"))
+    more = count - len(clock.times_sec)
+    if more <= 1 and (task.tag == "job" or more >= -step):
+        return ""
+    return (
+        f"{name}:{task.line}: its task ends with frame {count - 1}, but {files[0]} has "
+        f"{len(clock.times_sec)} from 0 on: if it was re-encoded since, the labels are shifted"
+    )
 
 
 def _action_attributes(name: str, root: Node, wanted: Sequence[str], notes: list[str]) -> set[str]:
@@ -376,7 +400,7 @@ def _named_video(addresses: list[str], library: Library) -> str:
 def frame_of(name: str, library: Library) -> tuple[str, int]:
     """kitchen_000012.txt, kitchen/000012.jpg, kitchen.zip/x/frame_000012.txt -> kitchen.mp4, 12.
 
-    Frames count from library.first_frame. Raises ValueError if the name says no video or number.
+    Pictures count from library.first_frame. Raises ValueError if the name says no video or number.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     parts = re.fullmatch(r"(?i)(.*?)[ _.-]*(?:frame|img|image)?[ _.-]*(\d+)", path.stem)
@@ -389,14 +413,14 @@ def frame_of(name: str, library: Library) -> tuple[str, int]:
     if not video:
         video = path.parent.name
         candidates = [str(path.parent), *(folder.name for folder in list(path.parents)[:3])]
-    frame = int(number) - library.first_frame
+    picture = int(number) - library.first_frame
     for candidate in candidates:
         files = library.find(candidate)
         if len(files) == 1:
-            return files[0], frame
+            return files[0], library.shown(files[0], picture)
         if files:
-            return candidate, frame  # several: said when the mark is fitted
-    raise ValueError(f"no video is called {video!r}")
+            return candidate, picture  # several: said when the mark is fitted
+    raise ValueError(library.look(video)[1])
 
 
 def _framed(where: str, picture: str, library: Library) -> Mark:
@@ -413,7 +437,8 @@ def _framed(where: str, picture: str, library: Library) -> Mark:
 
 def read_yolo(name: str, content: bytes, library: Library, classes: dict[int, str]) -> list[Mark]:
     """A txt for each frame; rows `class x y x y x y ...` (a polygon) or `class cx cy w h` and
-    perhaps track, score, or points x y visibility (a pose), of which the box is taken."""
+    perhaps track, score, or points x y visibility (a pose), of which the box is taken. classes:
+    the names of the numbers; {}: without a list, `class 0` is a name."""
     marks, forms = [], []
     for number, line in enumerate(decode_text(name, content).splitlines(), 1):
         if not line.strip():
@@ -428,6 +453,9 @@ def read_yolo(name: str, content: bytes, library: Library, classes: dict[int, st
         mark.box = values
         mark.size = (1.0, 1.0)
         mark.label = classes.get(int(label), f"class {int(label)}")
+        if classes and int(label) not in classes:
+            known = f"{min(classes)} to {max(classes)}"
+            mark.wrong = f"class {int(label)}, but the list of classes has {known}"
         marks.append(mark)
     sure = {form for names in forms if len(names) == 1 for form in names}
     for mark, names in zip(marks, forms, strict=True):
@@ -477,13 +505,20 @@ def read_coco(name: str, content: dict, library: Library) -> list[Mark]:
     images = {image["id"]: image for image in content["images"]}
     marks = []
     for number, annotation in enumerate(content["annotations"], 1):
+        where = f"{name}: annotation {number}"
+        if annotation["image_id"] not in images:
+            wrong = f"image_id {annotation['image_id']} is not in images"
+            marks.append(Mark(where, "", wrong=wrong))
+            continue
         image = images[annotation["image_id"]]
         picture = f"{PurePosixPath(name).parent}/{image['file_name']}"
-        mark = _framed(f"{name}: annotation {number}", picture, library)
+        mark = _framed(where, picture, library)
         x, y, width, height = annotation["bbox"]
         mark.box = [x, y, x + width, y + height]
         mark.size = (image["width"], image["height"])
-        mark.label = names[annotation["category_id"]]
+        mark.label = names.get(annotation["category_id"], "")
+        if annotation["category_id"] not in names:
+            mark.wrong = f"category_id {annotation['category_id']} is not in categories"
         person = annotation.get("track_id", annotation.get("attributes", {}).get("track_id", ""))
         mark.person = str(person)
         marks.append(mark)

@@ -96,9 +96,15 @@ def place(mark: Mark, clock: FrameTimes) -> str:
 class Library:
     """The videos of a folder, found by what annotations call them, each opened once."""
 
-    def __init__(self, folder: Path, every_sec: float = 1.0, first_frame: int = 0):
-        """every_sec: between keyframes, 0: all; first_frame: its number, where people count."""
+    def __init__(
+        self, folder: Path, every_sec: float = 1.0, first_frame: int = 0, picture_fps: float = 0.0
+    ):
+        """every_sec: between keyframes, 0: all; first_frame: its number, where people count;
+        picture_fps: pictures extracted of a second of video, 0: each frame."""
         self.folder, self.every_sec, self.first_frame = folder, every_sec, first_frame
+        self.picture_fps = picture_fps
+        self.doubts: list[str] = []  # of files as a whole
+        self.pictures: dict[str, set[int]] = {}  # video -> numbers of annotated pictures, from 0
         self.videos = formats.Videos(folder)
         self.files = [file for files in self.videos.stems.values() for file in files]
         self.clocks: dict[str, FrameTimes | str] = {}
@@ -106,6 +112,10 @@ class Library:
 
     def find(self, name: str) -> list[str]:
         return self.videos.find(name)
+
+    @functools.cached_property
+    def by_case(self) -> dict[str, str]:
+        return {stem.casefold(): files[0] for stem, files in self.videos.stems.items()}
 
     @functools.cached_property
     def strangers(self) -> dict[str, Path]:
@@ -134,7 +144,9 @@ class Library:
                 f"{path} is there, but {path.suffix!r} is no suffix of a video that is known: "
                 "rename it, for instance to .mp4 (the content decides how it is read)"
             )
-        return "", f"no video in {self.folder} is called {name!r}"
+        wrong = f"no video in {self.folder} is called {name!r}"
+        alike = self.by_case.get(stem.casefold())
+        return "", f"{wrong}, {alike} differs in case" if alike else wrong
 
     def clock(self, file: str) -> FrameTimes | str:
         """When its frames are shown, and their size; or why it cannot be read."""
@@ -148,6 +160,36 @@ class Library:
             except data.DecodeError as error:
                 self.clocks[file] = f"damaged video {error}"
         return self.clocks[file]
+
+    def shown(self, file: str, picture: int) -> int:
+        """The frame of a video that a picture shows, both counted from 0."""
+        self.pictures.setdefault(file, set()).add(picture)
+        clock = self.clock(file) if self.picture_fps and picture >= 0 else ""
+        if isinstance(clock, str):
+            return picture
+        if picture / self.picture_fps >= clock.end_sec:
+            return len(clock.times_sec)  # none: said when the mark is placed
+        # What `ffmpeg -vf fps=1` takes: the last frame before half a second, before 1.5 s, ...
+        until_sec = (picture + 0.5) / self.picture_fps - 1e-6
+        return max(int(np.searchsorted(clock.times_sec, until_sec)) - 1, 0)
+
+    def slow_pictures(self) -> list[str]:
+        """A sentence for each video whose pictures look extracted at a lower rate than its own:
+        numbered one after the other (but for those of nobody) in the first half of its frames."""
+        said = []
+        for file, numbers in {} if self.picture_fps else self.pictures.items():
+            clock, highest = self.clock(file), max(numbers)
+            if isinstance(clock, str) or len(numbers) <= 2:
+                continue
+            # Half, and some more for 15 pictures of 29.97 frames a second.
+            if len(numbers) > 0.6 * highest and highest < 0.55 * len(clock.times_sec):
+                first, last = min(numbers) + self.first_frame, highest + self.first_frame
+                said.append(
+                    f"{file}: pictures numbered {first} to {last}, within "
+                    f"{clock.times_sec[highest]:.3g} of {clock.end_sec:.1f} s: were they extracted "
+                    "at a lower rate? Then --picture-fps with that rate"
+                )
+        return said
 
     def keyframes(self, name: str) -> np.ndarray | None:
         """The frames to annotate, one every every_sec; None: each that has a box."""

@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--quick",
         action="store_true",
-        help="tiny sizes, two minutes for all: shows that it runs, gives no figures to quote",
+        help="tiny sizes, 38 s in all when idle: shows that it runs, gives no figures to quote",
     )
     add("--rounds", type=int, default=0, help="of each pair (default: by table; at least 2)")
     add(

@@ -15,6 +15,7 @@ import csv
 import errno
 import hashlib
 import io
+import math
 import os
 import re
 import shlex
@@ -47,6 +48,7 @@ def import_task(
     every_sec: float = 1.0,
     attributes: Sequence[str] = (),
     first_frame: int = 0,
+    picture_fps: float = 0.0,
     val_share: float = 0.2,
     seed: int = 0,
     group_by: str = "",
@@ -55,15 +57,17 @@ def import_task(
     """Read the annotations of the videos in source, write a task into target.
 
     given: a file or folder of annotations, if they are not in source, which is only read. unit: of
-    boxes in tables, "norm", "px" or "": as their values say. into: the recipe that gets the task;
+    boxes in tables, "norm", "px" or "": as their values say. picture_fps: annotated pictures of a
+    second of video, 0: each frame. into: the recipe that gets the task;
     None: target/recipe.toml, which is kept if it is there. Raises ValueError with file and line;
     then nothing was written.
     """
-    _check_options(source, target, given, into, val_share, every_sec, group_by)
-    library = Library(source, every_sec, first_frame)
+    _check_options(source, target, given, into, val_share, every_sec, picture_fps, group_by)
+    library = Library(source, every_sec, first_frame, picture_fps)
     if not library.files:
         raise ValueError(f"{source}: no video there, expected files like *.mp4, *.mkv or *.webm")
     notes: list[str] = []
+    _refuse_videos(target, library)
     found, others = sources.find_sources(library, given, target)
     if found:
         marks = sources.read_marks(found, others, library, given, unit, attributes, notes)
@@ -75,7 +79,7 @@ def import_task(
     if not marks:
         names = ", ".join(source.name for source in found[:3])
         raise ValueError("; ".join([f"{names}: nothing is annotated", *notes[:3]]))
-    problems: list[str] = []
+    problems = library.doubts + library.slow_pictures()
     usable = fit_marks(marks, library, problems)
     usable = open_clips(usable, library, problems)
     ids = unify_classes(usable, problems)
@@ -88,9 +92,21 @@ def import_task(
         )
     if not ids:
         raise ValueError(f"{usable[0].where}: {len(usable)} rows can be used, none has a label")
+    notes += [
+        f"{name!r} is taken as one class; two actions of a person are two rows with the same box"
+        for name in ids
+        if re.search("[;|]", name)
+    ]
     settings = split_settings(seed, val_share, group_by)
-    kept = read_split(target / "split.csv", settings)
+    made_with, before = read_split(target / "split.csv")
+    kept = before if made_with == settings else {}
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
+    moved = [file for file in parts if before.get(file) == "train" != parts[file]]
+    if moved:
+        notes.append(
+            f"the split changed: {len(moved)} videos that were trained validate or test now, runs "
+            f"trained before have seen them ({moved[0]}, ...; before: {made_with})"
+        )
     task = ImportedTask(usable, parts, ids, library, target)
     problems = sorted(problems + one_sided_classes(task), key=_line_of)
     problems = write_task(task, given, into, notes, problems, settings)
@@ -104,12 +120,15 @@ def _check_options(
     into: Path | None,
     val_share: float,
     every_sec: float,
+    picture_fps: float,
     group_by: str,
 ) -> None:
     if not 0 < val_share < 1:
         raise ValueError(f"--val-share {val_share:g}, expected a share above 0 and below 1")
     if not every_sec >= 0:
         raise ValueError(f"--every-sec {every_sec:g}, expected 0 or more seconds")
+    if not 0 <= picture_fps < math.inf:
+        raise ValueError(f"--picture-fps {picture_fps:g}, expected pictures a second, above 0")
     try:
         re.compile(group_by)
     except re.error as error:
@@ -125,6 +144,15 @@ def _check_options(
         raise ValueError(f"--into {into}: no such recipe")
     if given and not given.exists():
         raise ValueError(f"--annotations {given}: no such file or folder")
+
+
+def _refuse_videos(target: Path, library: Library) -> None:
+    inside = Path(os.path.relpath(target.resolve(), library.folder.resolve()))
+    held = [file for file in library.files if Path(file).is_relative_to(inside)]
+    if target.is_dir():
+        held += filter(data.is_video, os.listdir(target))
+    if held:
+        raise ValueError(f"{target}: holds videos ({held[0]}), expected a folder to write into")
 
 
 def _other_annotations(found: list[sources.Source], library: Library) -> str:
@@ -263,6 +291,8 @@ def choose_parts(
         group = group_of(mark.file, group_by)
         classes.setdefault(group, set()).update({mark.label} - {""})
         groups.setdefault(group, {})[mark.file] = None
+    if group_by and max(map(len, groups.values())) == 1:
+        notes.append(f"--group-by {group_by} finds no two videos that belong together")
     fixed: dict[str, str] = {}
     for group, files in groups.items():
         for part in PARTS:  # a divided group stays so; its rest goes with the first
@@ -423,17 +453,17 @@ def _split_table(path: Path) -> list[list[str]]:
     return list(csv.reader(text.splitlines(), delimiter=separator))
 
 
-def read_split(path: Path, settings: str) -> dict[str, str]:
-    """file -> part of the last import, if it was made with the same settings."""
+def read_split(path: Path) -> tuple[str, dict[str, str]]:
+    """The settings of the last import, and file -> its part there; "" and {} if there is none."""
     rows = _split_table(path)
-    if not rows or rows[0] != ["video", "part", settings]:
-        return {}
+    if not rows or rows[0][:2] != ["video", "part"]:
+        return "", {}
     parts = {}
     for row in rows[1:]:
         if len(row) != 2 or row[1] not in PARTS:
             raise ValueError(f"{path}: {','.join(row)}, expected a video and train, val or test")
         parts[row[0]] = row[1]
-    return parts
+    return "".join(rows[0][2:3]), parts
 
 
 # ------------------------------------------------------------------------------------------------
@@ -678,8 +708,8 @@ optimiser = "adamw"
 lr = 0.0005
 weight_decay = 0.05
 warmup = {warmup}
-# init = "checkpoint.pth"   # pretrained weights, best for few videos; then lr = 0.0001,
-                            # layer_decay = 0.75 and the frames and stride of those weights
+# init = "checkpoint.pth"   # pretrained weights; then lr = 0.0001, layer_decay = 0.75
+                            # and the frames and stride of those weights
 
 [model]
 arch = "S"                  # tiny, small, S, B, L, H
@@ -894,6 +924,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="number of a video's first frame in a frame column and in names of pictures "
         "(default: 0)",
     )
+    add(
+        "--picture-fps",
+        type=float,
+        default=0.0,
+        help="of annotated pictures, extracted as by ffmpeg -vf fps=RATE, which counts from 1: "
+        "--first-frame 1 (default: each frame is a picture)",
+    )
     add = parser.add_argument_group("split").add_argument
     add(
         "--val-share",
@@ -921,6 +958,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
         options.every_sec,
         options.attribute,
         options.first_frame,
+        options.picture_fps,
         options.val_share,
         options.seed,
         options.group_by,

@@ -398,6 +398,15 @@ def test_import_again_leaves_nothing_that_is_out_of_date(place_clips, tmp_path, 
     assert sorted(path.name for path in target.iterdir()) == names.split()
 
 
+def test_import_never_writes_among_videos(place_clips, tmp_path, own_import):
+    videos = place_clips(*(f"{c}/day/{i}.mp4" for c in "ab" for i in range(2)))
+    place_clips("x.mp4", folder=tmp_path / "more")
+    for target, held in ((videos / "a", "a/day/0.mp4"), (tmp_path / "more", "x.mp4")):
+        with pytest.raises(ValueError, match=f"{target}: holds videos .{held}., expected a folder"):
+            own_import(videos, target)
+    own_import(videos, videos / "own")
+
+
 def test_import_goes_on_after_one_that_was_killed(place_clips, tmp_path, own_import, monkeypatch):
     """Whatever ends it: the target is as it was, and the next import is undisturbed."""
     videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(3)))
@@ -487,6 +496,16 @@ def test_videos_are_found_by_what_annotations_call_them(place_clips, tmp_path):
         names
     )
     assert all(videos.find(name) == [file] for name, file in zip(names, files, strict=True))
+
+
+def test_import_names_a_video_that_differs_in_case(place_clips, tmp_path, own_import):
+    rows = [f"{name},.4,.1,.1,.5,.9,walk" for name in ("Hall.MP4", "b", "b", "c")]
+    path = write_lines(tmp_path / "labels.csv", HEADER, *rows)
+    words = (place_clips("hall.mp4", "b.mp4", "c.mp4"), tmp_path / "own", "--annotations", path)
+    (said,) = problems_in(own_import(*words))
+    assert said.endswith(
+        f"labels.csv:2: no video in {words[0]} is called 'Hall.MP4', hall.mp4 differs in case"
+    )
 
 
 def test_import_tells_the_same_name_in_two_folders_apart(place_clips, tmp_path, own_import):
@@ -797,7 +816,14 @@ def test_import_again_leaves_every_video_where_it_was(place_clips, tmp_path, own
     split.write_text(split.read_text().replace("run/run0.mp4,train", "run/run0.mp4,val"))
     own_import(videos, tmp_path / "own")
     assert parts_of(tmp_path / "own")["run/run0.mp4"] == "val"
-    own_import(videos, tmp_path / "own", "--seed", 5)
+    said = r"note: the split changed: (\d+) videos that were trained validate or test now, runs"
+    assert not re.search(said, printed)
+    before = parts_of(tmp_path / "own")
+    printed = own_import(videos, tmp_path / "own", "--seed", 5)
+    after = parts_of(tmp_path / "own")
+    moved = [name for name in after if before[name] == "train" != after[name]]
+    assert moved and re.search(said, printed)[1] == str(len(moved))
+    assert "before: seed 0, share 0.2, group-by none" in printed
     fresh = own_import(videos, tmp_path / "fresh", "--seed", 5)
     assert parts_of(tmp_path / "own") == parts_of(tmp_path / "fresh") and "keep" not in fresh
 
@@ -816,7 +842,7 @@ def test_split_keeps_groups_together(place_clips, tmp_path, own_import, group_by
         tmp_path / "l.csv", "video,label", *(f"{n},{n.split('/')[1]}" for n in names)
     )
     for seed in range(4):
-        own_import(
+        printed = own_import(
             place_clips(*names, folder=tmp_path / f"v{seed}"),
             tmp_path / f"own{seed}",
             "--annotations",
@@ -827,9 +853,19 @@ def test_split_keeps_groups_together(place_clips, tmp_path, own_import, group_by
             seed,
         )
         sides: dict[str, set] = {}
+        assert "belong together" not in printed
         for file, part in parts_of(tmp_path / f"own{seed}").items():
             sides.setdefault(importing.group_of(file, group_by), set()).add(part)
         assert sides.keys() == groups and all(len(parts) == 1 for parts in sides.values())
+
+
+@pytest.mark.parametrize("group_by", ["1", "day"])
+def test_groups_of_one_video_are_said(place_clips, tmp_path, own_import, group_by):
+    rows = [f"{name},.4,.1,.1,.5,.9,walk" for name in "ab"]
+    path = write_lines(tmp_path / "labels.csv", HEADER, *rows)
+    words = ("--annotations", path, "--group-by", group_by)
+    printed = own_import(place_clips("a.mp4", "b.mp4"), tmp_path / "own", *words)
+    assert f"note: --group-by {group_by} finds no two videos that belong together" in printed
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1020,6 +1056,32 @@ def test_cvat_as_it_is_delivered(place_clips, tmp_path, own_import, form):
             write_lines(videos / f"{i}.xml", job)
     printed = own_import(videos, tmp_path / "own", "--annotations", place)
     assert "0 problems" in printed and len(parts_of(tmp_path / "own")) == 2
+
+
+@pytest.mark.parametrize(
+    "frames, is_wrong",
+    [
+        ("<size>50</size><start_frame>0</start_frame><stop_frame>49</stop_frame>", False),
+        ("<size>51</size>", False),  # some count one more
+        ("<size>10</size><stop_frame>45</stop_frame><frame_filter>step=5</frame_filter>", False),
+        ("<size>60</size><start_frame>0</start_frame><stop_frame>59</stop_frame>", True),
+        ("<size>25</size><stop_frame>24</stop_frame><frame_filter></frame_filter>", True),
+        ("<size>60</size>", True),
+    ],
+)
+def test_cvat_of_another_video_is_doubted(place_clips, tmp_path, own_import, frames, is_wrong):
+    videos = place_clips("a.mp4", "b.mp4")
+    for name in "ab":
+        job = cvat_job(f"{name}.mp4", ("action", "select", "walk"))
+        write_lines(videos / f"{name}.xml", job.replace("<labels>", f"{frames}<labels>"))
+    printed = own_import(videos, tmp_path / "own")
+    said = re.findall(r"(\w.xml):1: its task ends with frame (\d+), but (\w.mp4) has 50", printed)
+    last = "24" if "25" in frames else "59"
+    assert said == [(f"{x}.xml", last, f"{x}.mp4") for x in "ab" if is_wrong]
+    if is_wrong and last == "24":  # a job may be of a part
+        for path in videos.glob("*.xml"):
+            path.write_text(path.read_text().replace("task>", "job>"))
+        assert problems_in(own_import(videos, tmp_path / "job")) == []
 
 
 def test_cvat_without_source_or_tracks(place_clips, tmp_path, own_import):
@@ -1291,6 +1353,38 @@ def test_yolo_reads_its_classes_once_and_nothing_else(place_clips, tmp_path, own
     assert open_parts(tmp_path / "own")[0].classes == ["run", "walk"]
 
 
+def test_numbers_beyond_the_classes_of_yolo_are_problems(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4")
+    yolo_files(tmp_path / "yolo")
+    write_lines(tmp_path / "yolo" / "labels" / "a_000030.txt", "2 0.3 0.5 0.4 0.8")
+    printed = own_import(videos, tmp_path / "own", "--annotations", tmp_path / "yolo")
+    (said,) = problems_in(printed)
+    assert said.endswith("a_000030.txt:1: class 2, but the list of classes has 0 to 1")
+    assert open_parts(tmp_path / "own")[0].classes == ["run", "walk"]
+
+
+def test_numbers_that_coco_does_not_list_are_problems(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4")
+    coco(tmp_path / "coco")
+    path = tmp_path / "coco" / "instances_default.json"
+    content = json.loads(path.read_text())
+    first = content["annotations"][0]
+    content["annotations"] += [first | dict(category_id=9), first | dict(image_id=7), first]
+    path.write_text(json.dumps(content))
+    problems = problems_in(own_import(videos, tmp_path / "more", "--annotations", path))
+    assert [said.partition(": annotation ")[2] for said in problems] == [
+        "3: category_id 9 is not in categories",
+        "4: image_id 7 is not in images",
+    ]
+
+
+def test_labels_that_look_like_several_are_said_to_be_one(place_clips, tmp_path, own_import):
+    rows = [f"{name},.4,.1,.1,.5,.9,walk;wave" for name in "ab"]
+    path = write_lines(tmp_path / "labels.csv", HEADER, *rows)
+    words = (place_clips("a.mp4", "b.mp4"), tmp_path / "own", "--annotations", path)
+    assert "note: 'walk;wave' is taken as one class; two actions of a" in own_import(*words)
+
+
 def test_circles_of_labelme(place_clips):
     shape = dict(label="walk", points=[[50, 40], [53, 44]], shape_type="circle")
     content = dict(shapes=[shape], imageWidth=96, imageHeight=64)
@@ -1394,8 +1488,9 @@ def test_frames_of_pictures(place_clips):
             assert frame == found[1] - first
     for name, message in {
         "a.txt": "no number of a frame",
-        "a/labels/c_12.txt": "no video is called 'c'",  # a is another video
-        "c_12.txt": "no video is called 'c'",
+        "a/labels/c_12.txt": "no video in .* is called 'c'$",  # a is another video
+        "c_12.txt": "no video in .* is called 'c'$",
+        "A_12.txt": "no video in .* is called 'A', a.mp4 differs in case",
     }.items():
         with pytest.raises(ValueError, match=message):
             annotation_tools.frame_of(name, Library(folder))
@@ -1414,6 +1509,33 @@ def test_frames_are_thinned_out_and_first_frame_is_asked_for(place_clips, tmp_pa
     own_import(videos, tmp_path / "one", "--every-sec", 0, "--first-frame", 1)
     train, val = open_parts(tmp_path / "one")
     assert len(train) == len(val) == 50 and train.items[0].time_sec == 0
+
+
+def test_pictures_extracted_at_a_lower_rate_are_doubted_or_given_their_times(
+    place_clips, tmp_path, own_import
+):
+    """Of 50 frames at 25 a second; ffmpeg -vf fps=10 shows of them those of `expected`."""
+    videos = place_clips("a.mp4", "b.mp4")
+    for picture in range(1, 21):
+        for name in "ab":
+            label = write_lines(videos / f"{name}_{picture:04d}.txt", "0 0.3 0.5 0.4 0.8")
+    said = "a.mp4: pictures numbered 1 to 20, within 0.8 of 2.0 s: were they extracted at a lower"
+    assert said in own_import(videos, tmp_path / "own")
+    words = ("--every-sec", 0, "--first-frame", 1, "--picture-fps", 10)
+    assert problems_in(own_import(videos, tmp_path / "ten", *words)) == []
+    expected = np.array(
+        [1, 3, 6, 8, 11, 13, 16, 18, 21, 23, 26, 28, 31, 33, 36, 38, 41, 43, 46, 48]
+    )
+    for part in open_parts(tmp_path / "ten"):
+        times = [item.time_sec for item in part.items]
+        assert np.allclose(times, expected / 25)
+    label.rename(videos / "b_0021.txt")  # one more than there are
+    assert "b_0021.txt:1: frame 50 of" in own_import(videos, tmp_path / "more", *words)
+    with pytest.raises(ValueError, match="--picture-fps -1, expected pictures a second"):
+        own_import(videos, tmp_path / "e", "--picture-fps", -1)
+    for path in videos.glob("*.txt"):  # every second frame
+        path.rename(path.with_stem(f"{path.stem[:2]}{int(path.stem[2:]) * 2}"))
+    assert problems_in(own_import(videos, tmp_path / "sparse")) == []
 
 
 def test_stretches_are_read():
