@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 import data
-from extras import formats, settings, tables
+from extras import formats, methods, settings, tables
 from extras import recipe as recipes
 from extras.settings import setting
 
@@ -205,6 +205,7 @@ class Comparison:
 
     def all_phases(self, tune_only: bool = False) -> list[dict]:
         """-> a row for every run."""
+        self.check_settings()
         rows = self.launch(self.plan_tuning({}))
         chosen = tables.choose(self.protocol, rows)
         rows += self.launch(self.plan_tuning(chosen))
@@ -217,6 +218,23 @@ class Comparison:
                 raise ValueError(f"compare: no table, {', '.join(diverged)} diverged")
             rows += final
         return rows
+
+    def check_settings(self) -> None:
+        """ValueError, before the first run, for settings that a later one would be refused for."""
+        from extras.world import World
+
+        chosen = tables.choose(self.protocol, [])
+        for case in self.protocol.case:
+            if wrong := settings.misfits(World, case.world):
+                raise ValueError(f"compare: {case.name}: world: {'; '.join(wrong.values())}")
+            for method in self.protocol.method:
+                for point in tables.points_of(method, case.name, chosen):
+                    changes = self.settings_of(case, method, point)
+                    try:
+                        methods.stages(self.read_recipe(self.protocol.recipe, changes))
+                    except ValueError as error:
+                        where = f"{case.name} {method.name}".strip()
+                        raise ValueError(f"compare: {where}: {error}") from None
 
     def plan_tuning(self, chosen: dict) -> list[Run]:
         """chosen: {}, for the methods by themselves; then, for those that start from another."""
@@ -265,16 +283,20 @@ class Comparison:
         if phase == "tuning":
             folder = folder / slug(tables.spell(tuned))
         folder = folder / f"seed{seed}"
-        chosen = case.settings | method.settings | tuned
-        overrides = dict(self.overrides)
-        for key, value in chosen.items():
-            overrides[key] = value if isinstance(value, str) else settings.show(value)
+        overrides = self.settings_of(case, method, tuned)
         if self.recipe.world:
             overrides |= self.place_world(case, seed if world < 0 else world)
         elif phase != "final":
             overrides |= self.hold_out()
         overrides |= {"seed": str(seed), "threads": "1", "out": str(folder)}
         return Run(phase, case.name, method.name, tuned, seed, folder, overrides)
+
+    def settings_of(self, case: Case, method: Method, tuned: dict) -> dict[str, str]:
+        """What was typed, then the case's, the method's and the grid's, as overrides."""
+        overrides = dict(self.overrides)
+        for key, value in (case.settings | method.settings | tuned).items():
+            overrides[key] = value if isinstance(value, str) else settings.show(value)
+        return overrides
 
     def place_world(self, case: Case, seed: int) -> dict[str, str]:
         """Make the recipe's world with another seed -> the overrides that train on it."""
@@ -359,10 +381,11 @@ class Comparison:
         return [self.row(run) for run in runs]
 
     def claim(self, run: Run) -> None:
-        """Note what the folder is for. ValueError if it was for something else."""
+        """Note what the folder is for. ValueError if something else was trained in it."""
         words = {"recipe": self.protocol.recipe, "commit": self.commit} | run.overrides
         note = run.out / "compare.json"
-        if not note.exists():
+        began = any(run.out.rglob("log.jsonl")) or any(run.out.rglob("last.pt"))
+        if not note.exists() or not began:
             run.out.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps(words, indent=1), encoding="utf-8")
             return

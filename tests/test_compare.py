@@ -202,6 +202,7 @@ import json, pathlib, sys
 a = dict(word.split("=", 1) for word in sys.argv[3:])
 out, lr, good = pathlib.Path(a["--out"]), float(a["--lr"]), a.get("--method") != "finetune"
 with open(out / "starts", "a") as f: f.write("started\\n")
+if lr > 1: (out / "log.jsonl").touch()
 if lr > 1: print("x " * 999); sys.exit("error: non-finite loss at step 3")
 if a.get("--name") == "fail": print("one", flush=True); sys.exit("error: no such thing")
 ap = 0.5 - abs(lr - (0.2 if good else 0.4)) + 0.01 * (int(a["--seed"]) % 7) + 0.05 * good
@@ -238,6 +239,8 @@ def comparison(tmp_path, monkeypatch):
         root=str(tmp_path),
         head_above=20,
         tail_below=5,
+        method="cofinetune",
+        method_options={},
     )
 
     def make(lrs=(0.1, 0.2, 0.4, 2.0), repeats=3, world=None, **overrides):
@@ -382,6 +385,38 @@ def test_what_stops_a_comparison(comparison, tmp_path, monkeypatch):
     this.recipe.task = this.recipe.task[1:]
     with pytest.raises(ValueError, match="x has no box task"):
         comparison()
+
+
+@pytest.mark.parametrize(
+    "method, case, message",
+    [
+        (compare.Method("b", {"lrr": 0.1}), {}, "compare: a b: .*unknown key 'lrr', did you mean"),
+        (compare.Method("b", {}, {"task.av.batch": [4, 8]}), {}, "a b: .*--task.av.batch: the rec"),
+        (compare.Method("b", {}, {"lr": [0.1, "x"]}), {}, 'a b: .*lr = "x" is not'),
+        (compare.Method("b", {"method_options": {"x": 1}}), {}, "a b: method_options of cofinetune: unknown x"),
+        (compare.Method("b"), {"settings": {"step": 7}}, "c good: .*unknown key 'step'"),
+        (compare.Method("b"), {"world": {"scene_train": 7}}, "c: world: unknown key 'scene_train'"),
+    ],
+)
+def test_every_setting_is_read_before_the_first_run(method, case, message, tmp_path):
+    protocol = compare.Protocol("p", "", "demo", reference="good")
+    protocol.method = [compare.Method("good", {}, {"lr": [0.1, 0.2]}), method]
+    protocol.case = [compare.Case("a"), compare.Case("c", tuned_as="a", **case)]
+    read = lambda source, changes: recipes.read(cofinetune.Recipe, source, changes)  # noqa: E731
+    this = compare.Comparison(protocol, {"out": str(tmp_path)}, 1, read)
+    this.place_world = lambda *_: {}
+    this.launch = lambda _: pytest.fail("a run began")
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        this.all_phases()
+
+
+def test_a_folder_in_which_nothing_was_trained_is_claimed_anew(comparison):
+    """By the protocol without its mistake; but what was trained is not mixed with it."""
+    with pytest.raises(ValueError, match="ended with status 1"):
+        comparison(lrs=(0.1,), repeats=0, name="fail").all_phases()
+    assert len(comparison(lrs=(0.1,), repeats=0).all_phases()) == 6
+    with pytest.raises(ValueError, match="was run with name = None, not fail"):
+        comparison(lrs=(0.1,), repeats=0, name="fail").all_phases()
 
 
 @pytest.mark.slow
