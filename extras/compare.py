@@ -199,7 +199,7 @@ class Comparison:
             gpu = self.recipe.device != "cpu" and torch.cuda.is_available()
             self.jobs = 1 if gpu else core_count()
         self.commit = current_commit()
-        self.held_out = None
+        self.held_out, self.held_out_parts = None, []  # of real data, for the tuning
         self.worlds = set()  # that are there
         self.boxes = {}  # (folder, training boxes' file): boxes by class
 
@@ -324,10 +324,17 @@ class Comparison:
             if task.kind != "box":
                 continue
             parts = {"train": [], "val": []}
+            keyframes = set()  # that are held out
             for _, row in data.read_lines(Path(self.recipe.root) / task.train):
-                video = row.split(",")[0]
-                part = "train" if zlib.crc32(video.encode()) % 5 else "val"
+                keyframe = tuple(row.split(",")[:2])
+                part = "train" if zlib.crc32(keyframe[0].encode()) % 5 else "val"
                 parts[part].append(f"{row}\n")
+                if part == "val":
+                    keyframes.add(keyframe)
+            videos = {keyframe[0] for keyframe in keyframes}
+            self.held_out_parts.append(
+                f"{task.name}: {len(videos)} videos, {len(keyframes)} keyframes"
+            )
             for split, rows in parts.items():
                 path = folder / f"{task.name}_{split}.csv"
                 path.write_text("".join(rows), encoding="utf-8")
@@ -422,6 +429,9 @@ class Comparison:
             "folder": str(run.out.relative_to(self.out)),
             "score": -math.inf,
         }
+        if not self.recipe.world:
+            self.hold_out()
+            row["held_out"] = "; ".join(self.held_out_parts)
         metrics = run.metrics()
         if metrics is None:
             return row

@@ -266,18 +266,25 @@ def test_tuning_then_noise_then_the_table(comparison, tmp_path, capsys):
     tables.write_report(this.protocol, rows, this.out)
     text = (tmp_path / "out/compare.md").read_text()
     assert text in capsys.readouterr().out and "(edge)" not in text
+    held_out = {row.split(",")[0] for row in open(tmp_path / "out/tuning/ava_val.csv")}
+    part = f"ava: {len(held_out)} videos, {len(held_out)} keyframes"
     for words in (
-        "Tuned on worlds 1010 to 1011, mean mAP",
+        "The unit is a seed: an initialisation and an order of the clips, always of the same vid",
+        f"Tuned on training videos that are held out ({part}), seeds 1010 to 1011, mean mAP",
+        "What that allows:\n\n| seeds | 95 % interval",
+        "standard deviation over seeds.",
+        "paired by seed:",
         "lr = 2.0: -inf | lr = 0.4 |",
         "lr = 2.0: -inf | lr = 0.2 |",
-        "+0.0500 [+0.0500, +0.0500], ahead in 3 of 3",  # the same in every world
-        "Noise of a run: the same world with another initialisation and order, 0.0100",
+        "+0.0500 [+0.0500, +0.0500], ahead in 3 of 3",  # with every seed
+        "Noise of a run: the same videos with another initialisation and order, 0.0100",
         "| 3 (here) | ± 0.0351 |",  # 4.303 * 0.01 * (2 / 3) ** 0.5
         "| untrained | ",
         "| 48 | 6 | 5.0 |",  # clips, updates, minutes
         "| 30 | 6 | 5.0 |",
     ):
         assert words in text, words
+    assert "world" not in text
     assert "by kind of class" not in text  # which only a generated world tells
     assert (tmp_path / "out/compare.svg").stat().st_size > 1000
     comparison().all_phases()
@@ -352,6 +359,14 @@ def test_a_generated_world_for_every_seed_and_results_by_kind(comparison, tmp_pa
         (this.out / "compare.svg").unlink()
     text = (this.out / "compare.md").read_text()
     assert "| motions | +0.1000 [+0.1000, +0.1000] |  | +0.1500" in text and "## 16" in text
+    for words in (
+        "The unit is a world: generated videos, an initialisation and an order of the clips.",
+        "Tuned on worlds 1010 to 1011, mean mAP",
+        "if worlds differed in nothing else:\n\n| worlds |",
+        "deviation over worlds.",
+        "paired by world:",
+    ):
+        assert words in text, words
 
 
 def test_an_edge_is_said_and_settings_are_inherited(comparison):
