@@ -422,10 +422,19 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 def read_rows(path: Path, protocol: str) -> list[dict]:
     """Of a file of several protocols, whose rows name theirs, those of this one, without the
-    columns that only others have."""
+    columns that only others have. ValueError if a column is missing that the tables need."""
     rows, filled = [], set(NOT_MEASURED)
     with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        missing = [column for column in NEEDED if column not in columns]
+        if not any(" mAP" in column for column in columns):
+            missing.append("TASK mAP")
+        if missing:
+            raise ValueError(
+                f"{path}: no column {', '.join(missing)}; expected a compare.csv, as compare writes"
+            )
+        for row in reader:
             if row.pop("protocol", protocol) == protocol:
                 rows.append(row)
                 filled |= {column for column in row if row[column]}

@@ -897,6 +897,22 @@ def test_the_command_refuses_in_one_sentence(tmp_path):
         assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "header, missing",
+    [
+        ("video,time_sec,x1,y1,x2,y2,label", "phase, case, method, tuned, seed, commit, score, TA"),
+        ("phase,case,method,tuned,commit,score,ava mAP (p)", "seed; expected a compare.csv"),
+        ("phase,case,method,tuned,seed,commit,score,ava head", "TASK mAP; expected a compare.csv"),
+    ],
+)
+def test_a_csv_that_is_of_no_comparison_is_one_sentence(header, missing, tmp_path):
+    path = write_lines(tmp_path / "labels.csv", header, header)
+    protocol = write_lines(tmp_path / "tiny.toml", "[[method]]", 'name = "a"')
+    done = run_command("compare", protocol, "--csv", path, code=2)
+    assert done.stderr.startswith(f"error: {path}: no column {missing}")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "compare.md").exists()
+
+
 def test_the_best_of_what_was_tried_is_taken():
     """A point without runs is no answer; where none has any, the first."""
     method = compare.Method("a", {}, {"lr": [1, 2, 3]})
