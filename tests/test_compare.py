@@ -408,7 +408,11 @@ def test_what_stops_a_comparison(comparison, tmp_path, monkeypatch):
         (compare.Method("b", {"lrr": 0.1}), {}, "compare: a b: .*unknown key 'lrr', did you mean"),
         (compare.Method("b", {}, {"task.av.batch": [4, 8]}), {}, "a b: .*--task.av.batch: the rec"),
         (compare.Method("b", {}, {"lr": [0.1, "x"]}), {}, 'a b: .*lr = "x" is not'),
-        (compare.Method("b", {"method_options": {"x": 1}}), {}, "a b: method_options of cofinetune: unknown x"),
+        (
+            compare.Method("b", {"method_options": {"x": 1}}),
+            {},
+            "a b: method_options of cofinetune: unknown x",
+        ),
         (compare.Method("b"), {"settings": {"step": 7}}, "c good: .*unknown key 'step'"),
         (compare.Method("b"), {"world": {"scene_train": 7}}, "c: world: unknown key 'scene_train'"),
     ],
