@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 import data
-from extras import formats, settings, tables
+from extras import formats, methods, settings, tables
 from extras import recipe as recipes
 from extras.settings import setting
 
@@ -199,12 +199,13 @@ class Comparison:
             gpu = self.recipe.device != "cpu" and torch.cuda.is_available()
             self.jobs = 1 if gpu else core_count()
         self.commit = current_commit()
-        self.held_out = None
+        self.held_out, self.held_out_parts = None, []  # of real data, for the tuning
         self.worlds = set()  # that are there
         self.boxes = {}  # (folder, training boxes' file): boxes by class
 
     def all_phases(self, tune_only: bool = False) -> list[dict]:
         """-> a row for every run."""
+        self.check_settings()
         rows = self.launch(self.plan_tuning({}))
         chosen = tables.choose(self.protocol, rows)
         rows += self.launch(self.plan_tuning(chosen))
@@ -217,6 +218,23 @@ class Comparison:
                 raise ValueError(f"compare: no table, {', '.join(diverged)} diverged")
             rows += final
         return rows
+
+    def check_settings(self) -> None:
+        """ValueError, before the first run, for settings that a later one would be refused for."""
+        from extras.world import World
+
+        chosen = tables.choose(self.protocol, [])
+        for case in self.protocol.case:
+            if wrong := settings.misfits(World, case.world):
+                raise ValueError(f"compare: {case.name}: world: {'; '.join(wrong.values())}")
+            for method in self.protocol.method:
+                for point in tables.points_of(method, case.name, chosen):
+                    changes = self.settings_of(case, method, point)
+                    try:
+                        methods.stages(self.read_recipe(self.protocol.recipe, changes))
+                    except ValueError as error:
+                        where = f"{case.name} {method.name}".strip()
+                        raise ValueError(f"compare: {where}: {error}") from None
 
     def plan_tuning(self, chosen: dict) -> list[Run]:
         """chosen: {}, for the methods by themselves; then, for those that start from another."""
@@ -265,16 +283,20 @@ class Comparison:
         if phase == "tuning":
             folder = folder / slug(tables.spell(tuned))
         folder = folder / f"seed{seed}"
-        chosen = case.settings | method.settings | tuned
-        overrides = dict(self.overrides)
-        for key, value in chosen.items():
-            overrides[key] = value if isinstance(value, str) else settings.show(value)
+        overrides = self.settings_of(case, method, tuned)
         if self.recipe.world:
             overrides |= self.place_world(case, seed if world < 0 else world)
         elif phase != "final":
             overrides |= self.hold_out()
         overrides |= {"seed": str(seed), "threads": "1", "out": str(folder)}
         return Run(phase, case.name, method.name, tuned, seed, folder, overrides)
+
+    def settings_of(self, case: Case, method: Method, tuned: dict) -> dict[str, str]:
+        """What was typed, then the case's, the method's and the grid's, as overrides."""
+        overrides = dict(self.overrides)
+        for key, value in (case.settings | method.settings | tuned).items():
+            overrides[key] = value if isinstance(value, str) else settings.show(value)
+        return overrides
 
     def place_world(self, case: Case, seed: int) -> dict[str, str]:
         """Make the recipe's world with another seed -> the overrides that train on it."""
@@ -302,10 +324,17 @@ class Comparison:
             if task.kind != "box":
                 continue
             parts = {"train": [], "val": []}
+            keyframes = set()  # that are held out
             for _, row in data.read_lines(Path(self.recipe.root) / task.train):
-                video = row.split(",")[0]
-                part = "train" if zlib.crc32(video.encode()) % 5 else "val"
+                keyframe = tuple(row.split(",")[:2])
+                part = "train" if zlib.crc32(keyframe[0].encode()) % 5 else "val"
                 parts[part].append(f"{row}\n")
+                if part == "val":
+                    keyframes.add(keyframe)
+            videos = {keyframe[0] for keyframe in keyframes}
+            self.held_out_parts.append(
+                f"{task.name}: {len(videos)} videos, {len(keyframes)} keyframes"
+            )
             for split, rows in parts.items():
                 path = folder / f"{task.name}_{split}.csv"
                 path.write_text("".join(rows), encoding="utf-8")
@@ -359,10 +388,11 @@ class Comparison:
         return [self.row(run) for run in runs]
 
     def claim(self, run: Run) -> None:
-        """Note what the folder is for. ValueError if it was for something else."""
+        """Note what the folder is for. ValueError if something else was trained in it."""
         words = {"recipe": self.protocol.recipe, "commit": self.commit} | run.overrides
         note = run.out / "compare.json"
-        if not note.exists():
+        began = any(run.out.rglob("log.jsonl")) or any(run.out.rglob("last.pt"))
+        if not note.exists() or not began:
             run.out.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps(words, indent=1), encoding="utf-8")
             return
@@ -399,6 +429,9 @@ class Comparison:
             "folder": str(run.out.relative_to(self.out)),
             "score": -math.inf,
         }
+        if not self.recipe.world:
+            self.hold_out()
+            row["held_out"] = "; ".join(self.held_out_parts)
         metrics = run.metrics()
         if metrics is None:
             return row

@@ -142,11 +142,29 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> i
 
 
 def videos_in(boxes: Path) -> set[str]:
-    """The videos that a csv of boxes has rows of."""
+    """The videos that a csv of boxes has rows of. ValueError if it has others than detections:
+    annotations must not be mixed with them."""
     if not boxes.exists():
         return set()
+    names = set()
     with open(boxes, newline="", encoding="utf-8-sig") as file:
-        return {row[0] for row in csv.reader(file) if row}
+        for number, row in enumerate(csv.reader(file), 1):
+            if row and not is_detection(row):
+                raise ValueError(
+                    f"{boxes}:{number}: expected a detection, video,second,x1,y1,x2,y2,,score, "
+                    f"found {','.join(row)[:120]!r}: name another csv to write"
+                )
+            names |= set(row[:1])
+    return names
+
+
+def is_detection(row: list[str]) -> bool:
+    """As `find_persons` makes them; a header is none, nor is a row with a label."""
+    try:
+        list(map(float, row[1:6] + row[7:]))
+    except ValueError:
+        return False
+    return len(row) in (2, 8) and not any(row[6:7])
 
 
 def append(boxes: Path, rows: list[list]) -> None:

@@ -95,7 +95,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = """\
 What a trained model sees in videos: labels of persons (box tasks) and classes of clips (clip
 tasks), printed, saved as csv, and drawn into the videos. The results of an earlier prediction in
-the same --out (default: predictions/VIDEO) are replaced."""
+the same --out (default: predictions/VIDEO; of several videos predictions/RUN) are replaced, those
+of another checkpoint refused."""
     parser.epilog = f"Settings of the recipe that are options too: --{', --'.join(FREE)}"
     parser.add_argument("checkpoint", help="a file, or the folder of a run")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file or a folder, or several")
@@ -137,7 +138,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> i
     recipe = use(checkpoints.recipe_of(state, cofinetune.Recipe), overrides)
     box_tasks, clip_tasks = tasks_of(recipe, options.boxes)
     films, damaged = open_films(persons.find_videos(options.videos))
-    out = Path(overrides.get("out") or folder_for(options.videos, recipe))
+    out = Path(overrides.get("out") or folder_for(options.videos, state["path"]))
     job = jobs.join(recipe)
     if job.size > 1:
         raise ValueError("predict runs as one process, without torchrun")
@@ -227,10 +228,10 @@ def attempt(work: Callable, film: Film, *more) -> bool:
         return True
 
 
-def folder_for(sources: list[str], recipe) -> str:
+def folder_for(sources: list[str], checkpoint: str) -> str:
     """Where the predictions go if no --out says it."""
-    if len(sources) > 1:
-        return f"predictions/{recipe.name}"
+    if len(sources) > 1:  # not the recipe's name, which is "recipe" for all that import writes
+        return f"predictions/{Path(checkpoint).resolve().parent.name}"
     source = Path(sources[0]).resolve()
     return f"predictions/{source.name if source.is_dir() else source.stem}"
 
@@ -245,8 +246,8 @@ def file_of_film(film: Film, films: list[Film]) -> str:
 
 class Written:
     """The files of this prediction. Those of an earlier one in the same folder are removed first,
-    so that nothing old is taken for a result; other files there are not touched, and one that
-    stands where a result belongs is a ValueError."""
+    so that nothing old is taken for a result; other files there are not touched. ValueError for one
+    that stands where a result belongs, and for results of another checkpoint."""
 
     def __init__(self, out: Path, options: argparse.Namespace, state: dict, names: list[str]):
         """names: what will be written, as far as it is known before the work."""
@@ -255,7 +256,8 @@ class Written:
                 f"--out {out} is the folder of a run, with its own detections.csv; take another one"
             )
         self.out, self.record = out, out / RECORD
-        boxes, earlier = Path(options.boxes or "").resolve(), self.earlier()
+        checkpoint = str(Path(state["path"]).resolve())
+        boxes, earlier = Path(options.boxes or "").resolve(), self.earlier(checkpoint)
         kept = [name for name in earlier if (out / name).resolve() == boxes]
         for name in names:
             if (out / name).resolve() == boxes:
@@ -266,7 +268,7 @@ class Written:
         for name in set(earlier) - set(kept):
             (out / name).unlink(missing_ok=True)
         self.table = {
-            "checkpoint": state["path"],
+            "checkpoint": checkpoint,
             "step": state.get("step"),
             "averaged": options.averaged,
             "videos": options.videos,
@@ -276,15 +278,22 @@ class Written:
         self.results: list[str] = []
         self.save()
 
-    def earlier(self) -> list[str]:
+    def earlier(self, checkpoint: str) -> list[str]:
+        """The files of an earlier prediction here, by this checkpoint."""
         try:
-            names = json.loads(self.record.read_text(encoding="utf-8"))["files"]
+            table = json.loads(self.record.read_text(encoding="utf-8"))
+            names, before = table["files"], str(Path(table["checkpoint"]).resolve())
             inside = self.out.resolve()
-            return [name for name in names if inside in (self.out / name).resolve().parents]
+            names = [name for name in names if inside in (self.out / name).resolve().parents]
         except FileNotFoundError:
             return []
         except (ValueError, TypeError, LookupError):
             raise ValueError(f"{self.record}: not written by predict, take another --out") from None
+        if before != checkpoint and any((self.out / name).exists() for name in names):
+            raise ValueError(
+                f"{self.out} has the results of {before}, not of {checkpoint}: take another --out"
+            )
+        return names
 
     def add(self, name: str) -> Path:
         """The path of a file that is about to be written."""

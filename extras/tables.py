@@ -1,6 +1,7 @@
 """Tables and figures of a comparison (compare.py), from its rows: one for every run.
 
-All statistics are of one protocol. The unit is a world; differences are paired by world.
+All statistics are of one protocol. The unit is a world, of real data a seed; differences are
+paired by it.
 """
 
 import csv
@@ -20,7 +21,8 @@ T975 = (
 )  # fmt: skip
 GROUPS = ("head", "mid", "tail")
 COSTS = {"clips seen": ",.0f", "updates": ",.0f", "minutes": ".1f"}  # columns that are no scores
-NOT_MEASURED = {"phase", "case", "method", "tuned", "seed", "commit", "folder", "score"}
+NEEDED = ("phase", "case", "method", "tuned", "seed", "commit", "score")
+NOT_MEASURED = {*NEEDED, "folder", "held_out"}  # held_out: of real data, what the tuning scores on
 
 
 # ------------------------------------------------------------------------------------------------
@@ -131,9 +133,14 @@ def write_report(protocol, rows: list[dict], out: Path) -> None:
     """compare.md, which is printed too, and compare.svg."""
     text = [f"# {protocol.name}\n\n{protocol.question}\n"]
     commits = sorted({str(row["commit"]) for row in rows})
+    unit = {
+        "world": "generated videos, an initialisation and an order of the clips",
+        "seed": "an initialisation and an order of the clips, always of the same videos, so that "
+        "an interval says nothing about other videos",
+    }[unit_of(rows)]
     text.append(
-        f"Recipe {protocol.recipe}, commit {', '.join(commits) or 'unknown'}. The unit is a world: "
-        "generated videos, an initialisation and an order of the clips.\n"
+        f"Recipe {protocol.recipe}, commit {', '.join(commits) or 'unknown'}. The unit is a "
+        f"{unit_of(rows)}: {unit}.\n"
     )
     text += [tuning_table(protocol, rows), noise_table(protocol, rows)]
     finals = [row for row in rows if row["phase"] == "final"]
@@ -155,6 +162,15 @@ def write_report(protocol, rows: list[dict], out: Path) -> None:
     print(f"in {out}: {', '.join(written)}")
 
 
+def held_out(rows: list[dict]) -> str:
+    """The part of real data that the tuning is scored on; "" for generated worlds."""
+    return rows[0].get("held_out", "") if rows else ""
+
+
+def unit_of(rows: list[dict]) -> str:
+    return "seed" if held_out(rows) else "world"
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
@@ -172,11 +188,12 @@ def tuning_table(protocol, rows: list[dict]) -> str:
             taken = chosen[case.name, method.name]
             edge = " (edge)" if tried and at_an_edge(method, taken) else ""
             lines.append([case.name, method.name, "; ".join(tried), spell(taken) + edge])
+    first = protocol.first_tuning_world
+    last, part = first + protocol.tuning_worlds - 1, held_out(rows)
+    where = f"on training videos that are held out ({part}), seeds" if part else "on worlds"
     return (
-        f"Tuned on worlds {protocol.first_tuning_world} to "
-        f"{protocol.first_tuning_world + protocol.tuning_worlds - 1}, mean mAP. At an edge of its "
-        "grid, a better value may lie outside.\n\n"
-        + table(["case", "method", "tried", "taken"], lines)
+        f"Tuned {where} {first} to {last}, mean mAP. At an edge of its grid, a better value may "
+        "lie outside.\n\n" + table(["case", "method", "tried", "taken"], lines)
     )
 
 
@@ -198,11 +215,17 @@ def noise_table(protocol, rows: list[dict]) -> str:
         found = found_four_times_in_five(noise * math.sqrt(2), worlds)
         mark = " (here)" if worlds == protocol.worlds else ""
         lines.append([f"{worlds}{mark}", f"± {half:.4f}", f"{found:.4f}"])
+    same, allows = "world", "allows, if worlds differed in nothing else"
+    if held_out(rows):
+        same, allows = "videos", "allows"
     return (
-        f"Noise of a run: the same world with another initialisation and order, {noise:.4f} (one "
+        f"Noise of a run: the same {same} with another initialisation and order, {noise:.4f} (one "
         f"standard deviation); of a difference of two runs {noise * math.sqrt(2):.4f}. What that "
-        "allows, if worlds differed in nothing else:\n\n"
-        + table(["worlds", "95 % interval of a difference", "found in 4 of 5 comparisons"], lines)
+        f"{allows}:\n\n"
+        + table(
+            [f"{unit_of(rows)}s", "95 % interval of a difference", "found in 4 of 5 comparisons"],
+            lines,
+        )
     )
 
 
@@ -218,7 +241,8 @@ def score_table(protocol, rows: list[dict], case) -> str:
             else:
                 cells.append(mean_and_spread(values))
         lines.append(cells)
-    return "Mean ± standard deviation over worlds.\n\n" + table(["method", *columns], lines)
+    title = f"Mean ± standard deviation over {unit_of(rows)}s.\n\n"
+    return title + table(["method", *columns], lines)
 
 
 def main_columns(rows: list[dict]) -> list[str]:
@@ -275,8 +299,8 @@ def difference_table(protocol, rows: list[dict], case) -> str:
     if not lines:
         return ""
     return (
-        f"Difference to {protocol.reference}, paired by world: mean and 95 % t interval.\n\n"
-        + table(["method", *columns], lines)
+        f"Difference to {protocol.reference}, paired by {unit_of(rows)}: mean and 95 % t "
+        "interval.\n\n" + table(["method", *columns], lines)
     )
 
 
@@ -399,10 +423,19 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 def read_rows(path: Path, protocol: str) -> list[dict]:
     """Of a file of several protocols, whose rows name theirs, those of this one, without the
-    columns that only others have."""
+    columns that only others have. ValueError if a column is missing that the tables need."""
     rows, filled = [], set(NOT_MEASURED)
     with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        missing = [column for column in NEEDED if column not in columns]
+        if not any(" mAP" in column for column in columns):
+            missing.append("TASK mAP")
+        if missing:
+            raise ValueError(
+                f"{path}: no column {', '.join(missing)}; expected a compare.csv, as compare writes"
+            )
+        for row in reader:
             if row.pop("protocol", protocol) == protocol:
                 rows.append(row)
                 filled |= {column for column in row if row[column]}

@@ -35,7 +35,8 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
 
 
 def compare(ours, theirs, groundtruth, labelmap=None, exclusions=None, protocol=None) -> dict:
-    """What --json prints; the arguments are those of ava_eval.evaluate."""
+    """What --json prints; the arguments are those of ava_eval.evaluate. ValueError as there, and
+    for a file that detects nothing on any annotated keyframe."""
     protocol = ava_eval.protocol_of(protocol, exclusions)
     names = ava_eval.classes_of(labelmap)
     keys, excluded = {}, []
@@ -50,10 +51,21 @@ def compare(ours, theirs, groundtruth, labelmap=None, exclusions=None, protocol=
         scored.append(ava_eval.score_tables(truth, det, sorted(names), rules, excluded))
     if not scored[0].counts["ground_truth_rows"]["evaluated"]:
         raise ValueError(f"{truth.name}: no box of any of the {len(names)} classes")
+    notes = []
+    for det, one in zip(tables, scored, strict=True):
+        if not one.counts["keyframes"]["matched"]:  # else an AP of 0 that reads like a result
+            raise ValueError(
+                f"{det.name}: no keyframe of it is annotated in {truth.name}: its first is "
+                f"{ava_eval.first_keyframe(det)}, the first annotated one "
+                f"{ava_eval.first_keyframe(truth)}"
+            )
+        for note in ava_eval.notes_on(truth, det, one, names, labelmap is None):
+            notes.append(f"{det.name}: {note}")
     groups = ava_eval.groups_of(names, None, (10000, 1000))
     found = differences(*scored, keys, names, groups)
     ours, theirs = (det.name for det in tables)
-    return {"protocol": protocol, "ours": ours, "theirs": theirs, "differences": found}
+    about = {"protocol": protocol, "ours": ours, "theirs": theirs}
+    return about | {"differences": found, "notes": notes}
 
 
 def redraw(
@@ -123,7 +135,7 @@ def differences(
 
 
 def table(result: dict) -> list[str]:
-    """Lines for people: the groups, then the classes, each by difference."""
+    """Lines for people: the groups, then the classes, each by difference; what to know of them."""
     lines = [
         f"{result['ours']} against {result['theirs']} ({result['protocol']}), with the middle 95 % "
         "of 1000 draws of videos"
@@ -138,4 +150,4 @@ def table(result: dict) -> list[str]:
             f"{100 * one['ap']:6.2f} - {100 * one['other']:6.2f} = {100 * one['difference']:+6.2f}"
             f"  [{100 * low:+6.2f}, {100 * high:+6.2f}]  {name}"
         )
-    return lines
+    return lines + [f"note: {note}" for note in result["notes"]]

@@ -239,8 +239,14 @@ def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float
 def prepare(source: Path, target: Path, short_side: int, keyframe_sec: float, workers: int) -> bool:
     """prepare_video for each video under source that target has not yet, in the same folders.
 
-    Prints what could not be prepared and goes on. True: nothing.
+    Prints what could not be prepared and goes on. True: nothing. ValueError or OSError if the
+    source is no folder with videos, or the target none to write into.
     """
+    if not source.is_dir():
+        what = "a file" if source.exists() else "not there"
+        raise ValueError(f"{source}: {what}, expected a folder of videos")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target}: a file, expected the folder to write")
     jobs: dict[Path, Path] = {}
     problems: list[str] = []
     for name in sorted(list_videos(source)):
@@ -258,6 +264,10 @@ def prepare(source: Path, target: Path, short_side: int, keyframe_sec: float, wo
         prepare_video(jobs[path], path, short_side, keyframe_sec)
 
     todo = [path for path in jobs if not os.path.exists(path)]
+    if todo:  # else each of its videos would be blamed
+        target.mkdir(parents=True, exist_ok=True)
+        if not os.access(target, os.W_OK):
+            raise PermissionError(f"{target}: nothing can be written into this folder")
     prepared = 0
     for _, error in _walk(work, todo, workers):
         if error is None:

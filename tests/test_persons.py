@@ -10,7 +10,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from helpers import H264, MPEG4, write_movie
+from helpers import H264, MPEG4, write_lines, write_movie
 
 import cofinetune
 import data
@@ -198,6 +198,26 @@ def test_a_folder_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     assert "1 of 3 videos have rows" in said.out and "left out" in said.err and "b.mp4" in said.err
     (tmp_path / "in/b.mp4").unlink()
     assert run(tmp_path / "in", out) == 0 and len(looked) == 3  # nothing is left to look at
+
+
+@pytest.mark.parametrize(
+    "line, lines",
+    [
+        (1, ["video,time_sec,x1,y1,x2,y2,label,person", "b,1,0,0,1,1,walk,1"]),
+        (1, ["video,second,x1,y1,x2,y2,,score"]),
+        (1, ["b,0902,0.1,0.1,0.9,0.9,80,1"]),
+        (2, ["b,1,0,0,1,1,,0.9", "b,1,0,0,1,1"]),
+        (1, ["only words"]),
+    ],
+)
+def test_a_file_of_others_is_refused_and_kept(tmp_path, monkeypatch, line, lines):
+    (tmp_path / "a.mp4").touch()
+    out = write_lines(tmp_path / "labels.csv", *lines)
+    before = out.read_bytes()
+    monkeypatch.setattr(persons, "load_detector", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=f"labels.csv:{line}: expected a detection, video,"):
+        run(tmp_path / "a.mp4", out)
+    assert out.read_bytes() == before
 
 
 def test_a_failing_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):

@@ -297,6 +297,31 @@ def test_nothing_old_is_shown_as_a_result(trained, folder, tmp_path, capsys):
         run(predict, trained, folder / "a.mp4", out=out)
 
 
+def test_the_results_of_another_checkpoint_are_refused_and_kept(folder, tmp_path, monkeypatch):
+    """Of several videos they lie under the name of the run: recipes of imports have one name."""
+    monkeypatch.chdir(tmp_path)
+    films = [folder / "a.mp4", folder / "sub/b.mp4"]
+    for name in ("one", "two"):
+        assert predict.folder_for(films, f"{name}/best.pt") == f"predictions/{name}"
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    assert predict.folder_for(films, "best.pt") == "predictions/one"
+
+    def write(checkpoint, out):
+        options = argparse.Namespace(boxes=None, averaged=False, videos=["a.mp4"])
+        return predict.Written(out, options, {"path": str(checkpoint)}, ["clips.csv"])
+
+    out = tmp_path / "p"
+    write_lines(write("best.pt", out).add("clips.csv"), "of one")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ValueError, match="p has the results of .*one/best.pt, not of .*two/best.p"):
+        write(tmp_path / "two/best.pt", out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    write(tmp_path / "one/best.pt", out)  # the same, from elsewhere
+    assert not (out / "clips.csv").exists()
+    write(tmp_path / "two/best.pt", out)  # nothing is lost
+
+
 def test_files_of_others_are_refused_and_kept(trained, folder, tmp_path, monkeypatch):
     """What predict did not write, and what --boxes reads, though predict wrote it."""
     monkeypatch.setattr(persons, "load_detector", lambda *_: stand_in((0.9,)))
@@ -413,6 +438,7 @@ def test_help_names_the_settings_that_count(capsys):
         cofinetune.main(["predict", "--help"])
     said = capsys.readouterr().out
     assert "too: --out, --device, --precision, --workers, --threads" in said
+    assert "predictions/VIDEO; of several videos predictions/RUN" in said
     assert "train --help" not in said
 
 

@@ -54,6 +54,7 @@ def test_versus_from_the_shell(tmp_path):
     lines = run_here(*words).stdout.splitlines()
     assert lines[0].startswith(f"{ours} against {theirs} (official-2020)")
     assert lines[1].startswith("100.00 -  50.00 = +50.00  [ +0.00, +100.00]")
+    lines = [line for line in lines if not line.startswith("note: ")]
     assert lines[-2].startswith("100.00 -   0.00 = +100.00") and lines[-2].endswith("12 stand")
     assert lines[-1] == "100.00 - 100.00 =  +0.00  [ +0.00,  +0.00]  11 sit"
     shown = json.loads(run_here(*words, "--json").stdout)
@@ -62,3 +63,30 @@ def test_versus_from_the_shell(tmp_path):
     assert broken.returncode and broken.stderr.count("\n") == 1
     with pytest.raises(ValueError, match="no box of any of the 1 classes"):
         versus.compare(ours, theirs, truth, {7: "ride"})
+
+
+def test_versus_has_the_notes_of_each_evaluation(tmp_path):
+    """Classes of one's own without a label map; a file that knows half of the keyframes."""
+    truth = ava_file(tmp_path / "g", ["v,902,0,0,1,1,1", "w,902,0,0,1,1,2"])
+    ours = ava_file(tmp_path / "ours", ["v,902,0,0,1,1,1,1", "w,902,0,0,1,1,2,1"])
+    theirs = ava_file(tmp_path / "theirs", ["w,902,0,0,1,1,2,1"])
+    shown = run_here("cofinetune.py", "versus", ours, theirs, "-g", truth).stdout.splitlines()
+    expected = []
+    for file in (ours, theirs):
+        notes = ava_eval.evaluate(truth, file)["notes"]
+        expected += [f"note: {file}: {note}" for note in notes]
+    assert shown[-len(expected) :] == expected
+    assert sum("the labels were taken for AVA's" in line for line in expected) == 2
+    assert sum("1 of 1 detected keyframes" in line for line in expected) == 1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_versus_refuses_a_file_of_other_keyframes(tmp_path, swapped):
+    """The mean of the other one would read as a significant lead."""
+    truth = ava_file(tmp_path / "g", ["v,902,0,0,1,1,12"])
+    files = [ava_file(tmp_path / "ours", ["v,902,0,0,1,1,12,1"])]
+    files.insert(swapped, ava_file(tmp_path / "late", ["v,1.5,0,0,1,1,12,1"]))
+    done = run_here("cofinetune.py", "versus", *files, "-g", truth)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    late = tmp_path / "late"
+    assert f"{late}: no keyframe of it is annotated in {truth}: its first is v,1.5" in done.stderr

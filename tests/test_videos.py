@@ -279,6 +279,31 @@ def test_videos_prepare_leaves_nothing_half_written(tmp_path, run):
         videos.prepare(tmp_path / "out", tmp_path / "more", 320, 1.0, 1)
 
 
+def test_videos_prepare_blames_the_folder_that_is_wrong(tmp_path, monkeypatch):
+    """In one sentence, not each of its videos."""
+    movie = write_movie(tmp_path / "videos/a.mp4", 5, **H264)
+    target = tmp_path / "out"
+
+    def prepare(source, target):
+        return videos.prepare(source, target, 320, 1.0, 1)
+
+    for source, to, message in (
+        (tmp_path / "none", target, "none: not there, expected a folder of videos"),
+        (movie, target, "a.mp4: a file, expected a folder of videos"),
+        (tmp_path / "videos", movie, "a.mp4: a file, expected the folder to write"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(source, to)
+    with pytest.raises(OSError, match="Not a directory: .*a.mp4/out"):
+        prepare(tmp_path / "videos", movie / "out")
+    assert not target.exists()
+    assert prepare(tmp_path / "videos", target)
+    monkeypatch.setattr(videos.os, "access", lambda *_: False)  # of root, all is writable
+    assert prepare(tmp_path / "videos", target)  # nothing is to be written
+    with pytest.raises(PermissionError, match="more: nothing can be written into this folder"):
+        prepare(tmp_path / "videos", tmp_path / "more")
+
+
 # show, and the words of the commands ----------------------------------------------------------
 
 
