@@ -358,7 +358,7 @@ def lines_of(protocol, rows: list[dict], column: str) -> list[tuple]:
 
 def draw_rows(protocol, rows: list[dict], path: Path) -> None:
     """A row for each case and method: a dot for each world, a bar for the interval."""
-    title = f"{score_column(rows)} minus {protocol.reference}, {protocol.worlds} worlds"
+    title = f"{score_column(rows)} minus {protocol.reference}, {protocol.worlds} {unit_of(rows)}s"
     panels = {"": lines_of(protocol, rows, score_column(rows))}
     charts.draw_rows(panels, title).write(path)
 
@@ -369,7 +369,7 @@ def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
     for task, kind in kinds_of(rows):
         panels[kind] = lines_of(protocol, rows, f"{task} {kind}")
     title = f"{score_column(rows)}, and AP by kind of class, minus {protocol.reference}"
-    title += f", {protocol.worlds} worlds"
+    title += f", {protocol.worlds} {unit_of(rows)}s"
     charts.draw_rows(panels, title).write(path)
 
 
@@ -383,7 +383,7 @@ def draw_lines(protocol, rows: list[dict], path: Path) -> None:
             if len(values):
                 points.append(charts.Point(case.x, *paired(values)))
         lines[method.name] = points
-    title = f"{score_column(rows)} minus {protocol.reference}, {protocol.worlds} worlds"
+    title = f"{score_column(rows)} minus {protocol.reference}, {protocol.worlds} {unit_of(rows)}s"
     charts.draw_points(lines, title, protocol.axis, joined=True).write(path)
 
 
