@@ -287,6 +287,37 @@ def test_fresh_forgets_all_stages_before_the_first(tiny_world, tmp_path, monkeyp
     assert checkpoints.load(tmp_path / "last.pt")["recipe"]["train_tasks"] == ["ava"]
 
 
+def test_fresh_deletes_last_and_all_that_the_old_run_wrote(tiny_world, tmp_path, monkeypatch):
+    """What would stop the new run leaves the old one whole; a restarted process deletes once."""
+    root, out = shutil.copytree(tiny_world, tmp_path / "world"), tmp_path / "run"
+    (root / "world.json").unlink()
+    words = run_options(root, out, "--world", "{}", "--task.ava.val_boxes", "", steps=1)
+    few = ["--train_tasks", '["ava"]', "--task.actions.val", "", "--task.templates.val", ""]
+    cofinetune.main([*words, *few])
+    for name in ("preview.mp4", "detections-ava.csv", "evaluation/detections.csv", "mine.csv"):
+        write_lines(out / name, "old")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    text = (root / "ava/val.csv").read_text()
+    for init, rows in (("nope.pt", text), ("mine.csv", text), ("", text.replace("\n", ",x\n", 1))):
+        (root / "ava/val.csv").write_text(rows)
+        with pytest.raises(ValueError):
+            cofinetune.main([*words, "--init", str(init and out / init), "--fresh"])
+        assert before == {path: before[path] for path in before if path.exists()}
+    (root / "ava/val.csv").write_text(text)
+    monkeypatch.setattr(cofinetune, "train_step", lambda *_: (_ for _ in ()).throw(OSError("ends")))
+    with pytest.raises(OSError, match="ends"):
+        cofinetune.main([*words, *few, "--fresh"])
+    left = {str(path.relative_to(out)) for path in before if path.exists()}
+    assert left == {"recipe.toml", "log.jsonl", "mine.csv", ".lock", ".fresh"} & left
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for kept, parent in ((True, os.getppid()), (False, -1)):  # of this launcher, of another one
+        write_lines(out / "metrics.json", "{}")
+        monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
+        with pytest.raises(OSError, match="ends"):
+            cofinetune.main([*words, *few, "--fresh"])
+        assert (out / "metrics.json").exists() == kept
+
+
 def test_excluded_keyframes_never_count_as_missed(tiny_world, tiny_run, tmp_path):
     """official-2020 has no exclusions and scores them; official-2019 leaves them out."""
     video, second = (tiny_world / "ava/val.csv").read_text().split(",")[:2]
