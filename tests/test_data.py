@@ -324,6 +324,17 @@ def test_data_detections(tmp_path):
     assert len(found[1]) == 4
 
 
+def test_data_annotations_are_no_detections(tmp_path):
+    """Ids of persons would become scores; real scores beside labels are detections."""
+    rows = ["a,1,0,0,0.5,1,,1", "a,1,0,0,0.5,1,1,0", "a,1,0.5,0,1,1,2,1"]
+    path = write_lines(tmp_path / "val.csv", *rows)
+    with pytest.raises(ValueError, match=r"val.csv:2: an annotation .* expected a detection"):
+        data.read_boxes(path, 2, scored=True)
+    assert len(data.read_boxes(path, 2)) == 1
+    for fine in (rows[:1], [rows[1], "a,1,0,0,0.5,1,2,0.25"], ["a,1,0,0,0.5,1,1,1.0"]):
+        assert data.read_boxes(write_lines(path, *fine), 2, scored=True)
+
+
 @pytest.mark.parametrize(
     "kind, changes, problem",
     [
