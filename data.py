@@ -799,8 +799,8 @@ def read_boxes(
     """(video id, microseconds) -> persons of a csv; `scored`: column 8 is a score, not a person.
 
     Microseconds, because "0902", "902" and "902.000000" are the same keyframe. One whose only row
-    has two columns has no persons. Counts rows in `report`. Raises ValueError with file and line, also for
-    annotations where detections are expected.
+    has two columns has no persons. Counts rows in `report`. Raises ValueError with file
+    and line, also for annotations where detections are expected.
     """
     keyframes: dict[tuple[str, int], dict[tuple, Person]] = {}
     labelled, real = "", False  # the first row with an action; do such rows have real scores?
@@ -836,8 +836,8 @@ def read_boxes(
         person.score = max(person.score, score)
     if labelled and not real:
         raise ValueError(
-            f"{labelled}: an annotation (column 8 of all actions is a whole number, a person's id), "
-            "expected a detection, whose column 8 is its score (`persons` writes such a file)"
+            f"{labelled}: an annotation (column 8 of all actions is a whole number, as a "
+            "person's id is), expected a detection, whose column 8 is its score"
         )
     return {key: list(persons.values()) for key, persons in keyframes.items()}
 
@@ -1322,6 +1322,8 @@ def _open_clips(task: Task, split: str, paths: dict[str, str], formats: ModuleTy
         source = paths.get("names", annotations)
         names = _listed_classes(source, formats.read_clips(source, "train", folder))
     classes = [names[number] for number in sorted(names)]
+    if len(classes) == 1:
+        raise ValueError(f"{source}: 1 class, expected two at least")
     columns = {str(number): column for column, number in enumerate(sorted(names))}
     columns |= {name: column for column, name in enumerate(classes)}
     videos = formats.Videos(folder)

@@ -324,6 +324,15 @@ def test_data_detections(tmp_path):
     assert len(found[1]) == 4
 
 
+@pytest.mark.parametrize("labels", ["", "names.txt"])
+def test_data_one_class_is_no_task(tmp_path, labels):
+    """Its accuracy would be 1.0 from the first step on."""
+    write_lines(tmp_path / "names.txt", "x")
+    file = labels or "annotations.csv"
+    with pytest.raises(ValueError, match=f"{file}: 1 class, expected two at least"):
+        open_written(tmp_path, "clip", ["a.mp4 x", "b.mp4 x"], touch="a.mp4; b.mp4", labels=labels)
+
+
 def test_data_annotations_are_no_detections(tmp_path):
     """Ids of persons would become scores; real scores beside labels are detections."""
     rows = ["a,1,0,0,0.5,1,,1", "a,1,0,0,0.5,1,1,0", "a,1,0.5,0,1,1,2,1"]
