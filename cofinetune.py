@@ -383,6 +383,8 @@ def evaluate(
     for name, dataset in datasets.items():
         measure = evaluate_boxes if dataset.task.kind == "box" else evaluate_clips
         result["task"][name] = measure(model, recipe, job, dataset, counts[name], out)
+        if name not in recipes.trained_tasks(recipe):
+            result["task"][name]["trained"] = False
     if job.first:
         trained = [result["task"][name] for name in recipe.train_tasks if name in result["task"]]
         result["score"], result["score_is"] = score_of(trained or result["task"].values())

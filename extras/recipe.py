@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import data
-from extras import pretrained, settings
+from extras import methods, pretrained, settings
 from model import SIZES, ModelConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -60,9 +60,7 @@ def read(kind: type, source: str, overrides: dict[str, str] | None = None, fresh
     folder does not count. All problems stand in the one ValueError: unknown keys, wrong types,
     missing files, what cannot be trained.
     """
-    path = find(source)
-    table = {"name": path.stem, "out": f"runs/{path.stem}"} | load(path)
-    recipe, problems = make(kind, table, path.resolve().parent, overrides or {}, fresh)
+    recipe, problems = resolve(kind, source, overrides, fresh)
     refuse(source, problems)
     return recipe
 
@@ -72,11 +70,19 @@ def refuse(source: str, problems: list[str]) -> None:
         raise ValueError(f"recipe {source} cannot be run:\n  " + "\n  ".join(problems))
 
 
+def resolve(
+    kind: type, source: str, overrides: dict[str, str] | None = None, fresh: bool = False
+) -> tuple:
+    """`read`: the recipe as far as it can be made, and its problems."""
+    path = find(source)
+    table = {"name": path.stem, "out": f"runs/{path.stem}"} | load(path)
+    return make(kind, table, path.resolve().parent, overrides or {}, fresh)
+
+
 def make(
     kind: type, table: dict, base: Path, overrides: dict[str, str], fresh: bool = False
 ) -> tuple:
-    """Tables -> the recipe that can be made of them, and all that is wrong with them. base: where
-    its `root` starts."""
+    """The same of tables. base: where their `root` starts."""
     if "root" in overrides:
         base = Path.cwd()  # what is typed is relative to where it is typed
     problems = override(kind, table, overrides)
@@ -152,6 +158,21 @@ def model_config(table: dict) -> ModelConfig:
     return ModelConfig(**SIZES[arch] | table)
 
 
+def trained_tasks(recipe) -> list[str]:
+    """Names of the tasks whose heads learn."""
+    names = []
+    for task in recipe.task:
+        shares = [task.loss_weight, task.lr_scale]
+        if recipe.schedule == "weighted":
+            shares.append(task.weight)
+        chosen = not recipe.train_tasks or task.name in recipe.train_tasks
+        if recipe.method == "downstream" and task.kind == "clip":
+            chosen = False
+        if chosen and all(shares):
+            names.append(task.name)
+    return names
+
+
 def check(recipe, fresh: bool = False) -> list[str]:
     """What would stop the run later on, found before the first video is opened. fresh: it begins
     with `init`, not with its last.pt."""
@@ -193,6 +214,11 @@ def check(recipe, fresh: bool = False) -> list[str]:
         config = None  # the checkpoint decides
     for task in recipe.task:
         problems += [f"task {task.name}: {one}" for one in check_task(task, recipe, config)]
+    if not problems:
+        try:
+            methods.stages(recipe)
+        except ValueError as error:
+            problems.append(str(error))
     return problems
 
 

@@ -161,6 +161,8 @@ class Run:
             write_text(self.out / "recipe.toml", recipes.to_toml(self.recipe))
         self.log = Log(self.out, self.job, self.recipe, self.step)
         self.log.announce(model)
+        for line in report.untrained(self.recipe, self.classes, self.counts):
+            self.job.say(line)
 
     def steps(self) -> Iterator[int]:
         """The steps that are left; after a signal to any rank all stop at once, saved."""
