@@ -121,6 +121,47 @@ def test_evaluate_gives_what_the_run_gave(tiny_world, tiny_run, tmp_path):
         cofinetune.main(["train", "my.toml"])
 
 
+def test_evaluate_keeps_the_recipe_that_was_used(tiny_world, tmp_path):
+    """And trains from it."""
+    out = tmp_path / "run"
+    run_train(tiny_world, out, "--task.actions.val", "", "--task.templates.val", "", steps=1)
+    words = ["evaluate", str(out), "--protocol", "slowfast", "--task.ava.val_box_score", "0.5"]
+    for more in ([], ["--recipe", str(out / "recipe.toml")]):
+        cofinetune.main([*words, *more])
+        used = recipes.read(Recipe, str(out / "evaluation/recipe.toml"))
+        assert (used.protocol, used.task[-1].val_box_score) == ("slowfast", 0.5)
+        assert run_metrics(out / "evaluation")["ava"]["protocol"] == "slowfast"
+        assert (used.out, used.method) == (str(out), "cofinetune")
+
+
+def test_without_validation_nothing_is_evaluated(tiny_world, tmp_path, capsys):
+    run_train(tiny_world, tmp_path, *NO_EVALUATION, steps=1)
+    cofinetune.main(["info", str(tmp_path)])
+    assert re.search(r"best so far *nothing is validated\n", capsys.readouterr().out)
+    with pytest.raises(ValueError, match="nothing to evaluate on, no task has `val`"):
+        cofinetune.main(["evaluate", str(tmp_path)])
+
+
+def test_what_is_not_trained_is_named(tiny_world, tmp_path, capsys):
+    """A head, at the start and beside its score; classes without a training clip."""
+    few = ["--train_tasks", '["ava"]', "--task.actions.val", "", "--task.ava.val", ""]
+    run_train(tiny_world, tmp_path, *few, "--task.ava.val_boxes", "", steps=1)
+    printed = capsys.readouterr().out
+    assert "\nactions: its head is not trained here\n" in printed
+    assert re.search(r"templates: top-1 .*; its head was not trained here\n", printed)
+    words = {"schedule": "weighted", "task.templates.weight": "0"}
+    recipe = recipes.read(Recipe, "demo", words)
+    assert recipes.trained_tasks(recipe) == ["actions", "ava"]
+    classes = dict.fromkeys(("actions", "templates", "ava"), ["class 1", *"abcdefg"])
+    actions, ava = [1, 0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 1, 1, 1, 1]  # class 1: of no list
+    counts = dict(actions=dict(enumerate(actions)), ava=dict(enumerate(ava, 1)))
+    assert cofinetune.report.untrained(recipe, classes, counts) == [
+        "actions: no training clip of a, b, c, d, e and 2 more",
+        "templates: its head is not trained here",
+        "ava: no training box of b",
+    ]
+
+
 @pytest.mark.slow
 def test_the_loss_falls_and_map_beats_chance(tmp_path):
     """A short demo, fixed seed; the demo itself has four times the data and twice the steps."""
@@ -721,6 +762,8 @@ def test_stages_see_every_dataset_as_often_as_cofinetuning():
     [
         ("--recipe nothing", "nothing"),
         ("--stpes 3", "did you mean --steps"),
+        ("train o/my.toml", r"too many: o/my.toml, did you mean --recipe o/my.toml\?"),
+        ("o/my.toml", r"no command 'o/my.toml', did you mean --recipe o/my.toml\?"),
         ("--epochs 3", "a run's length is --steps"),
         ("--steps", "--steps"),
         ("--task.ava.btach 3", "btach"),

@@ -751,7 +751,7 @@ def test_data_damaged_videos_in_training_and_evaluation(data_folder, tmp_path):
     message = "task 'clips' .*v4.*like it 1 of 12 videos cannot be used, more than bad_share = 0.05"
     with pytest.raises(ValueError, match=message):
         data_batches(data_stream(tmp_path), 0, 12, workers=1)
-    lines = [f"{number}.mp4 0" for number in range(30)]  # empty files
+    lines = [f"{number}.mp4 {number % 2}" for number in range(30)]  # empty files
     touch = "; ".join(f"{number}.mp4" for number in range(30))
     torn = open_written(tmp_path / "torn", "clip", lines, touch=touch, bad_share=1.0, batch=2)
     with pytest.raises(ValueError, match="task 't': 20 videos in a row fail; .*mp4: Invalid data"):
