@@ -40,7 +40,7 @@ from extras import job as jobs
 from extras import recipe as recipes
 from extras.job import Job
 from extras.optimisers import make_optimisers, share_of_peak, take_step
-from extras.run import Run, start_over
+from extras.run import Run
 from extras.settings import setting
 from model import CoFinetuneModel, box_loss, clip_loss
 
@@ -159,9 +159,10 @@ def train_step(
     return losses, norm, share * scale
 
 
-def train(recipe: Recipe, job: Job) -> dict:
+def train(recipe: Recipe, job: Job, fresh=()) -> dict:
     """Train to recipe.steps, from where the run's folder stands; evaluate -> the metrics (rank 0).
 
+    fresh: the stages whose folders are emptied first, when nothing stops the first step any more.
     A loss that is not finite, too many damaged videos, a full disk: FloatingPointError, ValueError,
     OSError with one sentence; the last checkpoint stays as it is.
     """
@@ -169,7 +170,7 @@ def train(recipe: Recipe, job: Job) -> dict:
     names = recipe.train_tasks or list(train_sets)
     trained_sets = {name: train_sets[name] for name in names}
     stream = data.Stream(trained_sets, recipe.schedule, recipe.seed, recipe.steps)
-    run = Run(recipe, job, stream, train_sets)  # the folder: last.pt, log, signals
+    run = Run(recipe, job, stream, train_sets, fresh)  # the folder: last.pt, log, signals
     if run.finished:
         return run.metrics()
     check_evaluation(recipe, val_sets, run.counts)  # what would stop it at the end stops it now
@@ -382,6 +383,8 @@ def evaluate(
     for name, dataset in datasets.items():
         measure = evaluate_boxes if dataset.task.kind == "box" else evaluate_clips
         result["task"][name] = measure(model, recipe, job, dataset, counts[name], out)
+        if name not in recipes.trained_tasks(recipe):
+            result["task"][name]["trained"] = False
     if job.first:
         trained = [result["task"][name] for name in recipe.train_tasks if name in result["task"]]
         result["score"], result["score_is"] = score_of(trained or result["task"].values())
@@ -611,13 +614,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
-    recipe = recipes.read(Recipe, options.recipe, overrides)
+    recipe = recipes.read(Recipe, options.recipe, overrides, options.fresh)
     job = jobs.join(recipe)
     stages = methods.stages(recipe)
-    if options.fresh:
-        start_over(stages, job)
-    for stage in stages:
-        train(stage, job)
+    for number, stage in enumerate(stages):
+        train(stage, job, stages if options.fresh and number == 0 else ())
 
 
 def main(words: list[str]) -> int:

@@ -799,9 +799,11 @@ def read_boxes(
     """(video id, microseconds) -> persons of a csv; `scored`: column 8 is a score, not a person.
 
     Microseconds, because "0902", "902" and "902.000000" are the same keyframe. One whose only row
-    has two columns has no persons. Counts rows in `report`. Raises ValueError with file and line.
+    has two columns has no persons. Counts rows in `report`. Raises ValueError with file
+    and line, also for annotations where detections are expected.
     """
     keyframes: dict[tuple[str, int], dict[tuple, Person]] = {}
+    labelled, real = "", False  # the first row with an action; do such rows have real scores?
     report = {} if report is None else report
     report |= {"rows": 0, "empty boxes dropped": 0}
     for where, line in read_lines(path):
@@ -819,6 +821,8 @@ def read_boxes(
         except ValueError as error:
             hint = " (a header? These files have none)" if where.endswith(":1") else ""
             raise ValueError(f"{where}: {error}{hint}: {line[:120]}") from None
+        if scored and label != -1:
+            labelled, real = labelled or where, real or not row[7].strip().isdecimal()
         if box[0] >= box[2] or box[1] >= box[3]:
             report["empty boxes dropped"] += 1
             continue
@@ -830,6 +834,11 @@ def read_boxes(
         if label != -1:
             person.labels.add(int(label))
         person.score = max(person.score, score)
+    if labelled and not real:
+        raise ValueError(
+            f"{labelled}: an annotation (column 8 of all actions is a whole number, as a "
+            "person's id is), expected a detection, whose column 8 is its score"
+        )
     return {key: list(persons.values()) for key, persons in keyframes.items()}
 
 
@@ -1313,6 +1322,8 @@ def _open_clips(task: Task, split: str, paths: dict[str, str], formats: ModuleTy
         source = paths.get("names", annotations)
         names = _listed_classes(source, formats.read_clips(source, "train", folder))
     classes = [names[number] for number in sorted(names)]
+    if len(classes) == 1:
+        raise ValueError(f"{source}: 1 class, expected two at least")
     columns = {str(number): column for column, number in enumerate(sorted(names))}
     columns |= {name: column for column, name in enumerate(classes)}
     videos = formats.Videos(folder)

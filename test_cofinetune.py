@@ -121,6 +121,47 @@ def test_evaluate_gives_what_the_run_gave(tiny_world, tiny_run, tmp_path):
         cofinetune.main(["train", "my.toml"])
 
 
+def test_evaluate_keeps_the_recipe_that_was_used(tiny_world, tmp_path):
+    """And trains from it."""
+    out = tmp_path / "run"
+    run_train(tiny_world, out, "--task.actions.val", "", "--task.templates.val", "", steps=1)
+    words = ["evaluate", str(out), "--protocol", "slowfast", "--task.ava.val_box_score", "0.5"]
+    for more in ([], ["--recipe", str(out / "recipe.toml")]):
+        cofinetune.main([*words, *more])
+        used = recipes.read(Recipe, str(out / "evaluation/recipe.toml"))
+        assert (used.protocol, used.task[-1].val_box_score) == ("slowfast", 0.5)
+        assert run_metrics(out / "evaluation")["ava"]["protocol"] == "slowfast"
+        assert (used.out, used.method) == (str(out), "cofinetune")
+
+
+def test_without_validation_nothing_is_evaluated(tiny_world, tmp_path, capsys):
+    run_train(tiny_world, tmp_path, *NO_EVALUATION, steps=1)
+    cofinetune.main(["info", str(tmp_path)])
+    assert re.search(r"best so far *nothing is validated\n", capsys.readouterr().out)
+    with pytest.raises(ValueError, match="nothing to evaluate on, no task has `val`"):
+        cofinetune.main(["evaluate", str(tmp_path)])
+
+
+def test_what_is_not_trained_is_named(tiny_world, tmp_path, capsys):
+    """A head, at the start and beside its score; classes without a training clip."""
+    few = ["--train_tasks", '["ava"]', "--task.actions.val", "", "--task.ava.val", ""]
+    run_train(tiny_world, tmp_path, *few, "--task.ava.val_boxes", "", steps=1)
+    printed = capsys.readouterr().out
+    assert "\nactions: its head is not trained here\n" in printed
+    assert re.search(r"templates: top-1 .*; its head was not trained here\n", printed)
+    words = {"schedule": "weighted", "task.templates.weight": "0"}
+    recipe = recipes.read(Recipe, "demo", words)
+    assert recipes.trained_tasks(recipe) == ["actions", "ava"]
+    classes = dict.fromkeys(("actions", "templates", "ava"), ["class 1", *"abcdefg"])
+    actions, ava = [1, 0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 1, 1, 1, 1]  # class 1: of no list
+    counts = dict(actions=dict(enumerate(actions)), ava=dict(enumerate(ava, 1)))
+    assert cofinetune.report.untrained(recipe, classes, counts) == [
+        "actions: no training clip of a, b, c, d, e and 2 more",
+        "templates: its head is not trained here",
+        "ava: no training box of b",
+    ]
+
+
 @pytest.mark.slow
 def test_the_loss_falls_and_map_beats_chance(tmp_path):
     """A short demo, fixed seed; the demo itself has four times the data and twice the steps."""
@@ -285,6 +326,37 @@ def test_fresh_forgets_all_stages_before_the_first(tiny_world, tmp_path, monkeyp
     monkeypatch.setattr(cofinetune, "train_step", train_step)
     cofinetune.main(words)
     assert checkpoints.load(tmp_path / "last.pt")["recipe"]["train_tasks"] == ["ava"]
+
+
+def test_fresh_deletes_last_and_all_that_the_old_run_wrote(tiny_world, tmp_path, monkeypatch):
+    """What would stop the new run leaves the old one whole; a restarted process deletes once."""
+    root, out = shutil.copytree(tiny_world, tmp_path / "world"), tmp_path / "run"
+    (root / "world.json").unlink()
+    words = run_options(root, out, "--world", "{}", "--task.ava.val_boxes", "", steps=1)
+    few = ["--train_tasks", '["ava"]', "--task.actions.val", "", "--task.templates.val", ""]
+    cofinetune.main([*words, *few])
+    for name in ("preview.mp4", "detections-ava.csv", "evaluation/detections.csv", "mine.csv"):
+        write_lines(out / name, "old")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    text = (root / "ava/val.csv").read_text()
+    for init, rows in (("nope.pt", text), ("mine.csv", text), ("", text.replace("\n", ",x\n", 1))):
+        (root / "ava/val.csv").write_text(rows)
+        with pytest.raises(ValueError):
+            cofinetune.main([*words, "--init", str(init and out / init), "--fresh"])
+        assert before == {path: before[path] for path in before if path.exists()}
+    (root / "ava/val.csv").write_text(text)
+    monkeypatch.setattr(cofinetune, "train_step", lambda *_: (_ for _ in ()).throw(OSError("ends")))
+    with pytest.raises(OSError, match="ends"):
+        cofinetune.main([*words, *few, "--fresh"])
+    left = {str(path.relative_to(out)) for path in before if path.exists()}
+    assert left == {"recipe.toml", "log.jsonl", "mine.csv", ".lock", ".fresh"} & left
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for kept, parent in ((True, os.getppid()), (False, -1)):  # of this launcher, of another one
+        write_lines(out / "metrics.json", "{}")
+        monkeypatch.setattr(os, "getppid", lambda parent=parent: parent)
+        with pytest.raises(OSError, match="ends"):
+            cofinetune.main([*words, *few, "--fresh"])
+        assert (out / "metrics.json").exists() == kept
 
 
 def test_excluded_keyframes_never_count_as_missed(tiny_world, tiny_run, tmp_path):
@@ -690,6 +762,8 @@ def test_stages_see_every_dataset_as_often_as_cofinetuning():
     [
         ("--recipe nothing", "nothing"),
         ("--stpes 3", "did you mean --steps"),
+        ("train o/my.toml", r"too many: o/my.toml, did you mean --recipe o/my.toml\?"),
+        ("o/my.toml", r"no command 'o/my.toml', did you mean --recipe o/my.toml\?"),
         ("--epochs 3", "a run's length is --steps"),
         ("--steps", "--steps"),
         ("--task.ava.btach 3", "btach"),

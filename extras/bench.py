@@ -42,7 +42,6 @@ from extras import bench_files, checkpoints, formats, methods, videos, world
 from extras import hugging_face as folders
 from extras import job as jobs
 from extras import recipe as recipes
-from extras.run import start_over
 from extras.workers import ahead
 from model import SIZES, CoFinetuneModel, Head, ModelConfig, box_loss, clip_loss
 
@@ -799,8 +798,7 @@ def loop_table(
 
     def files() -> tuple[float, float]:
         with quiet():
-            start_over([recipe], steps.job)
-            cofinetune.train(recipe, steps.job)
+            cofinetune.train(recipe, steps.job, [recipe])
         seconds, waits = logged(recipe)
         return seconds.mean(), waits.mean()
 
@@ -915,8 +913,7 @@ def train_in_rank(train: Callable, recipe) -> None:
             job = jobs.Job(rank, size, torch.device("cuda", 0), dist.group.WORLD)
         else:
             job = jobs.join(recipe)
-        start_over([recipe], job)
-        train(recipe, job)
+        train(recipe, job, [recipe])
         job.barrier()  # gloo may abort when a rank leaves while another still speaks
 
 

@@ -25,7 +25,7 @@ def parse(words: list[str], commands: dict, cofinetune) -> tuple:
     if words and not words[0].startswith("-"):
         command, words = words[0], words[1:]
     if command not in commands:
-        near = settings.did_you_mean(command, list(commands))
+        near = mean_recipe(command) or settings.did_you_mean(command, list(commands))
         raise ValueError(f"no command {command!r}{near}; there are {', '.join(commands)}")
     overrides = {}
     if command in WITH_RECIPE:
@@ -39,11 +39,17 @@ def parse(words: list[str], commands: dict, cofinetune) -> tuple:
         known = [f"--{name.replace('_', '-')}" for name in known]
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f", did you mean {near[0]}?" if near else ""
+        if "--recipe" in known:
+            hint = mean_recipe(unknown[0]) or hint
         if unknown[0].startswith("--epoch"):
             hint = ": a run's length is --steps, updates over all tasks together"
         what = "unknown option" if unknown[0].startswith("-") else "one word too many:"
         raise ValueError(f"{command}: {what} {unknown[0]}{hint}")
     return run, options, overrides
+
+
+def mean_recipe(word: str) -> str:
+    return f", did you mean --recipe {word}?" if word.endswith(".toml") else ""
 
 
 def split_overrides(words: list[str], kind: type) -> tuple[list[str], dict[str, str]]:

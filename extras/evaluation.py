@@ -29,14 +29,20 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
     saved = checkpoints.recipe_of(state, cofinetune.Recipe)
     trained = dict(init="", method="cofinetune", method_options={})
     saved = dataclasses.replace(saved, **trained)
-    text, there = recipes.to_toml(saved), out / "recipe.toml"
+    if options.recipe:
+        recipe = recipes.read(cofinetune.Recipe, options.recipe, overrides)
+        recipe = dataclasses.replace(recipe, model=saved.model, **trained)
+    else:
+        table = dataclasses.asdict(saved)
+        recipe, problems = recipes.make(cofinetune.Recipe, table, Path(), overrides)
+        recipes.refuse(f"of {state['path']}", problems)
+    text, there = recipes.to_toml(recipe), out / "recipe.toml"
     if there.exists() and not (out / "metrics.json").exists():
         if there.read_text(encoding="utf-8") != text:  # nor of this evaluation, stopped before
             raise ValueError(f"--out {out} has a recipe.toml of its own; take another one")
+    if not any(task.val for task in recipe.task):
+        raise ValueError(f"{state['path']}: nothing to evaluate on, no task has `val`")
     out.mkdir(parents=True, exist_ok=True)
-    write_text(there, text)
-    source = options.recipe or str(there)
-    recipe = recipes.read(cofinetune.Recipe, source, overrides)
     job = jobs.join(recipe)
     model = checkpoints.model_of(state, cofinetune.Recipe).to(job.device)
     datasets = {}
@@ -54,5 +60,6 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
     cofinetune.check_evaluation(recipe, datasets, counts)
     metrics = cofinetune.evaluate(model, recipe, job, datasets, counts, ema, out)
     if job.first:
+        write_text(there, text)
         write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         print(report.summary(metrics), report.class_table(metrics), report.contents(out), sep="\n")

@@ -97,10 +97,14 @@ def training_lines(state: dict, recipe) -> list[tuple[str, str]]:
     by = f"mAP ({recipe.protocol}) of {', '.join(names)}"
     if not names:  # clip tasks alone
         by = f"top-1 of {', '.join(task.name for task in scored)}"
-    best = state.get("best", -1.0)
+    best = "not evaluated yet"
+    if not scored:
+        best = "nothing is validated"
+    elif state.get("best", -1.0) >= 0:
+        best = f"{state['best']:.4f}, {by}"
     lines = [
         ("trained", f"{state['step']} of {recipe.steps} steps, torch {state.get('torch', '?')}"),
-        ("best so far", f"{best:.4f}, {by}" if best >= 0 else "not evaluated yet"),
+        ("best so far", best),
         (
             "recipe",
             f"{recipe.name}: {recipe.method}, {recipe.optimiser} at lr {recipe.lr:g}, "

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import data
-from extras import pretrained, settings
+from extras import methods, pretrained, settings
 from model import SIZES, ModelConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -53,16 +53,36 @@ def load(path: Path) -> dict:
     return table
 
 
-def read(kind: type, source: str, overrides: dict[str, str] | None = None):
+def read(kind: type, source: str, overrides: dict[str, str] | None = None, fresh: bool = False):
     """The recipe (of class `kind`) of a file or a name, with values overridden, checked as a whole.
 
-    overrides: text by key: "lr", "model.drop_path", "task.NAME.batch". All problems stand in the
-    one ValueError: unknown keys, wrong types, missing files, what cannot be trained.
+    overrides: text by key: "lr", "model.drop_path", "task.NAME.batch". fresh: what lies in its
+    folder does not count. All problems stand in the one ValueError: unknown keys, wrong types,
+    missing files, what cannot be trained.
     """
-    overrides = overrides or {}
+    recipe, problems = resolve(kind, source, overrides, fresh)
+    refuse(source, problems)
+    return recipe
+
+
+def refuse(source: str, problems: list[str]) -> None:
+    if problems:
+        raise ValueError(f"recipe {source} cannot be run:\n  " + "\n  ".join(problems))
+
+
+def resolve(
+    kind: type, source: str, overrides: dict[str, str] | None = None, fresh: bool = False
+) -> tuple:
+    """`read`: the recipe as far as it can be made, and its problems."""
     path = find(source)
     table = {"name": path.stem, "out": f"runs/{path.stem}"} | load(path)
-    base = path.resolve().parent
+    return make(kind, table, path.resolve().parent, overrides or {}, fresh)
+
+
+def make(
+    kind: type, table: dict, base: Path, overrides: dict[str, str], fresh: bool = False
+) -> tuple:
+    """The same of tables. base: where their `root` starts."""
     if "root" in overrides:
         base = Path.cwd()  # what is typed is relative to where it is typed
     problems = override(kind, table, overrides)
@@ -72,10 +92,7 @@ def read(kind: type, source: str, overrides: dict[str, str] | None = None):
     tasks, wrong = make_tasks(table.pop("task", []))
     recipe = kind(**table, task=tasks)
     recipe.root = str((base / recipe.root).resolve())
-    problems += wrong + check(recipe)
-    if problems:
-        raise ValueError(f"recipe {source} cannot be run:\n  " + "\n  ".join(problems))
-    return recipe
+    return recipe, problems + wrong + check(recipe, fresh)
 
 
 def override(kind: type, table: dict, overrides: dict[str, str]) -> list[str]:
@@ -141,8 +158,24 @@ def model_config(table: dict) -> ModelConfig:
     return ModelConfig(**SIZES[arch] | table)
 
 
-def check(recipe) -> list[str]:
-    """What would stop the run later on, found before the first video is opened."""
+def trained_tasks(recipe) -> list[str]:
+    """Names of the tasks whose heads learn."""
+    names = []
+    for task in recipe.task:
+        shares = [task.loss_weight, task.lr_scale]
+        if recipe.schedule == "weighted":
+            shares.append(task.weight)
+        chosen = not recipe.train_tasks or task.name in recipe.train_tasks
+        if recipe.method == "downstream" and task.kind == "clip":
+            chosen = False
+        if chosen and all(shares):
+            names.append(task.name)
+    return names
+
+
+def check(recipe, fresh: bool = False) -> list[str]:
+    """What would stop the run later on, found before the first video is opened. fresh: it begins
+    with `init`, not with its last.pt."""
     problems = []
     if not recipe.out:
         problems.append("out is empty: expected the run's folder")
@@ -169,8 +202,8 @@ def check(recipe) -> list[str]:
         problems.append(
             "accumulate makes one update for all tasks: lr_scale must be equal; use loss_weight"
         )
-    last = os.path.join(recipe.out, "last.pt")
-    if recipe.init and not os.path.exists(recipe.init) and not os.path.exists(last):
+    resumed = not fresh and os.path.exists(os.path.join(recipe.out, "last.pt"))
+    if recipe.init and not os.path.exists(recipe.init) and not resumed:
         problems.append(f"init = {recipe.init} does not exist")
     config = None
     try:
@@ -181,6 +214,11 @@ def check(recipe) -> list[str]:
         config = None  # the checkpoint decides
     for task in recipe.task:
         problems += [f"task {task.name}: {one}" for one in check_task(task, recipe, config)]
+    if not problems:
+        try:
+            methods.stages(recipe)
+        except ValueError as error:
+            problems.append(str(error))
     return problems
 
 

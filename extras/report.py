@@ -15,6 +15,7 @@ import torch
 
 import data
 from extras import pictures
+from extras import recipe as recipes
 
 
 def summary(metrics: dict) -> str:
@@ -43,7 +44,29 @@ def clip_lines(name: str, measured: dict) -> list[str]:
 
 
 def lost(measured: dict) -> str:
-    return f", {measured['missing']} missing, {measured['undecodable']} undecodable"
+    untrained = "" if measured.get("trained", True) else "; its head was not trained here"
+    return f", {measured['missing']} missing, {measured['undecodable']} undecodable{untrained}"
+
+
+def untrained(recipe, classes: dict[str, list[str]], counts: dict[str, dict]) -> list[str]:
+    """A line for each task that is not trained, or that has classes without a training box or clip
+    (AVA has some): they are scored like the rest. classes, counts: by task."""
+    lines = []
+    for task in recipe.task:
+        if task.name not in recipes.trained_tasks(recipe):
+            lines.append(f"{task.name}: its head is not trained here")
+            continue
+        names = []
+        for name, (number, count) in zip(
+            classes[task.name], counts[task.name].items(), strict=True
+        ):
+            if count == 0 and name != f"class {number}":  # a number that the list leaves out
+                names.append(name)
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            what = "box" if task.kind == "box" else "clip"
+            lines.append(f"{task.name}: no training {what} of {', '.join(names[:5])}{more}")
+    return lines
 
 
 def box_lines(name: str, measured: dict) -> list[str]:

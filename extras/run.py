@@ -25,34 +25,51 @@ from extras import checkpoints, report
 from extras import recipe as recipes
 from extras.job import Interrupt, Job
 
-
-def start_over(stages: list, job: Job) -> None:
-    """--fresh: delete what earlier runs left in the folders of all stages, before the first begins:
-    one that is stopped then is not taken for the old run. Not where a launcher starts it again."""
-    if job.first and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        for recipe in stages:
-            out = Path(recipe.out)
-            out.mkdir(parents=True, exist_ok=True)
-            with lock(out):
-                forget(recipe, out)
-    job.barrier()
+WRITTEN = (
+    "last.pt best.pt step-*.pt log.jsonl metrics.json curves.png events.out.tfevents.*".split()
+)
 
 
-def forget(recipe, out: Path) -> None:
-    """Delete the checkpoints and records in the folder, unless the run is to begin with one."""
-    old = [out / "last.pt", out / "best.pt", *out.glob("step-*.pt")]
-    if recipe.init and Path(recipe.init).resolve() in [path.resolve() for path in old]:
-        raise ValueError(f"--fresh would delete init = {recipe.init}: take another --out")
-    for path in (*old, out / "log.jsonl", out / "metrics.json"):
-        path.unlink(missing_ok=True)
+def forget(stages: list) -> None:
+    """--fresh: delete what earlier runs and their evaluations wrote in the folders of all stages,
+    before the first begins: one that is stopped then is not taken for the old run. ValueError,
+    with nothing deleted, if the run is to begin with one of these files."""
+    old = []
+    for recipe in stages:
+        drawn = ["detections.csv", "preview.png", "preview.mp4"]
+        for task in recipe.task:
+            drawn += [name.replace(".", f"-{task.name}.") for name in drawn[:3]]
+        for pattern in WRITTEN + drawn:
+            old += Path(recipe.out).glob(pattern)
+        for name in ["recipe.toml", "metrics.json", *drawn]:
+            old += Path(recipe.out).glob(f"evaluation/{name}")
+    init = stages[0].init  # that of a later stage is made by the one before it
+    if init and Path(init).resolve() in [path.resolve() for path in old]:
+        raise ValueError(f"--fresh would delete init = {init}: take another --out")
+    for path in old:
+        path.unlink()
+
+
+def launched_by() -> str:
+    """The same for all that a launcher starts, over its restarts too."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID')} {os.getppid()}"
+
+
+def again(out: Path) -> bool:
+    """Did a launcher start this process anew, after it had emptied the folder?"""
+    restarted, mark = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)), out / ".fresh"
+    return bool(restarted) and mark.exists() and mark.read_text() == launched_by()
 
 
 class Run:
     """What `train` leans on so that nothing is lost: it begins where last.pt stands, and every
     checkpoint counts on a log that is on the disk."""
 
-    def __init__(self, recipe, job: Job, stream, train_sets: dict):
-        """Look into the folder. ValueError if it holds another recipe's run, or one at work."""
+    def __init__(self, recipe, job: Job, stream, train_sets: dict, fresh=()):
+        """Look into the folder. ValueError if it holds another recipe's run, or one at work.
+
+        fresh: the stages whose folders are emptied by `resume`, when all that it needs is there.
+        """
         self.recipe, self.job, self.stream = recipe, job, stream
         self.out = Path(recipe.out)
         self.classes = {name: dataset.classes for name, dataset in train_sets.items()}
@@ -62,11 +79,14 @@ class Run:
         self.step, self.best, self.best_step = 0, -1.0, 0
         self.truth = truth_of(recipe)
         if job.first:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self.lock = lock(self.out)
-        job.barrier()
+            folders = {Path(stage.out) for stage in (recipe, *fresh)}
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            self.locks = [lock(folder) for folder in folders]
+        to_empty = len(fresh) if job.first and not again(self.out) else 0
+        self.fresh = fresh if job.sum([to_empty])[0] else ()
         last = self.out / "last.pt"
-        if last.exists():
+        if last.exists() and not self.fresh:
             self.state = checkpoints.load(last)
             self.refuse_another(last)
             self.step, self.best = self.state["step"], self.state["best"]
@@ -118,6 +138,9 @@ class Run:
     def resume(self, model, criterion, optimisers: list) -> None:
         """Put the checkpoint, if there is one, into what is trained; open the log."""
         self.model, self.criterion, self.optimisers = model, criterion, optimisers
+        if self.fresh and self.job.first:
+            forget(self.fresh)
+            write_text(self.out / ".fresh", launched_by())
         if self.recipe.ema:
             self.ema = {key: value.clone() for key, value in model.state_dict().items()}
         if self.state:
@@ -138,6 +161,8 @@ class Run:
             write_text(self.out / "recipe.toml", recipes.to_toml(self.recipe))
         self.log = Log(self.out, self.job, self.recipe, self.step)
         self.log.announce(model)
+        for line in report.untrained(self.recipe, self.classes, self.counts):
+            self.job.say(line)
 
     def steps(self) -> Iterator[int]:
         """The steps that are left; after a signal to any rank all stop at once, saved."""

@@ -39,7 +39,8 @@ from data import (
 )
 from extras import formats
 from extras.pictures import GREEN, add_caption, draw_boxes, grid, write_png
-from extras.recipe import read_tasks
+from extras.recipe import read_tasks, resolve
+from extras.report import untrained
 
 SOURCE = "a recipe or the folder that holds it, or a folder of videos"
 LONG_SEC = 30  # a video worth a word, if every clip of it decodes all that comes before
@@ -145,17 +146,17 @@ def _decoded_ticks(path: str | Path, everything: bool) -> tuple[list[int], int, 
         return ticks, frame.width, frame.height
 
 
-def check(source: Path, workers: int, quick: bool = False) -> bool:
-    """Read every annotation and video of a recipe, or every video of a folder; print counts and
-    what is missing, damaged or in the wrong place. True: nothing is."""
-    problems: list[str] = []
-    source = _recipe_in(source)
+def check(source: Path, workers: int, kind: type, quick: bool = False) -> bool:
+    """Read a recipe (of class `kind`) with every annotation and video, or every video of a folder;
+    print counts and what is wrong, missing, damaged or in the wrong place. True: nothing is."""
+    source, problems = _recipe_in(source), []
     if source.is_dir():
         wanted = {str(source / name): [] for name in sorted(list_videos(source))}
         if not wanted:
             raise ValueError(f"{source}: no videos there")
     else:
-        wanted = _read_annotations(source, problems)
+        recipe, problems = resolve(kind, str(source))
+        wanted = _read_annotations(recipe, problems)
 
     slow = []  # long, and without a way to seek
 
@@ -203,13 +204,18 @@ def _identity(path: str) -> tuple | str:
     return found.st_dev, found.st_ino
 
 
-def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float]]:
-    """The videos of all tasks -> the times of their keyframes."""
+def _read_annotations(recipe, problems: list[str]) -> dict[str, list[float]]:
+    """The videos of all tasks -> the times of their keyframes. Tasks that `problems` names already
+    are not read."""
     wanted: dict[str, list[float]] = {}
     trained: dict[str, dict] = {}  # task -> files
-    for task, root, split in _splits(recipe):
+    splits, said = [], "\n".join(problems)
+    for task in recipe.task:
+        if f"task {task.name}: " not in said and f"task {task.name!r}: " not in said:
+            splits += [(task, split) for split in ("train", "val") if getattr(task, split)]
+    for task, split in splits:
         try:
-            dataset = open_task(replace(task, bad_share=1.0), root, split, formats)
+            dataset = open_task(replace(task, bad_share=1.0), recipe.root, split, formats)
         except (ValueError, OSError) as error:
             problems.append(str(error))
             continue
@@ -218,8 +224,17 @@ def _read_annotations(recipe: Path, problems: list[str]) -> dict[str, list[float
         for video, where in dataset.missing.items():
             problems.append(f"{task.name} {split}: {video} is missing, wanted by {where}")
         files = {_identity(item.path): item.path for item in dataset.items}
+        if empty := dataset.report.get("empty boxes dropped"):
+            problems.append(
+                f"{os.path.join(recipe.root, getattr(task, split))}: {empty} boxes are empty, "
+                "expected x1 < x2 and y1 < y2 (are x and y swapped?)"
+            )
         if split == "train":
             trained[task.name] = files
+            one = replace(recipe, task=[task])
+            classes, counts = {task.name: dataset.classes}, {task.name: dataset.class_counts()}
+            for line in untrained(one, classes, counts):
+                print(line)
         both = files.keys() & trained.get(task.name, {}).keys() if split == "val" else ()
         if both:
             problems.append(
@@ -468,7 +483,8 @@ def add_check_options(parser: argparse.ArgumentParser) -> None:
 
 def run_check(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> int:
     _refuse_less_than(1, options, "workers")
-    return 0 if check(options.source, options.workers, options.quick) else 1
+    checked = check(options.source, options.workers, cofinetune.Recipe, options.quick)
+    return 0 if checked else 1
 
 
 def add_prepare_options(parser: argparse.ArgumentParser) -> None:

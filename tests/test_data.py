@@ -324,6 +324,26 @@ def test_data_detections(tmp_path):
     assert len(found[1]) == 4
 
 
+@pytest.mark.parametrize("labels", ["", "names.txt"])
+def test_data_one_class_is_no_task(tmp_path, labels):
+    """Its accuracy would be 1.0 from the first step on."""
+    write_lines(tmp_path / "names.txt", "x")
+    file = labels or "annotations.csv"
+    with pytest.raises(ValueError, match=f"{file}: 1 class, expected two at least"):
+        open_written(tmp_path, "clip", ["a.mp4 x", "b.mp4 x"], touch="a.mp4; b.mp4", labels=labels)
+
+
+def test_data_annotations_are_no_detections(tmp_path):
+    """Ids of persons would become scores; real scores beside labels are detections."""
+    rows = ["a,1,0,0,0.5,1,,1", "a,1,0,0,0.5,1,1,0", "a,1,0.5,0,1,1,2,1"]
+    path = write_lines(tmp_path / "val.csv", *rows)
+    with pytest.raises(ValueError, match=r"val.csv:2: an annotation .* expected a detection"):
+        data.read_boxes(path, 2, scored=True)
+    assert len(data.read_boxes(path, 2)) == 1
+    for fine in (rows[:1], [rows[1], "a,1,0,0,0.5,1,2,0.25"], ["a,1,0,0,0.5,1,1,1.0"]):
+        assert data.read_boxes(write_lines(path, *fine), 2, scored=True)
+
+
 @pytest.mark.parametrize(
     "kind, changes, problem",
     [
@@ -731,7 +751,7 @@ def test_data_damaged_videos_in_training_and_evaluation(data_folder, tmp_path):
     message = "task 'clips' .*v4.*like it 1 of 12 videos cannot be used, more than bad_share = 0.05"
     with pytest.raises(ValueError, match=message):
         data_batches(data_stream(tmp_path), 0, 12, workers=1)
-    lines = [f"{number}.mp4 0" for number in range(30)]  # empty files
+    lines = [f"{number}.mp4 {number % 2}" for number in range(30)]  # empty files
     touch = "; ".join(f"{number}.mp4" for number in range(30))
     torn = open_written(tmp_path / "torn", "clip", lines, touch=touch, bad_share=1.0, batch=2)
     with pytest.raises(ValueError, match="task 't': 20 videos in a row fail; .*mp4: Invalid data"):

@@ -214,7 +214,7 @@ def test_formats_hmdb_parts_and_names(tmp_path):
 
 def test_formats_kinetics_under_bare_ids(tmp_path):
     """Files `ID.mp4` as well as `ID_START_END.mp4`, which go first."""
-    rows = ["youtube_id,label,time_start,time_end", "a_b,run,1.0,11", "-c,run,3,13"]
+    rows = ["youtube_id,label,time_start,time_end", "a_b,run,1.0,11", "-c,walk,3,13"]
     touch = "a_b.mp4; a_b_000001_000011.mp4; x/-c.webm"
     dataset = open_written(tmp_path, "clip", rows, touch=touch)
     found = [os.path.relpath(item.path, tmp_path / "v") for item in dataset.items]

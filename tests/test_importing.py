@@ -672,8 +672,9 @@ def test_patterns_and_videos_below_folders_in_brackets(place_clips, tmp_path, ow
     printed = own_import(videos, folder / "own")
     assert len(open_parts(folder / "own")[0]) == 1
     assert f"--recipe '{folder}/own/recipe.toml'" in printed  # to be pasted
-    task = data.Task("t", "clip", train=write_lines(folder / "t.txt", "run/a.avi x"), videos="v[0]")
-    assert data.open_task(task, folder, "train", formats).classes == ["x"]
+    rows = write_lines(folder / "t.txt", "run/a.avi x", "walk/b.avi y")
+    task = data.Task("t", "clip", train=rows, videos="v[0]")
+    assert data.open_task(task, folder, "train", formats).classes == ["x", "y"]
     with pytest.raises(ValueError, match=r"o\\nwn': a path that a recipe cannot hold"):
         importing.import_task(videos, folder / "o\nwn")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import H264, MPEG4, movie_number, read_movie, write_lines, write_movie
 
+import cofinetune
 import data
 from extras import pictures, videos
 
@@ -27,7 +28,7 @@ def run(capsys):
         add_options, run_command = videos.COMMANDS[command]
         add_options(parser)
         options = parser.parse_args([str(word) for word in words])
-        assert run_command(options, {}, None) == code, capsys.readouterr()
+        assert run_command(options, {}, cofinetune) == code, capsys.readouterr()
         return "".join(capsys.readouterr())
 
     return run
@@ -120,7 +121,7 @@ def test_videos_check_finds_damage(tmp_path, run):
     assert "2 videos, 2 problems" in found
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="none: no videos there"):
-        videos.check(tmp_path / "none", 1)
+        videos.check(tmp_path / "none", 1, cofinetune.Recipe)
 
 
 def test_videos_check_says_what_is_slow(tmp_path, run, monkeypatch):
@@ -153,6 +154,30 @@ def test_videos_check_names_keyframes_outside_and_videos_in_both_parts(tmp_path,
     recipe = write_lines(tmp_path / "r.toml", text, 'videos = "videos"')
     printed = run("check", recipe, code=1)
     assert "a.mp4: 1 keyframes are outside its 2.000 s, the first at 2.500 s" in printed
+
+
+def test_videos_check_reads_the_whole_recipe(tmp_path, run):
+    """What training refuses at once; swapped coordinates; classes that nobody can learn."""
+    write_movie(tmp_path / "videos/a.mp4", 50, **H264)
+    write_lines(tmp_path / "l.pbtxt", *(f'item {{ name: "c{i}" id: {i} }}' for i in range(1, 9)))
+    box, swapped = "0.1,0.1,0.5,0.9,1,0", "0.5,0.1,0.1,0.9,8,0"
+    write_lines(tmp_path / "t.csv", f"a,1,{box}", f"a,1.5,{box}")
+    text = '[[task]]\nname = "t"\nkind = "box"\ntrain = "t.csv"\nlabels = "l.pbtxt"\nflip = 0.0'
+    task = text.split("\n") + ['videos = "videos"']
+    for wrong, said in (
+        ("step = 2", "unknown key 'step', did you mean"),
+        ('model = {arch = "tinny"}', "arch = 'tinny' is not one of"),
+        ('method = "selfdistil"\nmethod_options = {refresh = -1}', "refresh = -1, expected"),
+    ):
+        printed = run("check", write_lines(tmp_path / "r.toml", wrong, *task), code=1)
+        assert said in printed and "1 videos, 1 problems" in printed
+    recipe = write_lines(tmp_path / "r.toml", *task)
+    printed = run("check", recipe)
+    assert "t: no training box of c2, c3, c4, c5, c6 and 2 more\n" in printed
+    write_lines(tmp_path / "t.csv", f"a,1,{box}", f"a,1.5,{swapped}")
+    assert "t.csv: 1 boxes are empty, expected x1 < x2" in run("check", recipe, code=1)
+    printed = run("check", write_lines(tmp_path / "r.toml", *task, 'val = "no.csv"'), code=1)
+    assert printed.count("no.csv") == 1 and "0 videos, 1 problems" in printed
 
 
 def test_videos_check_believes_what_training_can_read(tmp_path, run):
