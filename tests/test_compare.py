@@ -793,6 +793,27 @@ def test_the_page_says_what_the_runs_of_rates_say(page):
     check_said(page, [said])
 
 
+def test_the_page_says_what_the_runs_of_budget_say(page, notes):
+    runs, before = Runs("budget"), Runs("keyframes")
+    two, co, down, _, few = runs.methods
+    of = (co, down, MAP, "128")
+    more = runs.differences(*of) - before.differences(*of)
+    assert (runs.differences(*of).size, before.differences(*of).size) == (6, 6)
+    said = [
+        f"downstream updates {runs.interval(*of)}, which is {spell_interval(more)} more than",
+        f"minus finetuning {runs.interval(co, two, MAP, '128')}. Upstream",
+    ]
+    _, low, high = tables.paired(runs.differences(*of))
+    assert low < 0 < high and tables.paired(more)[1] > 0  # not shown to be behind, and a change
+    check_said(page, said)
+    spreads = []
+    for case in ("64", "128"):
+        for other in (two, down, few):
+            spreads.append(before.differences(co, other, MAP, case).std(ddof=1))
+    found = [tables.found_four_times_in_five(f(spreads), 6) for f in (min, max)]
+    check_said(notes, ["by those at 64 and 128, {:.3f} to {:.3f}".format(*found)])
+
+
 def test_the_page_says_what_the_runs_of_share_say(page):
     runs = Runs("share")
     third = runs.protocol.reference

@@ -432,7 +432,8 @@ def test_machines_with_other_data_are_refused(tiny_world, tmp_path):
         def everywhere(self, part):
             return [part, (0, other)]
 
-    run.Run(recipe, Pair(), stream, sets).lock.close()
+    for lock in run.Run(recipe, Pair(), stream, sets).locks:
+        lock.close()
     other["tasks"]["ava"]["items"] -= 1
     other["tasks"]["actions"]["fingerprint"] += 1
     items = len(sets["ava"])
