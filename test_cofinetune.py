@@ -121,6 +121,7 @@ def test_evaluate_gives_what_the_run_gave(tiny_world, tiny_run, tmp_path):
         cofinetune.main(["train", "my.toml"])
 
 
+@pytest.mark.slow
 def test_evaluate_keeps_the_recipe_that_was_used(tiny_world, tmp_path):
     """And trains from it."""
     out = tmp_path / "run"

@@ -98,6 +98,7 @@ def test_export_of_a_clip_head_at_another_size(checkpoint, tmp_path):
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["a", "b", "ü"]
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_exported_where_that_is_asked(checkpoint, tmp_path):
     folder, net = checkpoint()
     words = ("export", folder, tmp_path / "net.pt2", "--task", "ava", "--averaged")

@@ -835,6 +835,7 @@ def test_pretrained_v_jepa_2_from_its_own_files(form, tmp_path):
             pretrained.load(path)
 
 
+@pytest.mark.slow
 def test_rotary_positions_of_oblong_clips_and_under_compile():
     """Frequencies and pairs as in V-JEPA 2's rotate_queries_or_keys; rows and columns differ."""
     t, h, w, d = 2, 3, 4, 20  # 6 numbers for an axis, 2 stay
