@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 import data
-from extras import formats, methods, settings, tables
+from extras import formats, settings, tables
 from extras import recipe as recipes
 from extras.settings import setting
 
@@ -231,7 +231,7 @@ class Comparison:
                 for point in tables.points_of(method, case.name, chosen):
                     changes = self.settings_of(case, method, point)
                     try:
-                        methods.stages(self.read_recipe(self.protocol.recipe, changes))
+                        self.read_recipe(self.protocol.recipe, changes)
                     except ValueError as error:
                         where = f"{case.name} {method.name}".strip()
                         raise ValueError(f"compare: {where}: {error}") from None

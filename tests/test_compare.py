@@ -588,6 +588,12 @@ def spell_interval(values):
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
+def spell_found(spreads, worlds):
+    """What so many worlds find four times in five, by the least and the largest deviation."""
+    found = [tables.found_four_times_in_five(f(spreads), worlds) for f in (min, max)]
+    return "{:.3f} to {:.3f}".format(*found)
+
+
 def unsigned(interval):
     """As a sentence says "behind by"."""
     return interval.replace("+", "")
@@ -641,6 +647,11 @@ class Runs:
             one = tables.difference(self.protocol, self.final, compare.Case(case), method, column)
             values = values + sign * one
         return values
+
+    def spreads(self, name, others, cases):
+        """The standard deviations over worlds of the differences of mAP."""
+        pairs = [(other, case) for case in cases for other in others]
+        return [self.differences(name, other, MAP, case).std(ddof=1) for other, case in pairs]
 
     def interval(self, *arguments):
         return spell_interval(self.differences(*arguments))
@@ -736,13 +747,12 @@ def test_the_page_says_what_the_runs_of_methods_say(page, notes):
         (9, "a true difference of", "a true difference of"),
         (6, "six one of", "six of"),
     ):
-        found = [tables.found_four_times_in_five(f(spreads), worlds) for f in (min, max)]
-        said.append("{} {:.3f} to {:.3f}".format(words, *found))
-        check_said(page, ["{} {:.3f} to {:.3f}".format(others, *found)])
+        found = spell_found(spreads, worlds)
+        said.append(f"{words} {found}")
+        check_said(page, [f"{others} {found}"])
     check_said(notes, said)
     spreads = [runs.differences(co, other, "tail less head").std(ddof=1) for other in (one, two)]
-    found = sorted(tables.found_four_times_in_five(spread, 9) for spread in spreads)
-    check_said(page, ["of tail minus head nine find {:.3f} to {:.3f}:".format(*found)])
+    check_said(page, [f"of tail minus head nine find {spell_found(spreads, 9)}:"])
     readme = read_page(HERE / "README.md")
     check_said(readme, [f"{runs.interval(co, other, MAP)} with" for other in (one, two)])
     ends = [runs.upstream(name).replace(", ", " and ") for name in (co, one)]
@@ -774,12 +784,8 @@ def test_the_page_says_what_the_runs_of_keyframes_say(page, notes):
     check_said(page, said)
     readme = read_page(HERE / "README.md")
     check_said(readme, [f"{updates[case]} at {case}" for case in ("32", "128", "512")])
-    spreads = []
-    for case in ("64", "256"):
-        for other in (two, down, few):
-            spreads.append(runs.differences(co, other, MAP, case).std(ddof=1))
-    found = [tables.found_four_times_in_five(f(spreads), 6) for f in (min, max)]
-    check_said(notes, ["at 64 and 256 keyframes, {:.3f} to {:.3f}".format(*found)])
+    found = spell_found(runs.spreads(co, (two, down, few), ("64", "256")), 6)
+    check_said(notes, [f"at 64 and 256 keyframes, {found}"])
 
 
 def test_the_page_says_what_the_runs_of_rates_say(page):
@@ -808,12 +814,8 @@ def test_the_page_says_what_the_runs_of_budget_say(page, notes):
     assert low < 0 < high and tables.paired(more)[1] > 0  # not shown to be behind, and a change
     check_said(page, said)
     check_said(read_page(HERE / "README.md"), [f"twice the updates {runs.interval(*of)})"])
-    spreads = []
-    for case in ("64", "128"):
-        for other in (two, down, few):
-            spreads.append(before.differences(co, other, MAP, case).std(ddof=1))
-    found = [tables.found_four_times_in_five(f(spreads), 6) for f in (min, max)]
-    check_said(notes, ["by those at 64 and 128, {:.3f} to {:.3f}".format(*found)])
+    found = spell_found(before.spreads(co, (two, down, few), ("64", "128")), 6)
+    check_said(notes, [f"by those at 64 and 128, {found}"])
 
 
 def test_the_page_says_what_the_runs_of_share_say(page):
