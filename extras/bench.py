@@ -578,7 +578,7 @@ def decoding_table(films: dict[str, Path], rounds: int) -> Table:
 
 def clip_stream(film: Path, batch: int, steps: int, colour: float = 0.4) -> data.Stream:
     """Training clips of one film, as a recipe's clip task has them: 32x2, crop 224, colour."""
-    film.with_suffix(".txt").write_text(f"{film.name} 0\n" * 64)
+    film.with_suffix(".txt").write_text(f"{film.name} 0\n{film.name} 1\n" * 32)
     task = data.Task("bench", "clip", train=f"{film.stem}.txt", batch=batch, colour=colour)
     return data.Stream({"bench": data.open_task(task, film.parent)}, steps=steps)
 
