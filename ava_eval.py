@@ -788,9 +788,10 @@ def read_labelmap(path) -> dict[int, str]:
     classes = {}
     quoted = "\"[^\"]*\"|'[^']*'"
     text = Path(path).read_text(encoding="utf-8-sig", errors="backslashreplace")
+    text = re.sub(rf"({quoted})|#.*", lambda match: match[1] or "", text)  # a class commented out
     for item in re.findall(rf"\{{((?:[^{{}}\"']|{quoted})*)\}}", text):
         name = re.search(rf"\bname\s*:\s*({quoted})", item)
-        label = re.search(r"\b(?:label_)?id\s*:\s*([1-9]\d{0,4})\b", item)
+        label = re.search(r"\b(?:label_)?id\s*:\s*([1-9]\d{0,4})\b", re.sub(quoted, "", item))
         if not name or not label or int(label[1]) in classes:
             found = " ".join(item.split())
             raise ValueError(f"{path}: expected a name and a new id in 1..99999, found {found!r}")

@@ -655,16 +655,18 @@ def read_classes(path: str | Path) -> dict[int, str]:
 
 
 def _pbtxt_classes(path: str | Path) -> list[tuple[str, str]]:
+    quoted = "\"[^\"\n]*\"|'[^'\n]*'"
     text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    text = re.sub(rf"({quoted})|#.*", lambda match: match[1] or "", text)  # a class commented out
     classes = []
-    blocks = re.findall(r"(?:label|item)\s*\{((?:[^{}\"]|\"[^\"]*\")*)\}", text)
-    begun = len(re.findall(r"\b(?:label|item)\s*\{", re.sub(r"\"[^\"\n]*\"", "", text)))
+    blocks = re.findall(rf"(?:label|item)\s*\{{((?:[^{{}}\"']|{quoted})*)\}}", text)
+    begun = len(re.findall(r"\b(?:label|item)\s*\{", re.sub(quoted, "", text)))
     if len(blocks) < begun:
         raise ValueError(f"{path}: {begun} items begin, {len(blocks)} are whole; was it cut off?")
     for block in blocks:
-        name = re.search(r'name:\s*"(.*?)"', block)
-        number = re.search(r"\b(?:label_)?id:\s*(\d+)", block)
-        classes.append((number[1] if number else "", name[1] if name else ""))
+        name = re.search(rf"\bname\s*:\s*({quoted})", block)
+        number = re.search(r"\b(?:label_)?id\s*:\s*(\d+)", re.sub(quoted, "", block))
+        classes.append((number[1] if number else "", name[1][1:-1] if name else ""))
     return classes
 
 
@@ -1324,24 +1326,30 @@ def _open_clips(task: Task, split: str, paths: dict[str, str], formats: ModuleTy
     classes = [names[number] for number in sorted(names)]
     if len(classes) == 1:
         raise ValueError(f"{source}: 1 class, expected two at least")
-    columns = {str(number): column for column, number in enumerate(sorted(names))}
-    columns |= {name: column for column, name in enumerate(classes)}
+    columns = {name: column for column, name in enumerate(classes)}
+    numbers = {str(number): column for column, number in enumerate(sorted(names))}
     videos = formats.Videos(folder)
     missing, report = {}, {"rows": 0}
 
     def rows() -> Iterator[tuple]:
         for number, row in enumerate(formats.read_clips(annotations, split, folder)):
             report["rows"] += 1
-            if row.label not in columns:
+            column = columns.get(row.label, numbers.get(row.label))
+            if column is None:
                 raise ValueError(
                     f"{row.where}: {row.label!r} is not one of the {len(classes)} classes of "
                     f"{source}"
+                )
+            if numbers.get(row.label, column) != column:
+                raise ValueError(
+                    f"{row.where}: {row.label} is the name of one class of {source} and the number "
+                    f"of another, {classes[numbers[row.label]]}; expected names that are no numbers"
                 )
             file = videos.clip(row)
             if file is None:
                 missing.setdefault(row.name, row.where)
             else:
-                yield (file, number), file, row.start_sec, columns[row.label], (), row.end_sec
+                yield (file, number), file, row.start_sec, column, (), row.end_sec
 
     items = Items(folder, rows(), len(classes))
     missing_items = report["rows"] - len(items)

@@ -409,8 +409,12 @@ def test_ava_files_in_other_clothes(tmp_path):
         'item {\n  name: "a"\n  id: 1\n}\nitem {\n  name: "b {"\n  id: 2\n}',
         'label { name: "a" label_id: 1 type: X } label { label_id: 2 name: "b {" }',
         "item {\r\n  id: 1\r\n  name: 'a'\r\n}\r\nitem: { name : 'b {' id : 2 }",
+        '# don\'t\nitem { name: "a" id: 1 }  # {\n#item {\n# name: "c"\n# id: 3\n#}\n'
+        'item { name: "b {" id: 2 }',
     ):
         assert ava_eval.read_labelmap(ava_file(tmp_path / "map", [text])) == {1: "a", 2: "b {"}
+    text = 'item { name: "# id: 3" id: 1 }'
+    assert ava_eval.read_labelmap(ava_file(tmp_path / "map", [text])) == {1: "# id: 3"}
     for text, message in (
         ("item { id: 1 }", "map: expected a name and a new id"),
         ('item { id: 1 name: "a" } item { id: 1 name: "b" }', "map: expected a name and a new id"),

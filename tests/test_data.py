@@ -673,6 +673,23 @@ def test_data_weights_of_a_schedule(data_folder):
         data.Stream({"a": clips}, "other")
 
 
+def test_a_label_is_a_name_or_a_number_and_never_two_classes(tmp_path):
+    rows = ["a.mp4 1", "b.mp4 two"]
+    options = dict(touch="a.mp4; b.mp4", labels="classes.txt")
+    for classes, message in (
+        (["1 one", "2 two"], None),
+        (["1 1", "2 two"], None),  # a class that is called what it is numbered
+        (["1 two", "2 1"], r"annotations.csv:1: 1 is the name of one .* number of another, two;"),
+    ):
+        write_lines(tmp_path / "classes.txt", *classes)
+        if message is None:
+            dataset = open_written(tmp_path, "clip", rows, **options)
+            assert [item.label for item in dataset.items] == [0, 1]
+            continue
+        with pytest.raises(ValueError, match=message):
+            open_written(tmp_path, "clip", rows, **options)
+
+
 def test_data_rare_labels_come_more_often(tmp_path):
     """LVIS' repeat factors, by the rarest label: shares of an epoch, the same for every seed; the
     whole part of a factor is certain."""

@@ -55,6 +55,8 @@ def test_rows_of_lists(line, name, label, tmp_path):
         ("mit.txt", "adult+male,0\nair drumming,1\n", {0: "adult+male", 1: "air drumming"}),
         ("ucf.txt", "1 Archery\n2 Biking\n", {1: "Archery", 2: "Biking"}),
         ("d.pbtxt", 'item { name: "a } b" id: 1 }', {1: "a } b"}),
+        ("e.pbtxt", '# don\'t\n# item { name: "c" id: 3 }\nitem { name: "a" id: 1 }', {1: "a"}),
+        ("f.pbtxt", "item { name: '# \"id: 3\"' id: 1 }", {1: '# "id: 3"'}),
         ("plain.txt", "b b\na\n", {0: "b b", 1: "a"}),
         ("head.csv", "id,name\n0,abseiling\n1,air drumming\n", {0: "abseiling", 1: "air drumming"}),
         ("head.csv", "name;label_id\nair drumming;1\nrun;0\n", {1: "air drumming", 0: "run"}),
