@@ -18,7 +18,7 @@ import numpy as np
 
 import data
 from extras import formats
-from extras.videos import frame_times
+from extras.videos import FrameTimes, frame_times
 
 NO_VIDEOS = (".csv", ".tsv", ".txt", ".json", ".xml", ".zip", ".jpg", ".jpeg", ".png", ".md")
 
@@ -49,16 +49,6 @@ class Mark:
     def is_clip(self) -> bool:
         """Of the whole video: neither a box nor a time."""
         return len(self.box) == 0 and math.isnan(self.time_sec) and self.frame < 0
-
-
-@dataclass
-class FrameTimes:
-    """What `videos.frame_times` says of a video."""
-
-    times_sec: np.ndarray  # (frames,) when each is shown
-    end_sec: float
-    width: int  # upright
-    height: int
 
 
 def place(mark: Mark, clock: FrameTimes) -> str:
@@ -156,7 +146,7 @@ class Library:
                 count = f"{len(self.clocks)} of {len(self.files)} videos opened"
                 print(count, file=sys.stderr)
             try:
-                self.clocks[file] = FrameTimes(*frame_times(self.folder / file))
+                self.clocks[file] = frame_times(self.folder / file)
             except data.DecodeError as error:
                 self.clocks[file] = f"damaged video {error}"
         return self.clocks[file]

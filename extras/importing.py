@@ -31,9 +31,10 @@ import numpy as np
 
 import data
 from extras import annotations, formats, sources
-from extras.annotations import FrameTimes, Library, Mark
+from extras.annotations import Library, Mark
 from extras.recipe import load, make_tasks, read_tasks
 from extras.run import write_text
+from extras.videos import FrameTimes
 
 PARTS = ("train", "val", "test")
 PART_ENDS = (".csv", ".txt", "_boxes.csv")  # of the files of a part

@@ -260,7 +260,7 @@ def find_persons(
 ) -> list[list]:
     """The rows of a video: [name, second, x1, y1, x2, y2, "", score], or [name, second] if nobody
     is in it. Raises DecodeError."""
-    times = regular_times(frame_times(video.file)[1], every_sec).round(6)
+    times = regular_times(frame_times(video.file).end_sec, every_sec).round(6)
     rows = []
     progress = Progress(video.name, len(times))
     for second, picture in zip(times, watch(video.file, times), strict=True):

@@ -29,10 +29,10 @@ import ava_eval
 import data
 from extras import checkpoints, formats, persons, pictures, settings
 from extras import job as jobs
-from extras.annotations import FrameTimes, Mark, place, read_boxes_table
+from extras.annotations import Mark, place, read_boxes_table
 from extras.report import best_labels
 from extras.run import write_text
-from extras.videos import frame_times
+from extras.videos import FrameTimes, frame_times
 
 FREE = ("out", "device", "precision", "workers", "threads")  # keys of the recipe that count here
 THREE_WAYS = (
@@ -208,7 +208,7 @@ def open_films(found: list[persons.Video]) -> tuple[list[Film], int]:
     films, damaged = [], []
     for video in found:
         try:
-            films.append(Film(video, FrameTimes(*frame_times(video.file))))
+            films.append(Film(video, frame_times(video.file)))
         except data.DecodeError as error:
             damaged.append(str(error))
     if not films:

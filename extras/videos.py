@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -86,11 +86,18 @@ def _walk(work: Callable, items: list, workers: int) -> Iterator[tuple]:
 # ------------------------------------------------------------------------------------------------
 
 
-def frame_times(path: str | Path, decode: bool = False) -> tuple[np.ndarray, float, int, int]:
-    """Seconds at which each frame is shown, the end of the last one, upright width and height.
+@dataclass
+class FrameTimes:
+    """When the frames of a video are shown, and their size."""
 
-    The size is of the pictures as they are stored, in which annotation tools count pixels.
-    Reads the whole file; decodes its first frame, or (`decode`) all. Raises DecodeError, also for
+    times_sec: np.ndarray  # (frames,)
+    end_sec: float  # of the last one
+    width: int  # upright, in the pixels that are stored: those that annotation tools count
+    height: int
+
+
+def frame_times(path: str | Path, decode: bool = False) -> FrameTimes:
+    """Read the whole file, decode its first frame or (`decode`) all. Raises DecodeError, also for
     frames that come out damaged, for a file that ends long before its header says, and for a clock
     that starts anew where `decode_clip` cannot know it.
     """
@@ -112,7 +119,7 @@ def frame_times(path: str | Path, decode: bool = False) -> tuple[np.ndarray, flo
     times = np.array([float((tick - start) * base) for tick in shown])
     if not (joined or guessed) and times[-1] < 0.9 * promised_sec - 1:
         raise DecodeError(f"{path}: breaks off at {times[-1]:.1f} of {promised_sec:.1f} s")
-    return times, float(times[-1] + step_sec), width, height
+    return FrameTimes(times, float(times[-1] + step_sec), width, height)
 
 
 def _packet_ticks(stream: av.VideoStream) -> tuple[list[int], int]:
@@ -161,11 +168,13 @@ def check(source: Path, workers: int, kind: type, quick: bool = False) -> bool:
     slow = []  # long, and without a way to seek
 
     def read(path: str) -> float:
-        times, end_sec, *_ = frame_times(path, not quick)
+        clock = frame_times(path, not quick)
+        end_sec = clock.end_sec
         with open_stream(path) as stream:
             header_sec = duration_sec(stream)
             seekable = can_seek(stream)
-        decode_clip(path, [times[len(times) // 2]], short_side=64)  # as training does: by a seek
+        middle = clock.times_sec[len(clock.times_sec) // 2]
+        decode_clip(path, [middle], short_side=64)  # as training does: by a seek
         if end_sec > 1.1 * header_sec + 1:
             raise DecodeError(
                 f"{path}: lasts {end_sec:.1f} s, its header says {header_sec:.1f} s, and from "

@@ -22,8 +22,9 @@ from helpers import HERE, run_here, write_lines, write_movie
 
 import data
 from extras import annotation_tools, annotations, formats, importing, sources
-from extras.annotations import FrameTimes, Library, Mark
+from extras.annotations import Library, Mark
 from extras.recipe import read_tasks
+from extras.videos import FrameTimes
 
 OWN_VIDEOS = {  # file: (fps, rotation mark, upright width and height)
     "slow.mp4": (12, 0, (96, 72)),

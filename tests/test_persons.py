@@ -89,8 +89,9 @@ def read(path):
 def test_watch_shows_the_frames_of_decode_clip(tmp_path, options):
     options = dict(options)
     movie = write_movie(tmp_path / f"a{options.pop('suffix', '.mp4')}", **options)
-    own_times, end_sec, *_ = frame_times(movie)
-    for times in (own_times, np.arange(0.3, end_sec, 0.7), [0, 0, 0.5, 0.5, end_sec + 0.5]):
+    clock = frame_times(movie)
+    end_sec = clock.end_sec
+    for times in (clock.times_sec, np.arange(0.3, end_sec, 0.7), [0, 0, 0.5, 0.5, end_sec + 0.5]):
         seen = np.stack(list(persons.watch(movie, times)))
         assert (seen == data.decode_clip(movie, times)).all()
 
