@@ -16,7 +16,8 @@ from xml.parsers import expat
 
 import numpy as np
 
-from extras.annotations import FrameTimes, Library, Mark, decode_text, read_number, read_whole
+from extras.annotations import Library, Mark, decode_text, read_number, read_whole
+from extras.videos import FrameTimes
 
 # ------------------------------------------------------------------------------------------------
 # Tracks: boxes at some frames, between which tools interpolate
@@ -174,9 +175,8 @@ def _other_video(name: str, task: Node | None, video: str, library: Library) -> 
     A job counts those of its part of a task, with steps of the task's frame_filter.
     """
     text = (task.text_of("stop_frame") or task.text_of("size")) if task else ""
-    files = library.find(video)
-    clock = library.clock(files[0]) if text.isdecimal() and len(files) == 1 else ""
-    if isinstance(clock, str):
+    clock = library.clock_of(video) if text.isdecimal() else None
+    if clock is None:
         return ""
     step = int((re.findall(r"\d+", task.text_of("frame_filter")) or ["1"])[0])
     count = read_whole(text) + bool(task.text_of("stop_frame"))
@@ -184,8 +184,8 @@ def _other_video(name: str, task: Node | None, video: str, library: Library) -> 
     if more <= 1 and (task.tag == "job" or more >= -step):
         return ""
     return (
-        f"{name}:{task.line}: its task ends with frame {count - 1}, but {files[0]} has "
-        f"{len(clock.times_sec)} from 0 on: if it was re-encoded since, the labels are shifted"
+        f"{name}:{task.line}: its task ends with frame {count - 1}, but {library.find(video)[0]} "
+        f"has {len(clock.times_sec)} from 0 on: if it was re-encoded since, the labels are shifted"
     )
 
 
@@ -332,8 +332,7 @@ def _labelled_track(
     """A rectangle of Label Studio: shown from each `enabled` box on, the last to the video's end;
     a box that is not enabled is shown, and gone from the next frame on."""
     track = Track(video, person, (100, 100), [])
-    files = library.find(video)
-    clock = library.clock(files[0]) if len(files) == 1 else ""
+    clock = library.clock_of(video)
     shown = True
     for box in sorted(value["sequence"], key=lambda box: box["frame"]):
         corners = _turned(box, clock)
@@ -341,15 +340,15 @@ def _labelled_track(
         track.shapes.append(Shape(where, frame, corners, actions))
         if not shown:
             track.shapes.append(Shape(where, frame + 1, corners, [""], True))
-    if shown and track.shapes and isinstance(clock, FrameTimes):
+    if shown and track.shapes and clock:
         track.shapes.append(Shape(where, len(clock.times_sec), corners, [""], True))
     return track
 
 
-def _turned(box: dict, clock: FrameTimes | str) -> np.ndarray:
+def _turned(box: dict, clock: FrameTimes | None) -> np.ndarray:
     """Corners (4,) in per cent around a box, which `rotation` turns clockwise about its upper left
     corner, in pixels."""
-    picture = np.array([clock.width, clock.height]) if isinstance(clock, FrameTimes) else np.ones(2)
+    picture = np.array([clock.width, clock.height]) if clock else np.ones(2)
     first = np.array([box["x"], box["y"]], float)
     width, height = np.array([box["width"], box["height"]], float) * picture
     turn = math.radians(box.get("rotation") or 0)
@@ -359,7 +358,7 @@ def _turned(box: dict, clock: FrameTimes | str) -> np.ndarray:
     return np.concatenate([points.min(0), points.max(0)])
 
 
-def _frame_of_video(number: int, value: dict, clock: FrameTimes | str) -> int:
+def _frame_of_video(number: int, value: dict, clock: FrameTimes | None) -> int:
     """Label Studio's frame, from 1 -> the frame of the video that is shown at its time.
 
     Its frames are those of the project's `frameRate` (24 if none is set), not the video's:
@@ -368,7 +367,7 @@ def _frame_of_video(number: int, value: dict, clock: FrameTimes | str) -> int:
     frame), they are taken for the video's.
     """
     count, duration_sec = value.get("framesCount"), value.get("duration")
-    if not count or not duration_sec or not isinstance(clock, FrameTimes):
+    if not count or not duration_sec or not clock:
         return number - 1
     frames = len(clock.times_sec)
     if abs(count - frames) <= 1:

@@ -151,6 +151,12 @@ class Library:
                 self.clocks[file] = f"damaged video {error}"
         return self.clocks[file]
 
+    def clock_of(self, name: str) -> FrameTimes | None:
+        """Of the video of that name; None if there is none or several, or it cannot be read."""
+        files = self.find(name)
+        clock = self.clock(files[0]) if len(files) == 1 else None
+        return None if isinstance(clock, str) else clock
+
     def shown(self, file: str, picture: int) -> int:
         """The frame of a video that a picture shows, both counted from 0."""
         self.pictures.setdefault(file, set()).add(picture)
@@ -183,11 +189,8 @@ class Library:
 
     def keyframes(self, name: str) -> np.ndarray | None:
         """The frames to annotate, one every every_sec; None: each that has a box."""
-        files = self.find(name)
-        if not self.every_sec or len(files) != 1:
-            return None
-        clock = self.clock(files[0])
-        if isinstance(clock, str):
+        clock = self.clock_of(name) if self.every_sec else None
+        if clock is None:
             return None
         ticks = np.arange(0, clock.times_sec[-1], self.every_sec) + 1e-6
         return np.unique(np.searchsorted(clock.times_sec, ticks, "right") - 1)
