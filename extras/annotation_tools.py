@@ -10,7 +10,7 @@ import math
 import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from xml.parsers import expat
 
@@ -312,7 +312,7 @@ def read_label_studio(name: str, tasks: list, library: Library) -> list[Mark]:
             for result in annotation["result"]:
                 choices = result.get("value", {}).get("choices", [])
                 chosen.setdefault(result.get("id"), []).extend(choices)
-            for person, result in enumerate(annotation["result"]):
+            for place, result in enumerate(annotation["result"]):
                 value = result.get("value", {})  # relations have none
                 if "timelinelabels" in value:
                     wrong = f"{value['timelinelabels']} of a stretch of time, expected rectangles"
@@ -320,7 +320,7 @@ def read_label_studio(name: str, tasks: list, library: Library) -> list[Mark]:
                 if "sequence" not in value or "choices" in value:
                     continue
                 actions = chosen.get(result.get("id")) or value.get("labels") or [""]
-                person = result.get("id", str(person))
+                person = result.get("id", str(place))
                 track = _labelled_track(where, video, person, value, actions, library)
                 marks += sample_track(track, library.keyframes(track.video))
     return marks
@@ -534,7 +534,7 @@ def read_labelme(name: str, content: dict, library: Library) -> list[Mark]:
         mark.box = _around(xs, ys)
         if shape.get("shape_type") == "circle":  # its centre, and a point on it
             radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
-            mark.box = [xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius]
+            mark.box = _around_ellipse(xs[0], ys[0], radius, radius)
         mark.size = (content["imageWidth"], content["imageHeight"])
         mark.label, mark.person = shape["label"], str(shape.get("group_id") or "")
         marks.append(mark)
@@ -597,7 +597,7 @@ def _via_2(where: str, row: dict[str, str], library: Library) -> list[Mark]:
     for value in json.loads(row["region_attributes"] or "{}").values():
         ticked = [key for key, on in value.items() if on] if isinstance(value, dict) else [value]
         for label in ticked:
-            marks.append(Mark(**(vars(mark) | {"label": label})))
+            marks.append(replace(mark, label=label))
     return marks or [mark]
 
 
@@ -631,5 +631,5 @@ def _via_3(where: str, row: dict[str, str], options: dict[str, dict]) -> list[Ma
     for key, value in json.loads(row["metadata"]).items():
         for one in value.split(","):
             label = options.get(key, {}).get(one, one)
-            marks.append(Mark(**(vars(mark) | {"label": label})))
+            marks.append(replace(mark, label=label))
     return marks or [mark]
