@@ -13,6 +13,7 @@ The road, each step a function:
 import argparse
 import csv
 import errno
+import functools
 import hashlib
 import io
 import math
@@ -482,7 +483,7 @@ class ImportedTask:
     library: Library
     target: Path
 
-    @property
+    @functools.cached_property  # it is asked for at every mark
     def form(self) -> str:
         """Boxes at keyframes, stretches of videos, or whole clips."""
         if any(len(mark.box) for mark in self.marks):
