@@ -99,7 +99,7 @@ def import_task(
         for name in ids
         if re.search("[;|]", name)
     ]
-    settings = split_settings(seed, val_share, group_by)
+    settings = f"seed {seed}, share {val_share:g}, group-by {group_by or 'none'}"
     made_with, before = read_split(target / "split.csv")
     kept = before if made_with == settings else {}
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
@@ -362,7 +362,8 @@ def group_of(file: str, group_by: str) -> str:
     match = re.search(group_by, path)
     if not match:
         return path
-    return match[1] if match.re.groups else match[0]
+    found = match[1] if match.re.groups else match[0]
+    return found or path  # a parenthesis may have found nothing
 
 
 def draw_split(
@@ -442,10 +443,6 @@ def place_of(name: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_settings(seed: int, share: float, group_by: str) -> str:
-    return f"seed {seed}, share {share:g}, group-by {group_by or 'none'}"
-
-
 def _split_table(path: Path) -> list[list[str]]:
     """The rows of a split.csv, also as a spreadsheet saves it; [] if there is none."""
     if not path.is_file():
@@ -520,8 +517,10 @@ def write_task(
             f'label {{ name: "{name}" label_id: {number} }}' for name, number in task.ids.items()
         ],
         "problems.txt": [],
-        "split.csv": [f'video,part,"{settings}"', *_split_rows(task)],
+        "split.csv": [_csv_row(["video", "part", settings])],
     }
+    for row in sorted(task.parts.items()):
+        texts["split.csv"].append(_csv_row(row))
     for part in PARTS:
         texts |= _part_texts(task, part)
     own = [(target / name).resolve() for name in texts]
@@ -630,14 +629,7 @@ def _misfits(kept: Path, task: ImportedTask, new: str) -> list[str]:
     return [f"{kept} was kept and has no task {meant.name!r}"] if own else []
 
 
-def _split_rows(task: ImportedTask) -> list[str]:
-    rows = []
-    for file, part in sorted(task.parts.items()):
-        rows.append(_csv_row([file, part]))
-    return rows
-
-
-def _csv_row(cells: list[str]) -> str:
+def _csv_row(cells: Sequence[str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(cells)
     return text.getvalue()

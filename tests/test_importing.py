@@ -830,6 +830,24 @@ def test_import_again_leaves_every_video_where_it_was(place_clips, tmp_path, own
     assert parts_of(tmp_path / "own") == parts_of(tmp_path / "fresh") and "keep" not in fresh
 
 
+def test_import_again_keeps_what_was_moved_whatever_the_groups_are_called(
+    place_clips, tmp_path, own_import
+):
+    videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(3)))
+    words = (videos, tmp_path / "own", "--group-by", 'day"')
+    own_import(*words)
+    moved = next(file for file, part in parts_of(tmp_path / "own").items() if part == "train")
+    split = tmp_path / "own" / "split.csv"
+    split.write_text(split.read_text().replace(f"{moved},train", f"{moved},val"))
+    own_import(*words)
+    assert parts_of(tmp_path / "own")[moved] == "val"
+
+
+def test_a_group_that_finds_nothing_is_the_video_itself():
+    assert importing.group_of("a/x_1.mp4", r"(day\d)?_1") == "a/x_1"
+    assert importing.group_of("a/x_1.mp4", "q*") == "a/x_1"
+
+
 @pytest.mark.parametrize(
     "group_by, groups",
     [
