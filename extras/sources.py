@@ -57,13 +57,13 @@ def find_sources(
     """Files with annotations; and all others, with the reason why they are not read.
 
     Of the kinds that the folder holds the most telling is read: boxes before stretches of time
-    before labels of whole clips. Raises ValueError if the file that was asked for is none.
+    before labels of whole clips.
     """
     place = given or library.folder
     files = [place] if place.is_file() else list(_walk_files(place, target))
     sources, others, strange = [], [], []
     for path in files:
-        if data.is_video(path.name):
+        if data.is_video(path.name) and path != given:
             continue
         if path.suffix.lower() not in (*TEXTS, *CLASS_LISTS, ".zip"):
             strange.append(path)
@@ -71,17 +71,15 @@ def find_sources(
         try:
             opened = list(_open_source(path))
         except ValueError as error:
-            if given == path:
-                raise
             others.append(Source(str(path), b"", said=str(error)))
             continue
+        if not opened:
+            others.append(Source(str(path), b"", said=f"{path}: a zip without annotations"))
         for source in opened:
             try:
                 source.kind = kind_of(source, library)
                 sources.append(source)
             except ValueError as error:
-                if given == path and path.suffix.lower() != ".zip":
-                    raise
                 source.said = str(error)
                 others.append(source)
     if strange:
@@ -492,11 +490,16 @@ def read_class_folders(
 
     given: the folder of the classes, if it is not that of all videos; others: for the message.
     """
+    said = "".join(f"{source.said}; " for source in others[:4])
     paths = {}
     for file in library.files:
-        if given is None or given.resolve() in (library.folder / file).absolute().parents:
+        if given:  # not the file itself, which may be a link
+            folder = (library.folder / file).parent.resolve()
+        if given is None or folder.is_relative_to(given.resolve()):
             paths[file] = list(PurePosixPath(file.replace(os.sep, "/")).parts[:-1])
-    while paths and min(map(len, paths.values())) > 1:
+    if not paths:
+        raise ValueError(f"{said}{given}: neither annotations nor videos of {library.folder}")
+    while min(map(len, paths.values())) > 1:
         tops = {folders[0] for folders in paths.values()}
         if len(tops) > 1 or tops <= PART_WORDS.keys():
             break  # else all lie in one folder, as UCF-101/CLASS
@@ -514,8 +517,8 @@ def read_class_folders(
             mark.part = PART_WORDS[folders.pop(part_level).casefold()]
         if not folders:
             raise ValueError(
-                "".join(f"{source.said}; " for source in others[:4])
-                + f"{library.folder}: neither annotations nor a folder per class: {file} is in none"
+                f"{said}{library.folder}: neither annotations nor a folder per class: {file} is in "
+                "none"
             )
         mark.label = folders[0]
         marks.append(mark)

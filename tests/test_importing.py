@@ -1455,11 +1455,35 @@ def test_damaged_zips_beside_videos_are_named(place_clips, tmp_path, own_import)
     content[40:60] = bytes(20)
     (videos / "old.zip").write_bytes(content)
     (videos / "no.zip").write_bytes(b"PK\3\4 and more")
+    with zipfile.ZipFile(videos / "pictures.zip", "w") as archive:
+        archive.writestr("x.png", "")
     printed = own_import(videos, tmp_path / "own")
-    for name in ("old", "no"):
-        assert re.search(f"note: .*{name}.zip: .*, expected a zip with annotations", printed)
-        with pytest.raises(ValueError, match=f"{name}.zip: .*, expected a zip with annotations"):
+    for name, said in (
+        ("old", ".*, expected a zip with annotations"),
+        ("no", ".*, expected a zip with annotations"),
+        ("pictures", "a zip without annotations"),
+    ):
+        assert re.search(f"note: .*{name}.zip: {said}", printed)
+        with pytest.raises(ValueError, match=f"{name}.zip: {said}"):
             own_import(videos, tmp_path / "e", "--annotations", videos / f"{name}.zip")
+
+
+def test_annotations_that_are_none_are_refused_by_name(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4")
+    (tmp_path / "empty").mkdir()
+    for given, said in (
+        (tmp_path / "empty", "empty: neither annotations nor videos of .*videos"),
+        (videos / "a.mp4", "not read: .*a.mp4"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            own_import(videos, tmp_path / "own", "--annotations", given)
+
+
+def test_class_folders_below_a_link(place_clips, tmp_path, own_import):
+    place_clips(*(f"train/{c}/{i}.mp4" for c in "ab" for i in range(2)))
+    (tmp_path / "link").symlink_to(tmp_path / "videos")
+    own_import(tmp_path / "link", tmp_path / "own", "--annotations", tmp_path / "link" / "train")
+    assert [part.classes for part in open_parts(tmp_path / "own")] == [["a", "b"]] * 2
 
 
 def test_import_takes_time_in_proportion_to_rows(place_clips):
