@@ -413,8 +413,6 @@ def read_clip_table(name: str, content: bytes) -> list[Mark]:
     for where, cells in table.rows:
         row = _row_by_name(table, where, cells)
         mark = Mark(where, row["video"], row["label"], part=row.get("part", ""))
-        if not mark.label:
-            mark.wrong = "no label"
         if "start" in row and "end" in row:
             try:
                 mark.time_sec = read_seconds(row["start"])

@@ -19,7 +19,7 @@ from extras.annotations import Library, Mark
 TEXTS = (".csv", ".tsv", ".txt", ".json", ".xml")
 CLASS_LISTS = (".pbtxt", ".names", ".yaml", ".yml")
 FRAME_KINDS = ("YOLO", "COCO", "LabelMe", "VIA")  # boxes of single frames, perhaps of each
-BOX_KINDS = ("box table", "CVAT", "Label Studio", "YOLO", "COCO", "LabelMe", "VIA")
+BOX_KINDS = ("box table", "CVAT", "Label Studio", *FRAME_KINDS)
 STRETCH_KINDS = ("table of stretches",)
 CLIP_KINDS = ("table of clips", "list of clips")
 PART_WORDS = {

@@ -1447,6 +1447,20 @@ def test_via_with_boxes_and_stretches(place_clips, tmp_path, own_import):
     assert [len(part) for part in open_parts(tmp_path / "own")] == [1, 1]
 
 
+def test_stretches_of_via_without_label_are_problems(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4", "c.mp4")
+    via_3(videos)
+    path = videos / "via3.csv"
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    rows = []
+    for name, values in ("a", '{""1"":""0""}'), ("b", "{}"), ("c", '{""1"":""0""}'):
+        rows.append(f'"2_{name}","[""{name}.mp4""]",0,"[0.4,1]","[]","{values}"')
+    write_lines(path, *head, *rows)
+    printed = own_import(videos, tmp_path / "own")
+    assert f"via3.csv:{len(head) + 2}: no label" in printed
+    assert [len(part) for part in open_parts(tmp_path / "own")] == [1, 1]
+
+
 def test_damaged_zips_beside_videos_are_named(place_clips, tmp_path, own_import):
     videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(2)))
     with zipfile.ZipFile(videos / "old.zip", "w", zipfile.ZIP_DEFLATED) as archive:
