@@ -194,14 +194,15 @@ def unify_classes(marks: list[Mark], problems: list[str]) -> dict[str, int]:
     names = set()
     for same in spellings.values():
         best = max(same, key=lambda label: len(same[label]))
+        name = best.replace('"', "'")  # an action list puts it in "
+        names.add(name)
         for label, having in same.items():
             if label != best:
                 problems.append(
                     f"{having[0].where}: {label!r} ({len(having)} rows) is taken as {best!r}"
                 )
             for mark in having:
-                mark.label = best.replace('"', "'")  # an action list puts them in "
-        names.add(best.replace('"', "'"))
+                mark.label = name
     ordered = sorted(names - {""}, key=lambda name: (name.casefold(), name))
     return {name: number for number, name in enumerate(ordered, 1)}
 
@@ -393,9 +394,12 @@ def draw_split(
     for label in rarest:
         if len(split.shown[label]) > 1 and not split.count(label, "val"):
             having = [name for name in split.shown[label] if name not in fixed]
-            split.validate_one(having, []) or split.validate_one(having, free)
-    if "val" not in split.parts.values() and not split.validate_one(free, []) and len(free) > 1:
-        split.parts[free[0]] = "val"
+            if not split.validate_one(having, []):
+                split.validate_one(having, free)
+    if "val" not in split.parts.values():
+        moved = split.validate_one(free, [])
+        if not moved and len(free) > 1:
+            split.parts[free[0]] = "val"
     return split.parts
 
 
@@ -739,7 +743,7 @@ FURTHER = """
 
 def recipe_text(task: ImportedTask, texts: dict[str, list[str]]) -> str:
     """A recipe of its own for the task."""
-    frames, stride = clip_length(task)
+    length = clip_length(task)
     items = len({(mark.file, mark.time_sec) for mark in task.of_part("train")})
     steps = max(200, 30 * items // 8)
     recipe = task.target / "recipe.toml"
@@ -751,9 +755,9 @@ def recipe_text(task: ImportedTask, texts: dict[str, list[str]]) -> str:
             passes=steps * 8 // items,
             items=items,
             warmup=steps // 20,
-            frames=frames,
+            frames=length["frames"],
         )
-        + _task_text(task, texts, task.target, {"frames": frames, "stride": stride})
+        + _task_text(task, texts, task.target, length)
         + FURTHER.format(recipe=recipe)
     )
 
@@ -788,7 +792,7 @@ def _recipe_with_task(task: ImportedTask, texts: dict[str, list[str]], into: Pat
     table = load(into)
     others = table["task"]
     root = into.parent / table.get("root", ".")
-    values = dict(zip(("frames", "stride"), clip_length(task), strict=True))
+    values = clip_length(task)
     for key in ("frames", "stride", "fps", "size", "short_side"):  # one encoder sees all tasks
         if others and key in others[0]:
             values[key] = others[0][key]
@@ -807,10 +811,10 @@ def _recipe_with_task(task: ImportedTask, texts: dict[str, list[str]], into: Pat
     return text
 
 
-def clip_length(task: ImportedTask) -> tuple[int, int]:
+def clip_length(task: ImportedTask) -> dict[str, int]:
     """frames and stride (in 1/25 s) that fit: 16 x 4, 2.56 s, or as long as most clips are."""
     if task.form == "boxes":
-        return 16, 4
+        return {"frames": 16, "stride": 4}
     seconds = []
     for mark in task.marks:
         clock = task.library.clocks.get(mark.file)
@@ -820,7 +824,7 @@ def clip_length(task: ImportedTask) -> tuple[int, int]:
             seconds.append(clock.end_sec)
     ticks = int(25 * np.quantile(seconds, 0.1)) if seconds else 64
     frames = 16 if ticks >= 16 else 8
-    return frames, min(max(ticks // frames, 1), 4)
+    return {"frames": frames, "stride": min(max(ticks // frames, 1), 4)}
 
 
 # ------------------------------------------------------------------------------------------------

@@ -1520,7 +1520,7 @@ def test_import_takes_time_in_proportion_to_rows(place_clips):
     began = time.process_time()
     parts = importing.choose_parts(rows, 0.2, 0, "1", {}, [], [])
     task = importing.ImportedTask(rows, parts, {"a": 1, "b": 2}, library, Path("own"))
-    assert importing.clip_length(task) == (16, 4)
+    assert importing.clip_length(task) == {"frames": 16, "stride": 4}
     assert importing._stated_parts(both, problems) == {"x": "test"} and len(problems) == 1
     assert (
         len(annotation_tools.sample_track(annotation_tools.Track("a", "0", None, shapes), None))
