@@ -112,7 +112,8 @@ class Library:
         """stem -> file, of what has no suffix of a video, a text or a picture."""
         files = {}
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and path.suffix.lower() not in NO_VIDEOS:
+            known = path.suffix.lower() in NO_VIDEOS or data.is_video(path.name)
+            if path.is_file() and not known:
                 files[formats.plain_path(path.stem)] = path
         return files
 

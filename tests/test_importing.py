@@ -428,12 +428,13 @@ def test_import_goes_on_after_one_that_was_killed(place_clips, tmp_path, own_imp
 def test_import_names_boxes_beyond_the_end_and_files_of_unknown_suffix(
     place_clips, tmp_path, own_import
 ):
-    videos = place_clips("a.mp4", "b.mp4", "c.xyz", "d.MTS")
-    rows = [f"{name},.4,.1,.1,.5,.9,walk" for name in ("a", "b", "c", "d", "a.mp4", "no")]
+    videos = place_clips("a.mp4", "b.mp4", "c.xyz", "d.MTS", ".hidden/e.mp4")
+    rows = [f"{name},.4,.1,.1,.5,.9,walk" for name in ("a", "b", "c", "d", "a.mp4", "e")]
     path = write_lines(tmp_path / "labels.csv", HEADER, *rows, "b,2.5,.1,.1,.5,.9,walk")
     printed = own_import(videos, tmp_path / "own", "--annotations", path)
     assert "c.xyz is there, but '.xyz' is no suffix of a video that is known: rename" in printed
-    assert "no video in" in printed and "time 2.5 s is not within the 2.000 s of b" in printed
+    assert f"no video in {videos} is called 'e'" in printed
+    assert "time 2.5 s is not within the 2.000 s of b" in printed
     assert "3 problems" in printed and parts_of(tmp_path / "own").keys() == {
         "a.mp4",
         "b.mp4",
@@ -1453,7 +1454,7 @@ def test_stretches_of_via_without_label_are_problems(place_clips, tmp_path, own_
     path = videos / "via3.csv"
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     rows = []
-    for name, values in ("a", '{""1"":""0""}'), ("b", "{}"), ("c", '{""1"":""0""}'):
+    for name, values in ("a", '{""1"":""0""}'), ("b", "{}"), ("c", '{""1"":""1""}'):
         rows.append(f'"2_{name}","[""{name}.mp4""]",0,"[0.4,1]","[]","{values}"')
     write_lines(path, *head, *rows)
     printed = own_import(videos, tmp_path / "own")
