@@ -42,36 +42,20 @@ PART_ENDS = (".csv", ".txt", "_boxes.csv")  # of the files of a part
 CLIPS_OPENED = 500  # to know their length; the command `check` reads all
 
 
-def import_task(
-    source: Path,
-    target: Path,
-    given: Path | None = None,
-    unit: str = "",
-    every_sec: float = 1.0,
-    attributes: Sequence[str] = (),
-    first_frame: int = 0,
-    picture_fps: float = 0.0,
-    val_share: float = 0.2,
-    seed: int = 0,
-    group_by: str = "",
-    into: Path | None = None,
-) -> None:
-    """Read the annotations of the videos in source, write a task into target.
-
-    given: a file or folder of annotations, if they are not in source, which is only read. unit: of
-    boxes in tables, "norm", "px" or "": as their values say. picture_fps: annotated pictures of a
-    second of video, 0: each frame. into: the recipe that gets the task;
-    None: target/recipe.toml, which is kept if it is there. Raises ValueError with file and line;
-    then nothing was written.
-    """
-    _check_options(source, target, given, into, val_share, every_sec, picture_fps, group_by)
-    library = Library(source, every_sec, first_frame, picture_fps)
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
+    """Read the annotations of the videos in the source, write a task into the target. Raises
+    ValueError with file and line; then nothing was written."""
+    _check_options(options)
+    source, target = options.source, options.target
+    given, into = options.annotations, options.into
+    library = Library(source, options.every_sec, options.first_frame, options.picture_fps)
     if not library.files:
         raise ValueError(f"{source}: no video there, expected files like *.mp4, *.mkv or *.webm")
     notes: list[str] = []
     _refuse_videos(target, library)
     found, others = sources.find_sources(library, given, target)
     if found:
+        unit, attributes = options.boxes, options.attribute
         marks = sources.read_marks(found, others, library, given, unit, attributes, notes)
     elif given and given.is_file():
         raise ValueError("; ".join(source.said for source in others[:3]))
@@ -86,7 +70,7 @@ def import_task(
     usable = open_clips(usable, library, problems)
     ids = unify_classes(usable, problems)
     if 2 * len(usable) <= len(marks):
-        hint = f", with --boxes {unit}" if unit else ""
+        hint = f", with --boxes {options.boxes}" if options.boxes else ""
         hint += "" if usable or given else _other_annotations(found, library)
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
@@ -99,6 +83,7 @@ def import_task(
         for name in ids
         if re.search("[;|]", name)
     ]
+    seed, val_share, group_by = options.seed, options.val_share, options.group_by
     settings = f"seed {seed}, share {val_share:g}, group-by {group_by or 'none'}"
     made_with, before = read_split(target / "split.csv")
     kept = before if made_with == settings else {}
@@ -115,26 +100,21 @@ def import_task(
     report(task, notes, problems, into)
 
 
-def _check_options(
-    source: Path,
-    target: Path,
-    given: Path | None,
-    into: Path | None,
-    val_share: float,
-    every_sec: float,
-    picture_fps: float,
-    group_by: str,
-) -> None:
-    if not 0 < val_share < 1:
-        raise ValueError(f"--val-share {val_share:g}, expected a share above 0 and below 1")
-    if not every_sec >= 0:
-        raise ValueError(f"--every-sec {every_sec:g}, expected 0 or more seconds")
-    if not 0 <= picture_fps < math.inf:
-        raise ValueError(f"--picture-fps {picture_fps:g}, expected pictures a second, above 0")
+def _check_options(options: argparse.Namespace) -> None:
+    source, target = options.source, options.target
+    given, into = options.annotations, options.into
+    if not 0 < options.val_share < 1:
+        raise ValueError(f"--val-share {options.val_share:g}, expected a share above 0 and below 1")
+    if not options.every_sec >= 0:
+        raise ValueError(f"--every-sec {options.every_sec:g}, expected 0 or more seconds")
+    if not 0 <= options.picture_fps < math.inf:
+        raise ValueError(
+            f"--picture-fps {options.picture_fps:g}, expected pictures a second, above 0"
+        )
     try:
-        re.compile(group_by)
+        re.compile(options.group_by)
     except re.error as error:
-        raise ValueError(f"--group-by {group_by!r}: {error}") from None
+        raise ValueError(f"--group-by {options.group_by!r}: {error}") from None
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder, expected one with videos")
     paths = str(source.resolve()) + str(target.resolve())
@@ -947,20 +927,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("recipe").add_argument
     add("--into", type=Path, help="recipe that gets the task (default: a new one in target)")
-
-
-def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
-    import_task(
-        options.source,
-        options.target,
-        options.annotations,
-        options.boxes,
-        options.every_sec,
-        options.attribute,
-        options.first_frame,
-        options.picture_fps,
-        options.val_share,
-        options.seed,
-        options.group_by,
-        options.into,
-    )

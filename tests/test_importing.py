@@ -617,11 +617,11 @@ def test_import_leaves_stray_texts_beside_class_folders(
     assert name in printed and "DS_Store" not in printed  # what is not read is said
 
 
-def test_import_hints_at_other_annotations_where_no_row_fits(place_clips, tmp_path):
+def test_import_hints_at_other_annotations_where_no_row_fits(place_clips, tmp_path, own_import):
     videos = place_clips(*(f"{label}/{i}.mp4" for label in ("run", "walk") for i in range(2)))
     write_lines(videos / "labels.csv", "video,label", "x.mp4,run", "y.mp4,walk")
     with pytest.raises(ValueError, match="the folders run, walk are the classes, .*--annotations"):
-        importing.import_task(videos, tmp_path / "own")
+        own_import(videos, tmp_path / "own")
 
 
 UCF = {
@@ -678,7 +678,7 @@ def test_patterns_and_videos_below_folders_in_brackets(place_clips, tmp_path, ow
     task = data.Task("t", "clip", train=rows, videos="v[0]")
     assert data.open_task(task, folder, "train", formats).classes == ["x", "y"]
     with pytest.raises(ValueError, match=r"o\\nwn': a path that a recipe cannot hold"):
-        importing.import_task(videos, folder / "o\nwn")
+        own_import(videos, folder / "o\nwn")
 
 
 def test_import_keeps_lists_of_parts_and_never_trains_the_test(place_clips, tmp_path, own_import):
