@@ -22,7 +22,6 @@ from data import (
     Dataset,
     DecodeError,
     Item,
-    Task,
     can_seek,
     decode_clip,
     duration_sec,
@@ -44,16 +43,6 @@ from extras.report import untrained
 
 SOURCE = "a recipe or the folder that holds it, or a folder of videos"
 LONG_SEC = 30  # a video worth a word, if every clip of it decodes all that comes before
-
-
-def _splits(recipe: str | Path) -> list[tuple[Task, Path, str]]:
-    """(task, the folder of its paths, split) of everything that a recipe names."""
-    splits = []
-    for task, root in read_tasks(recipe):
-        for split in ("train", "val"):
-            if getattr(task, split):
-                splits.append((task, root, split))
-    return splits
 
 
 def _recipe_in(source: Path) -> Path:
@@ -444,10 +433,13 @@ def _from_folder(folder: Path, count: int) -> Iterator[tuple]:
 
 
 def _from_tasks(recipe: Path, count: int) -> Iterator[tuple]:
-    for task, root, split in _splits(recipe):
-        dataset = open_task(task, root, split, formats)
-        for index in _spread(len(dataset), count):
-            yield _annotated(dataset, dataset.items[index])
+    for task, root in read_tasks(recipe):
+        for split in ("train", "val"):
+            if not getattr(task, split):
+                continue
+            dataset = open_task(task, root, split, formats)
+            for index in _spread(len(dataset), count):
+                yield _annotated(dataset, dataset.items[index])
 
 
 def _annotated(dataset: Dataset, item: Item) -> tuple:

@@ -15,6 +15,7 @@ from helpers import H264, MPEG4, movie_number, read_movie, write_lines, write_mo
 import cofinetune
 import data
 from extras import pictures, videos
+from extras.recipe import read_tasks
 
 MPEG2 = dict(codec="mpeg2video", g=12, bf=2)
 
@@ -197,7 +198,8 @@ def test_videos_check_believes_what_training_can_read(tmp_path, run):
     text = '[[task]]\nname = "t"\nkind = "box"\ntrain = "t.csv"\nlabels = "l.pbtxt"\nflip = 0.0'
     recipe = write_lines(tmp_path / "r.toml", text, 'videos = "videos"')
     assert "4 videos, 0 problems" in run("check", recipe)
-    dataset = data.open_task(videos._splits(recipe)[0][0], tmp_path)
+    ((task, root),) = read_tasks(recipe)
+    dataset = data.open_task(task, root)
     for index in range(len(dataset)):
         assert data.evaluation_sample(dataset.task, dataset.items[index]).video is not None
 
