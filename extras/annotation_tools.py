@@ -10,13 +10,14 @@ import math
 import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from xml.parsers import expat
 
 import numpy as np
 
-from extras.annotations import FrameTimes, Library, Mark, decode_text, read_number, read_whole
+from extras.annotations import Library, Mark, decode_text, read_number, read_whole
+from extras.videos import FrameTimes
 
 # ------------------------------------------------------------------------------------------------
 # Tracks: boxes at some frames, between which tools interpolate
@@ -174,9 +175,8 @@ def _other_video(name: str, task: Node | None, video: str, library: Library) -> 
     A job counts those of its part of a task, with steps of the task's frame_filter.
     """
     text = (task.text_of("stop_frame") or task.text_of("size")) if task else ""
-    files = library.find(video)
-    clock = library.clock(files[0]) if text.isdecimal() and len(files) == 1 else ""
-    if isinstance(clock, str):
+    clock = library.clock_of(video) if text.isdecimal() else None
+    if clock is None:
         return ""
     step = int((re.findall(r"\d+", task.text_of("frame_filter")) or ["1"])[0])
     count = read_whole(text) + bool(task.text_of("stop_frame"))
@@ -184,8 +184,8 @@ def _other_video(name: str, task: Node | None, video: str, library: Library) -> 
     if more <= 1 and (task.tag == "job" or more >= -step):
         return ""
     return (
-        f"{name}:{task.line}: its task ends with frame {count - 1}, but {files[0]} has "
-        f"{len(clock.times_sec)} from 0 on: if it was re-encoded since, the labels are shifted"
+        f"{name}:{task.line}: its task ends with frame {count - 1}, but {library.find(video)[0]} "
+        f"has {len(clock.times_sec)} from 0 on: if it was re-encoded since, the labels are shifted"
     )
 
 
@@ -312,7 +312,7 @@ def read_label_studio(name: str, tasks: list, library: Library) -> list[Mark]:
             for result in annotation["result"]:
                 choices = result.get("value", {}).get("choices", [])
                 chosen.setdefault(result.get("id"), []).extend(choices)
-            for person, result in enumerate(annotation["result"]):
+            for place, result in enumerate(annotation["result"]):
                 value = result.get("value", {})  # relations have none
                 if "timelinelabels" in value:
                     wrong = f"{value['timelinelabels']} of a stretch of time, expected rectangles"
@@ -320,7 +320,7 @@ def read_label_studio(name: str, tasks: list, library: Library) -> list[Mark]:
                 if "sequence" not in value or "choices" in value:
                     continue
                 actions = chosen.get(result.get("id")) or value.get("labels") or [""]
-                person = result.get("id", str(person))
+                person = result.get("id", str(place))
                 track = _labelled_track(where, video, person, value, actions, library)
                 marks += sample_track(track, library.keyframes(track.video))
     return marks
@@ -332,8 +332,7 @@ def _labelled_track(
     """A rectangle of Label Studio: shown from each `enabled` box on, the last to the video's end;
     a box that is not enabled is shown, and gone from the next frame on."""
     track = Track(video, person, (100, 100), [])
-    files = library.find(video)
-    clock = library.clock(files[0]) if len(files) == 1 else ""
+    clock = library.clock_of(video)
     shown = True
     for box in sorted(value["sequence"], key=lambda box: box["frame"]):
         corners = _turned(box, clock)
@@ -341,15 +340,15 @@ def _labelled_track(
         track.shapes.append(Shape(where, frame, corners, actions))
         if not shown:
             track.shapes.append(Shape(where, frame + 1, corners, [""], True))
-    if shown and track.shapes and isinstance(clock, FrameTimes):
+    if shown and track.shapes and clock:
         track.shapes.append(Shape(where, len(clock.times_sec), corners, [""], True))
     return track
 
 
-def _turned(box: dict, clock: FrameTimes | str) -> np.ndarray:
+def _turned(box: dict, clock: FrameTimes | None) -> np.ndarray:
     """Corners (4,) in per cent around a box, which `rotation` turns clockwise about its upper left
     corner, in pixels."""
-    picture = np.array([clock.width, clock.height]) if isinstance(clock, FrameTimes) else np.ones(2)
+    picture = np.array([clock.width, clock.height]) if clock else np.ones(2)
     first = np.array([box["x"], box["y"]], float)
     width, height = np.array([box["width"], box["height"]], float) * picture
     turn = math.radians(box.get("rotation") or 0)
@@ -359,7 +358,7 @@ def _turned(box: dict, clock: FrameTimes | str) -> np.ndarray:
     return np.concatenate([points.min(0), points.max(0)])
 
 
-def _frame_of_video(number: int, value: dict, clock: FrameTimes | str) -> int:
+def _frame_of_video(number: int, value: dict, clock: FrameTimes | None) -> int:
     """Label Studio's frame, from 1 -> the frame of the video that is shown at its time.
 
     Its frames are those of the project's `frameRate` (24 if none is set), not the video's:
@@ -368,7 +367,7 @@ def _frame_of_video(number: int, value: dict, clock: FrameTimes | str) -> int:
     frame), they are taken for the video's.
     """
     count, duration_sec = value.get("framesCount"), value.get("duration")
-    if not count or not duration_sec or not isinstance(clock, FrameTimes):
+    if not count or not duration_sec or not clock:
         return number - 1
     frames = len(clock.times_sec)
     if abs(count - frames) <= 1:
@@ -535,7 +534,7 @@ def read_labelme(name: str, content: dict, library: Library) -> list[Mark]:
         mark.box = _around(xs, ys)
         if shape.get("shape_type") == "circle":  # its centre, and a point on it
             radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
-            mark.box = [xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius]
+            mark.box = _around_ellipse(xs[0], ys[0], radius, radius)
         mark.size = (content["imageWidth"], content["imageHeight"])
         mark.label, mark.person = shape["label"], str(shape.get("group_id") or "")
         marks.append(mark)
@@ -598,7 +597,7 @@ def _via_2(where: str, row: dict[str, str], library: Library) -> list[Mark]:
     for value in json.loads(row["region_attributes"] or "{}").values():
         ticked = [key for key, on in value.items() if on] if isinstance(value, dict) else [value]
         for label in ticked:
-            marks.append(Mark(**(vars(mark) | {"label": label})))
+            marks.append(replace(mark, label=label))
     return marks or [mark]
 
 
@@ -632,5 +631,5 @@ def _via_3(where: str, row: dict[str, str], options: dict[str, dict]) -> list[Ma
     for key, value in json.loads(row["metadata"]).items():
         for one in value.split(","):
             label = options.get(key, {}).get(one, one)
-            marks.append(Mark(**(vars(mark) | {"label": label})))
+            marks.append(replace(mark, label=label))
     return marks or [mark]

@@ -18,7 +18,7 @@ import numpy as np
 
 import data
 from extras import formats
-from extras.videos import frame_times
+from extras.videos import FrameTimes, frame_times
 
 NO_VIDEOS = (".csv", ".tsv", ".txt", ".json", ".xml", ".zip", ".jpg", ".jpeg", ".png", ".md")
 
@@ -49,16 +49,6 @@ class Mark:
     def is_clip(self) -> bool:
         """Of the whole video: neither a box nor a time."""
         return len(self.box) == 0 and math.isnan(self.time_sec) and self.frame < 0
-
-
-@dataclass
-class FrameTimes:
-    """What `videos.frame_times` says of a video."""
-
-    times_sec: np.ndarray  # (frames,) when each is shown
-    end_sec: float
-    width: int  # upright
-    height: int
 
 
 def place(mark: Mark, clock: FrameTimes) -> str:
@@ -122,7 +112,8 @@ class Library:
         """stem -> file, of what has no suffix of a video, a text or a picture."""
         files = {}
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and path.suffix.lower() not in NO_VIDEOS:
+            known = path.suffix.lower() in NO_VIDEOS or data.is_video(path.name)
+            if path.is_file() and not known:
                 files[formats.plain_path(path.stem)] = path
         return files
 
@@ -156,10 +147,16 @@ class Library:
                 count = f"{len(self.clocks)} of {len(self.files)} videos opened"
                 print(count, file=sys.stderr)
             try:
-                self.clocks[file] = FrameTimes(*frame_times(self.folder / file))
+                self.clocks[file] = frame_times(self.folder / file)
             except data.DecodeError as error:
                 self.clocks[file] = f"damaged video {error}"
         return self.clocks[file]
+
+    def clock_of(self, name: str) -> FrameTimes | None:
+        """Of the video of that name; None if there is none or several, or it cannot be read."""
+        files = self.find(name)
+        clock = self.clock(files[0]) if len(files) == 1 else None
+        return None if isinstance(clock, str) else clock
 
     def shown(self, file: str, picture: int) -> int:
         """The frame of a video that a picture shows, both counted from 0."""
@@ -193,11 +190,8 @@ class Library:
 
     def keyframes(self, name: str) -> np.ndarray | None:
         """The frames to annotate, one every every_sec; None: each that has a box."""
-        files = self.find(name)
-        if not self.every_sec or len(files) != 1:
-            return None
-        clock = self.clock(files[0])
-        if isinstance(clock, str):
+        clock = self.clock_of(name) if self.every_sec else None
+        if clock is None:
             return None
         ticks = np.arange(0, clock.times_sec[-1], self.every_sec) + 1e-6
         return np.unique(np.searchsorted(clock.times_sec, ticks, "right") - 1)
@@ -420,8 +414,6 @@ def read_clip_table(name: str, content: bytes) -> list[Mark]:
     for where, cells in table.rows:
         row = _row_by_name(table, where, cells)
         mark = Mark(where, row["video"], row["label"], part=row.get("part", ""))
-        if not mark.label:
-            mark.wrong = "no label"
         if "start" in row and "end" in row:
             try:
                 mark.time_sec = read_seconds(row["start"])

@@ -75,6 +75,8 @@ def _kinetics(path: str) -> Iterator[ClipRow]:
         try:
             if not row.get("label"):
                 raise ValueError("no label (a test list?)")
+            if not row.get("youtube_id"):
+                raise ValueError("no youtube_id")
             start, end = (int(to_number(row.get(key, ""))) for key in ("time_start", "time_end"))
         except ValueError as error:
             raise ValueError(f"{where}: {error}: {line[:120]}") from None

@@ -13,6 +13,7 @@ The road, each step a function:
 import argparse
 import csv
 import errno
+import functools
 import hashlib
 import io
 import math
@@ -31,45 +32,30 @@ import numpy as np
 
 import data
 from extras import annotations, formats, sources
-from extras.annotations import FrameTimes, Library, Mark
+from extras.annotations import Library, Mark
 from extras.recipe import load, make_tasks, read_tasks
 from extras.run import write_text
+from extras.videos import FrameTimes
 
 PARTS = ("train", "val", "test")
 PART_ENDS = (".csv", ".txt", "_boxes.csv")  # of the files of a part
 CLIPS_OPENED = 500  # to know their length; the command `check` reads all
 
 
-def import_task(
-    source: Path,
-    target: Path,
-    given: Path | None = None,
-    unit: str = "",
-    every_sec: float = 1.0,
-    attributes: Sequence[str] = (),
-    first_frame: int = 0,
-    picture_fps: float = 0.0,
-    val_share: float = 0.2,
-    seed: int = 0,
-    group_by: str = "",
-    into: Path | None = None,
-) -> None:
-    """Read the annotations of the videos in source, write a task into target.
-
-    given: a file or folder of annotations, if they are not in source, which is only read. unit: of
-    boxes in tables, "norm", "px" or "": as their values say. picture_fps: annotated pictures of a
-    second of video, 0: each frame. into: the recipe that gets the task;
-    None: target/recipe.toml, which is kept if it is there. Raises ValueError with file and line;
-    then nothing was written.
-    """
-    _check_options(source, target, given, into, val_share, every_sec, picture_fps, group_by)
-    library = Library(source, every_sec, first_frame, picture_fps)
+def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
+    """Read the annotations of the videos in the source, write a task into the target. Raises
+    ValueError with file and line; then nothing was written."""
+    _check_options(options)
+    source, target = options.source, options.target
+    given, into = options.annotations, options.into
+    library = Library(source, options.every_sec, options.first_frame, options.picture_fps)
     if not library.files:
         raise ValueError(f"{source}: no video there, expected files like *.mp4, *.mkv or *.webm")
     notes: list[str] = []
     _refuse_videos(target, library)
     found, others = sources.find_sources(library, given, target)
     if found:
+        unit, attributes = options.boxes, options.attribute
         marks = sources.read_marks(found, others, library, given, unit, attributes, notes)
     elif given and given.is_file():
         raise ValueError("; ".join(source.said for source in others[:3]))
@@ -84,7 +70,7 @@ def import_task(
     usable = open_clips(usable, library, problems)
     ids = unify_classes(usable, problems)
     if 2 * len(usable) <= len(marks):
-        hint = f", with --boxes {unit}" if unit else ""
+        hint = f", with --boxes {options.boxes}" if options.boxes else ""
         hint += "" if usable or given else _other_annotations(found, library)
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
@@ -97,7 +83,8 @@ def import_task(
         for name in ids
         if re.search("[;|]", name)
     ]
-    settings = split_settings(seed, val_share, group_by)
+    seed, val_share, group_by = options.seed, options.val_share, options.group_by
+    settings = f"seed {seed}, share {val_share:g}, group-by {group_by or 'none'}"
     made_with, before = read_split(target / "split.csv")
     kept = before if made_with == settings else {}
     parts = choose_parts(usable, val_share, seed, group_by, kept, problems, notes)
@@ -113,26 +100,21 @@ def import_task(
     report(task, notes, problems, into)
 
 
-def _check_options(
-    source: Path,
-    target: Path,
-    given: Path | None,
-    into: Path | None,
-    val_share: float,
-    every_sec: float,
-    picture_fps: float,
-    group_by: str,
-) -> None:
-    if not 0 < val_share < 1:
-        raise ValueError(f"--val-share {val_share:g}, expected a share above 0 and below 1")
-    if not every_sec >= 0:
-        raise ValueError(f"--every-sec {every_sec:g}, expected 0 or more seconds")
-    if not 0 <= picture_fps < math.inf:
-        raise ValueError(f"--picture-fps {picture_fps:g}, expected pictures a second, above 0")
+def _check_options(options: argparse.Namespace) -> None:
+    source, target = options.source, options.target
+    given, into = options.annotations, options.into
+    if not 0 < options.val_share < 1:
+        raise ValueError(f"--val-share {options.val_share:g}, expected a share above 0 and below 1")
+    if not options.every_sec >= 0:
+        raise ValueError(f"--every-sec {options.every_sec:g}, expected 0 or more seconds")
+    if not 0 <= options.picture_fps < math.inf:
+        raise ValueError(
+            f"--picture-fps {options.picture_fps:g}, expected pictures a second, above 0"
+        )
     try:
-        re.compile(group_by)
+        re.compile(options.group_by)
     except re.error as error:
-        raise ValueError(f"--group-by {group_by!r}: {error}") from None
+        raise ValueError(f"--group-by {options.group_by!r}: {error}") from None
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder, expected one with videos")
     paths = str(source.resolve()) + str(target.resolve())
@@ -192,14 +174,15 @@ def unify_classes(marks: list[Mark], problems: list[str]) -> dict[str, int]:
     names = set()
     for same in spellings.values():
         best = max(same, key=lambda label: len(same[label]))
+        name = best.replace('"', "'")  # an action list puts it in "
+        names.add(name)
         for label, having in same.items():
             if label != best:
                 problems.append(
                     f"{having[0].where}: {label!r} ({len(having)} rows) is taken as {best!r}"
                 )
             for mark in having:
-                mark.label = best.replace('"', "'")  # an action list puts them in "
-        names.add(best.replace('"', "'"))
+                mark.label = name
     ordered = sorted(names - {""}, key=lambda name: (name.casefold(), name))
     return {name: number for number, name in enumerate(ordered, 1)}
 
@@ -218,6 +201,8 @@ def fit_marks(marks: list[Mark], library: Library, problems: list[str]) -> list[
 
 def _fit(mark: Mark, library: Library) -> str:
     """Fit one mark; -> what is wrong with it. One that cannot be used is left without file."""
+    if len(mark.box) == 0 and not mark.label:
+        return "no label"
     file, wrong = library.look(mark.video)
     if not file or mark.is_clip:
         mark.file = file
@@ -360,7 +345,8 @@ def group_of(file: str, group_by: str) -> str:
     match = re.search(group_by, path)
     if not match:
         return path
-    return match[1] if match.re.groups else match[0]
+    found = match[1] if match.re.groups else match[0]
+    return found or path  # a parenthesis may have found nothing
 
 
 def draw_split(
@@ -388,9 +374,12 @@ def draw_split(
     for label in rarest:
         if len(split.shown[label]) > 1 and not split.count(label, "val"):
             having = [name for name in split.shown[label] if name not in fixed]
-            split.validate_one(having, []) or split.validate_one(having, free)
-    if "val" not in split.parts.values() and not split.validate_one(free, []) and len(free) > 1:
-        split.parts[free[0]] = "val"
+            if not split.validate_one(having, []):
+                split.validate_one(having, free)
+    if "val" not in split.parts.values():
+        moved = split.validate_one(free, [])
+        if not moved and len(free) > 1:
+            split.parts[free[0]] = "val"
     return split.parts
 
 
@@ -440,10 +429,6 @@ def place_of(name: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def split_settings(seed: int, share: float, group_by: str) -> str:
-    return f"seed {seed}, share {share:g}, group-by {group_by or 'none'}"
-
-
 def _split_table(path: Path) -> list[list[str]]:
     """The rows of a split.csv, also as a spreadsheet saves it; [] if there is none."""
     if not path.is_file():
@@ -481,7 +466,7 @@ class ImportedTask:
     library: Library
     target: Path
 
-    @property
+    @functools.cached_property  # it is asked for at every mark
     def form(self) -> str:
         """Boxes at keyframes, stretches of videos, or whole clips."""
         if any(len(mark.box) for mark in self.marks):
@@ -518,8 +503,10 @@ def write_task(
             f'label {{ name: "{name}" label_id: {number} }}' for name, number in task.ids.items()
         ],
         "problems.txt": [],
-        "split.csv": [f'video,part,"{settings}"', *_split_rows(task)],
+        "split.csv": [_csv_row(["video", "part", settings])],
     }
+    for row in sorted(task.parts.items()):
+        texts["split.csv"].append(_csv_row(row))
     for part in PARTS:
         texts |= _part_texts(task, part)
     own = [(target / name).resolve() for name in texts]
@@ -628,14 +615,7 @@ def _misfits(kept: Path, task: ImportedTask, new: str) -> list[str]:
     return [f"{kept} was kept and has no task {meant.name!r}"] if own else []
 
 
-def _split_rows(task: ImportedTask) -> list[str]:
-    rows = []
-    for file, part in sorted(task.parts.items()):
-        rows.append(_csv_row([file, part]))
-    return rows
-
-
-def _csv_row(cells: list[str]) -> str:
+def _csv_row(cells: Sequence[str]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(cells)
     return text.getvalue()
@@ -651,10 +631,10 @@ def _part_texts(task: ImportedTask, part: str) -> dict[str, list[str]]:
     if not marks:
         return {}
     if task.form == "clips":
-        rows = {f"{mark.file} {task.ids[mark.label]}": None for mark in marks}
+        rows = {f"{mark.file} {task.ids[mark.label]}" for mark in marks}
         return {f"{part}.txt": sorted(rows)}
     if task.form == "stretches":
-        rows = {_stretch_row(mark): None for mark in marks}
+        rows = {_stretch_row(mark) for mark in marks}
         return {f"{part}.csv": ["video,start,end,label", *sorted(rows)]}
     rows, keyframes, boxes = set(), set(), set()
     persons: dict[tuple[str, str], int] = {}
@@ -743,7 +723,7 @@ FURTHER = """
 
 def recipe_text(task: ImportedTask, texts: dict[str, list[str]]) -> str:
     """A recipe of its own for the task."""
-    frames, stride = clip_length(task)
+    length = clip_length(task)
     items = len({(mark.file, mark.time_sec) for mark in task.of_part("train")})
     steps = max(200, 30 * items // 8)
     recipe = task.target / "recipe.toml"
@@ -755,9 +735,9 @@ def recipe_text(task: ImportedTask, texts: dict[str, list[str]]) -> str:
             passes=steps * 8 // items,
             items=items,
             warmup=steps // 20,
-            frames=frames,
+            frames=length["frames"],
         )
-        + _task_text(task, texts, task.target, {"frames": frames, "stride": stride})
+        + _task_text(task, texts, task.target, length)
         + FURTHER.format(recipe=recipe)
     )
 
@@ -791,8 +771,8 @@ def _recipe_with_task(task: ImportedTask, texts: dict[str, list[str]], into: Pat
     text = into.read_text(encoding="utf-8-sig")  # some editors' UTF-8 begins with a mark
     table = load(into)
     others = table["task"]
-    root = into.parent / table.get("root", ".")
-    values = dict(zip(("frames", "stride"), clip_length(task), strict=True))
+    root = into.resolve().parent / table.get("root", ".")  # of a link, where it leads
+    values = clip_length(task)
     for key in ("frames", "stride", "fps", "size", "short_side"):  # one encoder sees all tasks
         if others and key in others[0]:
             values[key] = others[0][key]
@@ -811,10 +791,10 @@ def _recipe_with_task(task: ImportedTask, texts: dict[str, list[str]], into: Pat
     return text
 
 
-def clip_length(task: ImportedTask) -> tuple[int, int]:
+def clip_length(task: ImportedTask) -> dict[str, int]:
     """frames and stride (in 1/25 s) that fit: 16 x 4, 2.56 s, or as long as most clips are."""
     if task.form == "boxes":
-        return 16, 4
+        return {"frames": 16, "stride": 4}
     seconds = []
     for mark in task.marks:
         clock = task.library.clocks.get(mark.file)
@@ -824,7 +804,7 @@ def clip_length(task: ImportedTask) -> tuple[int, int]:
             seconds.append(clock.end_sec)
     ticks = int(25 * np.quantile(seconds, 0.1)) if seconds else 64
     frames = 16 if ticks >= 16 else 8
-    return frames, min(max(ticks // frames, 1), 4)
+    return {"frames": frames, "stride": min(max(ticks // frames, 1), 4)}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -947,20 +927,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("recipe").add_argument
     add("--into", type=Path, help="recipe that gets the task (default: a new one in target)")
-
-
-def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> None:
-    import_task(
-        options.source,
-        options.target,
-        options.annotations,
-        options.boxes,
-        options.every_sec,
-        options.attribute,
-        options.first_frame,
-        options.picture_fps,
-        options.val_share,
-        options.seed,
-        options.group_by,
-        options.into,
-    )

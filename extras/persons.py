@@ -11,6 +11,7 @@ published results are measured, and the mAP is lower with them.
 import argparse
 import csv
 import io
+import math
 import os
 import sys
 import time
@@ -93,7 +94,7 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_detector_options(options: argparse.Namespace) -> None:
-    if not options.every_sec > 0:
+    if not 0 < options.every_sec < math.inf:
         raise ValueError(f"--every-sec {options.every_sec:g}: expected more than 0")
     if not 0 <= options.min_score <= 1:
         raise ValueError(f"--min-score {options.min_score:g}: expected 0 to 1")
@@ -260,7 +261,7 @@ def find_persons(
 ) -> list[list]:
     """The rows of a video: [name, second, x1, y1, x2, y2, "", score], or [name, second] if nobody
     is in it. Raises DecodeError."""
-    times = regular_times(frame_times(video.file)[1], every_sec).round(6)
+    times = regular_times(frame_times(video.file).end_sec, every_sec).round(6)
     rows = []
     progress = Progress(video.name, len(times))
     for second, picture in zip(times, watch(video.file, times), strict=True):
@@ -299,7 +300,7 @@ class Progress:
             print("\x1b[2K", file=sys.stderr, end="\r", flush=True)
 
 
-def load_detector(name: str, weights: str | None, device: str = "auto") -> Detector:
+def load_detector(name: str, weights: str | None, device: str) -> Detector:
     """A detector of torchvision.models.detection with COCO's weights, or those of a file.
 
     Raises ValueError with one sentence where torchvision, the name or the weights fail.

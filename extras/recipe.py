@@ -50,6 +50,8 @@ def load(path: Path) -> dict:
         raise ValueError(f"{path}: model = {table['model']!r} is not a table, expected [model]")
     if type(table["task"]) is not list or any(type(task) is not dict for task in table["task"]):
         raise ValueError(f"{path}: task is no list of tables, expected [[task]] for each dataset")
+    if type(table.get("root", "")) is not str:
+        raise ValueError(f"{path}: root = {table['root']!r} is not a text")
     return table
 
 

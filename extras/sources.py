@@ -19,7 +19,7 @@ from extras.annotations import Library, Mark
 TEXTS = (".csv", ".tsv", ".txt", ".json", ".xml")
 CLASS_LISTS = (".pbtxt", ".names", ".yaml", ".yml")
 FRAME_KINDS = ("YOLO", "COCO", "LabelMe", "VIA")  # boxes of single frames, perhaps of each
-BOX_KINDS = ("box table", "CVAT", "Label Studio", "YOLO", "COCO", "LabelMe", "VIA")
+BOX_KINDS = ("box table", "CVAT", "Label Studio", *FRAME_KINDS)
 STRETCH_KINDS = ("table of stretches",)
 CLIP_KINDS = ("table of clips", "list of clips")
 PART_WORDS = {
@@ -57,13 +57,13 @@ def find_sources(
     """Files with annotations; and all others, with the reason why they are not read.
 
     Of the kinds that the folder holds the most telling is read: boxes before stretches of time
-    before labels of whole clips. Raises ValueError if the file that was asked for is none.
+    before labels of whole clips.
     """
     place = given or library.folder
     files = [place] if place.is_file() else list(_walk_files(place, target))
     sources, others, strange = [], [], []
     for path in files:
-        if data.is_video(path.name):
+        if data.is_video(path.name) and path != given:
             continue
         if path.suffix.lower() not in (*TEXTS, *CLASS_LISTS, ".zip"):
             strange.append(path)
@@ -71,17 +71,15 @@ def find_sources(
         try:
             opened = list(_open_source(path))
         except ValueError as error:
-            if given == path:
-                raise
             others.append(Source(str(path), b"", said=str(error)))
             continue
+        if not opened:
+            others.append(Source(str(path), b"", said=f"{path}: a zip without annotations"))
         for source in opened:
             try:
                 source.kind = kind_of(source, library)
                 sources.append(source)
             except ValueError as error:
-                if given == path and path.suffix.lower() != ".zip":
-                    raise
                 source.said = str(error)
                 others.append(source)
     if strange:
@@ -89,9 +87,9 @@ def find_sources(
     chosen: list[Source] = []
     for kinds in (BOX_KINDS, STRETCH_KINDS, CLIP_KINDS):
         chosen = chosen or [source for source in sources if source.kind in kinds]
-    taken = {id(source) for source in chosen}
+    read = {source.kind for source in chosen}
     for source in sources:
-        if id(source) not in taken:
+        if source.kind not in read:
             source.said = f"{source.name}: a {source.kind}, not read beside a {chosen[0].kind}"
             others.append(source)
     return chosen, others
@@ -107,12 +105,15 @@ def _name_others(paths: list[Path]) -> str:
 
 
 def _walk_files(folder: Path, target: Path) -> Iterator[Path]:
-    """Files below, sorted; none that are hidden or the result of an import."""
-    for parent, folders, names in os.walk(folder):
+    """Files below, sorted, also behind links, as videos are found; none that are hidden or the
+    result of an import."""
+    seen = {target.resolve()}
+    for parent, folders, names in os.walk(folder, followlinks=True):
         here = Path(parent)
-        if here.resolve() == target.resolve() or {"recipe.toml", "problems.txt"} <= set(names):
+        if here.resolve() in seen or {"recipe.toml", "problems.txt"} <= set(names):
             folders.clear()
             continue
+        seen.add(here.resolve())  # links can lead in circles
         folders[:] = sorted(x for x in folders if not x.startswith(".") and x != "__MACOSX")
         for name in sorted(names):
             if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini"):
@@ -452,7 +453,7 @@ def _yaml_names(text: str) -> dict[int, str]:
     names = {}
     for count, (number, name) in enumerate(items):
         name = name.strip()
-        if name[0] == name[-1] and name[0] in "\"'" and len(name) > 1:
+        if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
             name = name[1:-1].replace("''", "'")
         names[int(number) if number else count] = name
     return names
@@ -492,11 +493,16 @@ def read_class_folders(
 
     given: the folder of the classes, if it is not that of all videos; others: for the message.
     """
+    said = "".join(f"{source.said}; " for source in others[:4])
     paths = {}
     for file in library.files:
-        if given is None or given.resolve() in (library.folder / file).absolute().parents:
+        if given:  # not the file itself, which may be a link
+            folder = (library.folder / file).parent.resolve()
+        if given is None or folder.is_relative_to(given.resolve()):
             paths[file] = list(PurePosixPath(file.replace(os.sep, "/")).parts[:-1])
-    while paths and min(map(len, paths.values())) > 1:
+    if not paths:
+        raise ValueError(f"{said}{given}: neither annotations nor videos of {library.folder}")
+    while min(map(len, paths.values())) > 1:
         tops = {folders[0] for folders in paths.values()}
         if len(tops) > 1 or tops <= PART_WORDS.keys():
             break  # else all lie in one folder, as UCF-101/CLASS
@@ -514,8 +520,8 @@ def read_class_folders(
             mark.part = PART_WORDS[folders.pop(part_level).casefold()]
         if not folders:
             raise ValueError(
-                "".join(f"{source.said}; " for source in others[:4])
-                + f"{library.folder}: neither annotations nor a folder per class: {file} is in none"
+                f"{said}{library.folder}: neither annotations nor a folder per class: {file} is in "
+                "none"
             )
         mark.label = folders[0]
         marks.append(mark)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from data import (
     Dataset,
     DecodeError,
     Item,
-    Task,
     can_seek,
     decode_clip,
     duration_sec,
@@ -44,16 +43,6 @@ from extras.report import untrained
 
 SOURCE = "a recipe or the folder that holds it, or a folder of videos"
 LONG_SEC = 30  # a video worth a word, if every clip of it decodes all that comes before
-
-
-def _splits(recipe: str | Path) -> list[tuple[Task, Path, str]]:
-    """(task, the folder of its paths, split) of everything that a recipe names."""
-    splits = []
-    for task, root in read_tasks(recipe):
-        for split in ("train", "val"):
-            if getattr(task, split):
-                splits.append((task, root, split))
-    return splits
 
 
 def _recipe_in(source: Path) -> Path:
@@ -86,11 +75,18 @@ def _walk(work: Callable, items: list, workers: int) -> Iterator[tuple]:
 # ------------------------------------------------------------------------------------------------
 
 
-def frame_times(path: str | Path, decode: bool = False) -> tuple[np.ndarray, float, int, int]:
-    """Seconds at which each frame is shown, the end of the last one, upright width and height.
+@dataclass
+class FrameTimes:
+    """When the frames of a video are shown, and their size."""
 
-    The size is of the pictures as they are stored, in which annotation tools count pixels.
-    Reads the whole file; decodes its first frame, or (`decode`) all. Raises DecodeError, also for
+    times_sec: np.ndarray  # (frames,)
+    end_sec: float  # of the last one
+    width: int  # upright, in the pixels that are stored: those that annotation tools count
+    height: int
+
+
+def frame_times(path: str | Path, decode: bool = False) -> FrameTimes:
+    """Read the whole file, decode its first frame or (`decode`) all. Raises DecodeError, also for
     frames that come out damaged, for a file that ends long before its header says, and for a clock
     that starts anew where `decode_clip` cannot know it.
     """
@@ -112,7 +108,7 @@ def frame_times(path: str | Path, decode: bool = False) -> tuple[np.ndarray, flo
     times = np.array([float((tick - start) * base) for tick in shown])
     if not (joined or guessed) and times[-1] < 0.9 * promised_sec - 1:
         raise DecodeError(f"{path}: breaks off at {times[-1]:.1f} of {promised_sec:.1f} s")
-    return times, float(times[-1] + step_sec), width, height
+    return FrameTimes(times, float(times[-1] + step_sec), width, height)
 
 
 def _packet_ticks(stream: av.VideoStream) -> tuple[list[int], int]:
@@ -161,11 +157,13 @@ def check(source: Path, workers: int, kind: type, quick: bool = False) -> bool:
     slow = []  # long, and without a way to seek
 
     def read(path: str) -> float:
-        times, end_sec, *_ = frame_times(path, not quick)
+        clock = frame_times(path, not quick)
+        end_sec = clock.end_sec
         with open_stream(path) as stream:
             header_sec = duration_sec(stream)
             seekable = can_seek(stream)
-        decode_clip(path, [times[len(times) // 2]], short_side=64)  # as training does: by a seek
+        middle = clock.times_sec[len(clock.times_sec) // 2]
+        decode_clip(path, [middle], short_side=64)  # as training does: by a seek
         if end_sec > 1.1 * header_sec + 1:
             raise DecodeError(
                 f"{path}: lasts {end_sec:.1f} s, its header says {header_sec:.1f} s, and from "
@@ -223,7 +221,8 @@ def _read_annotations(recipe, problems: list[str]) -> dict[str, list[float]]:
         print(f"{task.name} {split}: {len(dataset.classes)} classes, " + ", ".join(counts))
         for video, where in dataset.missing.items():
             problems.append(f"{task.name} {split}: {video} is missing, wanted by {where}")
-        files = {_identity(item.path): item.path for item in dataset.items}
+        paths = dict.fromkeys(item.path for item in dataset.items)
+        files = {_identity(path): path for path in paths}
         if empty := dataset.report.get("empty boxes dropped"):
             problems.append(
                 f"{os.path.join(recipe.root, getattr(task, split))}: {empty} boxes are empty, "
@@ -435,10 +434,13 @@ def _from_folder(folder: Path, count: int) -> Iterator[tuple]:
 
 
 def _from_tasks(recipe: Path, count: int) -> Iterator[tuple]:
-    for task, root, split in _splits(recipe):
-        dataset = open_task(task, root, split, formats)
-        for index in _spread(len(dataset), count):
-            yield _annotated(dataset, dataset.items[index])
+    for task, root in read_tasks(recipe):
+        for split in ("train", "val"):
+            if not getattr(task, split):
+                continue
+            dataset = open_task(task, root, split, formats)
+            for index in _spread(len(dataset), count):
+                yield _annotated(dataset, dataset.items[index])
 
 
 def _annotated(dataset: Dataset, item: Item) -> tuple:

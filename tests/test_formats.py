@@ -151,6 +151,7 @@ def test_formats_of_clip_tasks(tmp_path):
         (["2.mp4"], "", "csv:1: expected `path"),
         (["path label", "ball/2.mp4 0"], "", "csv:1: not a video .a header"),
         (["youtube_id,time_start,time_end,split", "--6bJ,17,27,test"], "", "csv:2: no label"),
+        (["label,time_start,time_end,youtube_id", "jump,17,27"], "", "csv:2: no youtube_id"),
     ):
         with pytest.raises(ValueError, match=error):
             read(*lines, labels=labels)

@@ -22,8 +22,9 @@ from helpers import HERE, run_here, write_lines, write_movie
 
 import data
 from extras import annotation_tools, annotations, formats, importing, sources
-from extras.annotations import FrameTimes, Library, Mark
+from extras.annotations import Library, Mark
 from extras.recipe import read_tasks
+from extras.videos import FrameTimes
 
 OWN_VIDEOS = {  # file: (fps, rotation mark, upright width and height)
     "slow.mp4": (12, 0, (96, 72)),
@@ -427,12 +428,13 @@ def test_import_goes_on_after_one_that_was_killed(place_clips, tmp_path, own_imp
 def test_import_names_boxes_beyond_the_end_and_files_of_unknown_suffix(
     place_clips, tmp_path, own_import
 ):
-    videos = place_clips("a.mp4", "b.mp4", "c.xyz", "d.MTS")
-    rows = [f"{name},.4,.1,.1,.5,.9,walk" for name in ("a", "b", "c", "d", "a.mp4", "no")]
+    videos = place_clips("a.mp4", "b.mp4", "c.xyz", "d.MTS", ".hidden/e.mp4")
+    rows = [f"{name},.4,.1,.1,.5,.9,walk" for name in ("a", "b", "c", "d", "a.mp4", "e")]
     path = write_lines(tmp_path / "labels.csv", HEADER, *rows, "b,2.5,.1,.1,.5,.9,walk")
     printed = own_import(videos, tmp_path / "own", "--annotations", path)
     assert "c.xyz is there, but '.xyz' is no suffix of a video that is known: rename" in printed
-    assert "no video in" in printed and "time 2.5 s is not within the 2.000 s of b" in printed
+    assert f"no video in {videos} is called 'e'" in printed
+    assert "time 2.5 s is not within the 2.000 s of b" in printed
     assert "3 problems" in printed and parts_of(tmp_path / "own").keys() == {
         "a.mp4",
         "b.mp4",
@@ -615,11 +617,11 @@ def test_import_leaves_stray_texts_beside_class_folders(
     assert name in printed and "DS_Store" not in printed  # what is not read is said
 
 
-def test_import_hints_at_other_annotations_where_no_row_fits(place_clips, tmp_path):
+def test_import_hints_at_other_annotations_where_no_row_fits(place_clips, tmp_path, own_import):
     videos = place_clips(*(f"{label}/{i}.mp4" for label in ("run", "walk") for i in range(2)))
     write_lines(videos / "labels.csv", "video,label", "x.mp4,run", "y.mp4,walk")
     with pytest.raises(ValueError, match="the folders run, walk are the classes, .*--annotations"):
-        importing.import_task(videos, tmp_path / "own")
+        own_import(videos, tmp_path / "own")
 
 
 UCF = {
@@ -676,7 +678,7 @@ def test_patterns_and_videos_below_folders_in_brackets(place_clips, tmp_path, ow
     task = data.Task("t", "clip", train=rows, videos="v[0]")
     assert data.open_task(task, folder, "train", formats).classes == ["x", "y"]
     with pytest.raises(ValueError, match=r"o\\nwn': a path that a recipe cannot hold"):
-        importing.import_task(videos, folder / "o\nwn")
+        own_import(videos, folder / "o\nwn")
 
 
 def test_import_keeps_lists_of_parts_and_never_trains_the_test(place_clips, tmp_path, own_import):
@@ -827,6 +829,24 @@ def test_import_again_leaves_every_video_where_it_was(place_clips, tmp_path, own
     assert "before: seed 0, share 0.2, group-by none" in printed
     fresh = own_import(videos, tmp_path / "fresh", "--seed", 5)
     assert parts_of(tmp_path / "own") == parts_of(tmp_path / "fresh") and "keep" not in fresh
+
+
+def test_import_again_keeps_what_was_moved_whatever_the_groups_are_called(
+    place_clips, tmp_path, own_import
+):
+    videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(3)))
+    words = (videos, tmp_path / "own", "--group-by", 'day"')
+    own_import(*words)
+    moved = next(file for file, part in parts_of(tmp_path / "own").items() if part == "train")
+    split = tmp_path / "own" / "split.csv"
+    split.write_text(split.read_text().replace(f"{moved},train", f"{moved},val"))
+    own_import(*words)
+    assert parts_of(tmp_path / "own")[moved] == "val"
+
+
+def test_a_group_that_finds_nothing_is_the_video_itself():
+    assert importing.group_of("a/x_1.mp4", r"(day\d)?_1") == "a/x_1"
+    assert importing.group_of("a/x_1.mp4", "q*") == "a/x_1"
 
 
 @pytest.mark.parametrize(
@@ -1334,6 +1354,7 @@ def test_yolo_rows_are_boxes_polygons_or_poses(place_clips):
         ("names: {0: walk, 2: 'a, b'}\n", {0: "walk", 2: "a, b"}),
         ('names: [walk, "pick up",\n  don\'t walk]  # c\nnc: 3\n', "walk;pick up;don't walk"),
         ("names:\n  0: don't walk # c\n  1: it's\n", "don't walk;it's"),
+        ("names:\n  - walk\n  -  \n  - run\n", "walk;;run"),
         ("train: names\nnc: 2\n", {}),
     ],
 )
@@ -1428,6 +1449,20 @@ def test_via_with_boxes_and_stretches(place_clips, tmp_path, own_import):
     assert [len(part) for part in open_parts(tmp_path / "own")] == [1, 1]
 
 
+def test_stretches_of_via_without_label_are_problems(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4", "c.mp4")
+    via_3(videos)
+    path = videos / "via3.csv"
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    rows = []
+    for name, values in ("a", '{""1"":""0""}'), ("b", "{}"), ("c", '{""1"":""1""}'):
+        rows.append(f'"2_{name}","[""{name}.mp4""]",0,"[0.4,1]","[]","{values}"')
+    write_lines(path, *head, *rows)
+    printed = own_import(videos, tmp_path / "own")
+    assert f"via3.csv:{len(head) + 2}: no label" in printed
+    assert [len(part) for part in open_parts(tmp_path / "own")] == [1, 1]
+
+
 def test_damaged_zips_beside_videos_are_named(place_clips, tmp_path, own_import):
     videos = place_clips(*(f"{c}/{i}.mp4" for c in "ab" for i in range(2)))
     with zipfile.ZipFile(videos / "old.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -1436,11 +1471,48 @@ def test_damaged_zips_beside_videos_are_named(place_clips, tmp_path, own_import)
     content[40:60] = bytes(20)
     (videos / "old.zip").write_bytes(content)
     (videos / "no.zip").write_bytes(b"PK\3\4 and more")
+    with zipfile.ZipFile(videos / "pictures.zip", "w") as archive:
+        archive.writestr("x.png", "")
     printed = own_import(videos, tmp_path / "own")
-    for name in ("old", "no"):
-        assert re.search(f"note: .*{name}.zip: .*, expected a zip with annotations", printed)
-        with pytest.raises(ValueError, match=f"{name}.zip: .*, expected a zip with annotations"):
+    for name, said in (
+        ("old", ".*, expected a zip with annotations"),
+        ("no", ".*, expected a zip with annotations"),
+        ("pictures", "a zip without annotations"),
+    ):
+        assert re.search(f"note: .*{name}.zip: {said}", printed)
+        with pytest.raises(ValueError, match=f"{name}.zip: {said}"):
             own_import(videos, tmp_path / "e", "--annotations", videos / f"{name}.zip")
+
+
+def test_annotations_that_are_none_are_refused_by_name(place_clips, tmp_path, own_import):
+    videos = place_clips("a.mp4", "b.mp4")
+    (tmp_path / "empty").mkdir()
+    for given, said in (
+        (tmp_path / "empty", "empty: neither annotations nor videos of .*videos"),
+        (videos / "a.mp4", "not read: .*a.mp4"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            own_import(videos, tmp_path / "own", "--annotations", given)
+
+
+def test_annotations_behind_a_link_are_read_like_the_videos_there(
+    place_clips, tmp_path, own_import
+):
+    for name in ("cam1", "cam2"):
+        real = place_clips(f"{name}.mp4", folder=tmp_path / "disk" / name)
+        write_lines(real / "labels.csv", HEADER, f"{name},.4,.1,.1,.5,.9,walk")
+        (real / "circle").symlink_to(tmp_path / "disk")
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        (tmp_path / "videos" / name).symlink_to(real)
+    own_import(tmp_path / "videos", tmp_path / "own")
+    assert [part.classes for part in open_parts(tmp_path / "own")] == [["walk"]] * 2
+
+
+def test_class_folders_below_a_link(place_clips, tmp_path, own_import):
+    place_clips(*(f"train/{c}/{i}.mp4" for c in "ab" for i in range(2)))
+    (tmp_path / "link").symlink_to(tmp_path / "videos")
+    own_import(tmp_path / "link", tmp_path / "own", "--annotations", tmp_path / "link" / "train")
+    assert [part.classes for part in open_parts(tmp_path / "own")] == [["a", "b"]] * 2
 
 
 def test_import_takes_time_in_proportion_to_rows(place_clips):
@@ -1461,7 +1533,9 @@ def test_import_takes_time_in_proportion_to_rows(place_clips):
     ]
     problems: list[str] = []
     began = time.process_time()
-    importing.choose_parts(rows, 0.2, 0, "1", {}, [], [])
+    parts = importing.choose_parts(rows, 0.2, 0, "1", {}, [], [])
+    task = importing.ImportedTask(rows, parts, {"a": 1, "b": 2}, library, Path("own"))
+    assert importing.clip_length(task) == {"frames": 16, "stride": 4}
     assert importing._stated_parts(both, problems) == {"x": "test"} and len(problems) == 1
     assert (
         len(annotation_tools.sample_track(annotation_tools.Track("a", "0", None, shapes), None))
@@ -1678,8 +1752,11 @@ def test_import_into_a_recipe_that_is_there(place_clips, tmp_path, own_import):
     for part in ("train", "val"):
         dataset = data.open_task(second, root, part, formats)
         assert dataset.classes == ["x", "y"]
-    own_import(more, tmp_path / "clips", "--into", path)  # again: it has it
-    assert path.read_text() == after
+    link = tmp_path / "link.toml"
+    link.symlink_to(path)
+    for recipe in (path, link):  # again: it has it
+        own_import(more, tmp_path / "clips", "--into", recipe)
+        assert path.read_text() == after
     (tmp_path / "deep" / "clips").mkdir(parents=True)
     with pytest.raises(ValueError, match="has a task 'clips' already"):
         own_import(more, tmp_path / "deep" / "clips", "--into", path)

@@ -89,8 +89,9 @@ def read(path):
 def test_watch_shows_the_frames_of_decode_clip(tmp_path, options):
     options = dict(options)
     movie = write_movie(tmp_path / f"a{options.pop('suffix', '.mp4')}", **options)
-    own_times, end_sec, *_ = frame_times(movie)
-    for times in (own_times, np.arange(0.3, end_sec, 0.7), [0, 0, 0.5, 0.5, end_sec + 0.5]):
+    clock = frame_times(movie)
+    end_sec = clock.end_sec
+    for times in (clock.times_sec, np.arange(0.3, end_sec, 0.7), [0, 0, 0.5, 0.5, end_sec + 0.5]):
         seen = np.stack(list(persons.watch(movie, times)))
         assert (seen == data.decode_clip(movie, times)).all()
 
@@ -308,6 +309,7 @@ def test_what_is_wrong_is_one_sentence(tmp_path, monkeypatch):
     for words, problem in (
         ((movie, out, "--every-sec", 0), "--every-sec 0: expected more than 0"),
         ((movie, out, "--every-sec", "nan"), "--every-sec nan: expected more than 0"),
+        ((movie, out, "--every-sec", "inf"), "--every-sec inf: expected more than 0"),
         ((movie, out, "--min-score", 50), "--min-score 50: expected 0 to 1"),
         ((movie, movie), "expected the csv to write"),
     ):

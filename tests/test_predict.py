@@ -18,7 +18,6 @@ from test_persons import decoded_frames, square_at, square_movie, stand_in  # no
 import cofinetune
 import data
 from extras import checkpoints, info, persons, pictures, predict
-from extras.annotations import FrameTimes
 from extras.videos import frame_times
 from extras.world import LABELS, UPSTREAM
 
@@ -27,7 +26,7 @@ ACTIONS = UPSTREAM["actions"]
 
 
 def film_of(path):
-    return predict.Film(persons.Video(path.stem, path, path.name), FrameTimes(*frame_times(path)))
+    return predict.Film(persons.Video(path.stem, path, path.name), frame_times(path))
 
 
 def put(film, second, *boxes, texts=()):
@@ -63,7 +62,8 @@ def black(number, width, height):
 def drawn_boxes(film, path):
     """(time, left, top, right, bottom in [0, 1] of what is amber, or nothing) of each frame."""
     predict.annotate(film, path)
-    times, _, width, height = frame_times(path)
+    clock = frame_times(path)
+    times, width, height = clock.times_sec, clock.width, clock.height
     seen = []
     for time_sec, picture in zip(times, data.decode_clip(path, times), strict=True):
         amber = picture.astype(int).sum(2) > 250
@@ -157,8 +157,9 @@ def test_the_annotated_video_keeps_every_time(tmp_path, options, decoded_frames)
     decoded_frames.clear()
     predict.annotate(film, tmp_path / "annotated.mp4")
     assert decoded_frames == [90]  # once, from start to end
-    times, end_sec, *_ = frame_times(tmp_path / "annotated.mp4")
-    assert abs(end_sec - film.end_sec) < 0.02
+    clock = frame_times(tmp_path / "annotated.mp4")
+    assert abs(clock.end_sec - film.end_sec) < 0.02
+    times = clock.times_sec
     pictured = data.decode_clip(tmp_path / "annotated.mp4", times)[:, 1::3, 1::3]
     numbers = [movie_number(picture) for picture in pictured]
     assert numbers == [movie_number(frame) for frame in data.decode_clip(film.file, times)]
@@ -264,8 +265,8 @@ def test_a_folder_and_a_damaged_video(trained, folder, tmp_path, capsys):
     assert "annotated/ (2 videos)" in said.out
     assert {row[0] for row in read(tmp_path / "p/detections.csv")} == {"a", "b"}
     for name, count, size in (("a", 75, (288, 216)), ("b", 50, (216, 384))):
-        times, _, *sides = frame_times(tmp_path / f"p/annotated/{name}.mp4")
-        assert (len(times), tuple(sides)) == (count, size)
+        clock = frame_times(tmp_path / f"p/annotated/{name}.mp4")
+        assert (len(clock.times_sec), (clock.width, clock.height)) == (count, size)
     with pytest.raises(data.DecodeError, match="bad.mp4"):
         run(predict, trained, bad, "--boxes", "whole", out=tmp_path / "q")
     assert not (tmp_path / "q").exists()

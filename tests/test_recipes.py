@@ -87,6 +87,13 @@ def test_a_table_that_is_typed_as_a_setting_is_one_sentence():
             recipes.read(cofinetune.Recipe, "demo", {key: text, "lr": "0.1", "model.heads": "2"})
 
 
+def test_a_root_that_is_no_text_is_one_sentence(tmp_path):
+    task = ["[[task]]", 'name = "t"', 'kind = "clip"', 'train = "t.csv"']
+    path = write_lines(tmp_path / "r.toml", "root = 5", *task)
+    with pytest.raises(ValueError, match="r.toml: root = 5 is not a text"):
+        recipes.read_tasks(path)
+
+
 def test_a_recipe_is_where_its_link_leads(tmp_path):
     """Its paths begin there, for training and for the commands that look at data alone."""
     task = ["[[task]]", 'name = "t"', 'kind = "clip"', 'train = "t.csv"', 'videos = "."']

@@ -15,6 +15,7 @@ from helpers import H264, MPEG4, movie_number, read_movie, write_lines, write_mo
 import cofinetune
 import data
 from extras import pictures, videos
+from extras.recipe import read_tasks
 
 MPEG2 = dict(codec="mpeg2video", g=12, bf=2)
 
@@ -68,26 +69,27 @@ def clip_recipe(folder, videos, *lines, val=()):
 )
 def test_videos_frame_times(name, codec, decode, tmp_path):
     path = write_movie(tmp_path / name, 40, **codec)
-    times, end_sec, *size = videos.frame_times(path, decode)
-    assert np.allclose(times, np.arange(40) / 25, atol=1e-3) and size == [96, 64]
-    assert end_sec == pytest.approx(1.6, abs=0.002)
+    clock = videos.frame_times(path, decode)
+    assert np.allclose(clock.times_sec, np.arange(40) / 25, atol=1e-3)
+    assert (clock.width, clock.height) == (96, 64)
+    assert clock.end_sec == pytest.approx(1.6, abs=0.002)
 
 
 def test_videos_frame_times_of_variable_rates_joined_and_interrupted_files(tmp_path):
     pts = [0, 40, 200, 210, 900, 960]
     path = write_movie(tmp_path / "gaps.mkv", 6, pts=pts, **H264)
-    assert np.allclose(videos.frame_times(path)[0], np.array(pts) / 1000)
+    assert np.allclose(videos.frame_times(path).times_sec, np.array(pts) / 1000)
     gap = write_movie(tmp_path / "gap.avi", 6, pts=[0, 40, 80, 400, 440, 480], codec="mpeg4")
-    assert np.allclose(videos.frame_times(gap)[0], [0, 0.04, 0.08, 0.4, 0.44, 0.48])
+    assert np.allclose(videos.frame_times(gap).times_sec, [0, 0.04, 0.08, 0.4, 0.44, 0.48])
     part = write_movie(tmp_path / "a.ts", 50, **H264)
     for name, count in (("two.ts", 2), ("three.ts", 3)):
         (tmp_path / name).write_bytes(part.read_bytes() * count)
-        times, end_sec, *_ = videos.frame_times(tmp_path / name)
-        assert np.allclose(times, np.arange(50 * count) / 25) and end_sec == pytest.approx(
-            2 * count
-        )
+        clock = videos.frame_times(tmp_path / name)
+        assert np.allclose(clock.times_sec, np.arange(50 * count) / 25)
+        assert clock.end_sec == pytest.approx(2 * count)
     turned = write_movie(tmp_path / "turned.mp4", 6, rotation=90, aspect=Fraction(2, 1), **H264)
-    assert videos.frame_times(turned)[2:] == (64, 96)  # stored pixels, as annotation tools count
+    clock = videos.frame_times(turned)  # stored pixels, as annotation tools count
+    assert (clock.width, clock.height) == (64, 96)
     whole = write_movie(tmp_path / "whole.mp4", 250, container={"movflags": "faststart"}, **H264)
     (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: len(whole.read_bytes()) // 2])
     with pytest.raises(data.DecodeError, match=r"half.mp4: breaks off at \d.\d of 10.0 s"):
@@ -196,7 +198,8 @@ def test_videos_check_believes_what_training_can_read(tmp_path, run):
     text = '[[task]]\nname = "t"\nkind = "box"\ntrain = "t.csv"\nlabels = "l.pbtxt"\nflip = 0.0'
     recipe = write_lines(tmp_path / "r.toml", text, 'videos = "videos"')
     assert "4 videos, 0 problems" in run("check", recipe)
-    dataset = data.open_task(videos._splits(recipe)[0][0], tmp_path)
+    ((task, root),) = read_tasks(recipe)
+    dataset = data.open_task(task, root)
     for index in range(len(dataset)):
         assert data.evaluation_sample(dataset.task, dataset.items[index]).video is not None
 
@@ -227,8 +230,8 @@ def test_videos_prepare_keeps_every_time(tmp_path, run):
     run("prepare", source, target, "--short-side", 48, "--keyframe-sec", 0.5, "--workers", 2)
     for name in sources:
         before, after = source / name, (target / name).with_suffix(".mp4")
-        times, *_ = videos.frame_times(before)
-        assert np.abs(videos.frame_times(after)[0] - times).max() < 1e-6, name
+        times = videos.frame_times(before).times_sec
+        assert np.abs(videos.frame_times(after).times_sec - times).max() < 1e-6, name
         if name in ("slow.mp4", "sub/fast.mp4", "ntsc.mkv"):  # exact fractions, the late start too
             assert read_movie(before)[0] == read_movie(after)[0], name
         with av.open(str(after)) as file:
