@@ -682,6 +682,8 @@ def test_what_a_run_still_needs_is_not_deleted_or_needed(tiny_world, tmp_path):
     shutil.copy(out / "last.pt", out / "mine.pt")
     with pytest.raises(ValueError, match="--fresh would delete init"):
         cofinetune.main([*run_options(tiny_world, out, "--init", out / "last.pt"), "--fresh"])
+    with pytest.raises(ValueError, match="--fresh would delete init"):
+        cofinetune.main([*run_options(tiny_world, out, "--init", out), "--fresh"])
     cofinetune.main([*run_options(tiny_world, out, "--init", out / "mine.pt", steps=2), "--fresh"])
     assert checkpoints.load(out / "last.pt")["recipe"]["init"] == str(out / "mine.pt")
     (out / "mine.pt").unlink()
@@ -690,8 +692,9 @@ def test_what_a_run_still_needs_is_not_deleted_or_needed(tiny_world, tmp_path):
     assert recipes.read(Recipe, str(tmp_path / "again/recipe.toml")).out == str(out)
 
 
-def test_what_would_stop_the_evaluation_stops_the_start(tiny_world, tmp_path):
-    """And an evaluation list may lack any of the trained classes."""
+def test_what_would_stop_the_evaluation_stops_the_start(tiny_world, tmp_path, capsys):
+    """And an evaluation list may lack any of the trained classes; by another the best is found
+    anew."""
     root = shutil.copytree(tiny_world, tmp_path / "world")
     (root / "world.json").unlink()
     few = "".join(f'item {{ name: "{world.LABELS[i - 1]}" id: {i} }}\n' for i in (1, 2, 3, 5))
@@ -699,6 +702,15 @@ def test_what_would_stop_the_evaluation_stops_the_start(tiny_world, tmp_path):
     more = ["--world", "{}", "--task.ava.eval_labels", "few.pbtxt"]
     found = run_train(root, tmp_path / "run", *more, steps=2)["task"]["ava"]
     assert [c["id"] for c in found["per_class"]] == [1, 2, 3, 5]
+    best = checkpoints.load(tmp_path / "run/best.pt")
+    checkpoints.save(tmp_path / "run/last.pt", best | {"best": 1.0})
+    for options, score in ((more, 1.0), (more[:2], None)):
+        (tmp_path / "run/metrics.json").unlink()
+        found = run_train(root, tmp_path / "run", *options, steps=2)["task"]["ava"]
+        said = "measured otherwise" in capsys.readouterr().out
+        assert said == (score is None)
+        best = checkpoints.load(tmp_path / "run/last.pt")["best"]
+        assert best == (score or pytest.approx(found["mAP"]))
     text = (root / "ava/val.csv").read_text()
     (root / "ava/val.csv").write_text(text.replace("\n", ",x,y\n", 1))
     with pytest.raises(ValueError, match="val.csv:1: "):

@@ -283,6 +283,8 @@ def differences(recipe, saved) -> list[str]:
     free = settings.free_keys(type(recipe)) | {"task", "model"}
     if draws_masks(saved):  # other pieces, or compiled code, draw other masks
         free -= {"micro_batches", "compile"}
+    if place_of_init(recipe) == place_of_init(saved):
+        free |= {"init"}
     pairs = [("", vars(recipe), vars(saved), free)]
     saved_tasks = {task.name: vars(task) for task in saved.task}
     for task in recipe.task:
@@ -295,6 +297,12 @@ def differences(recipe, saved) -> list[str]:
             if key not in free and plain(value) != plain(old.get(key)):
                 different.append(f"{where}{key} = {value!r} (checkpoint: {old.get(key)!r})")
     return different
+
+
+def place_of_init(recipe) -> Path:
+    """From the run's folder, if `init` lies in it: a folder may be moved or called otherwise."""
+    init, out = Path(recipe.init).absolute(), Path(recipe.out).absolute()
+    return init.relative_to(out) if init.is_relative_to(out) else init
 
 
 def draws_masks(recipe) -> bool:

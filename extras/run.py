@@ -45,7 +45,9 @@ def forget(stages: list) -> None:
         for name in ["recipe.toml", "metrics.json", *drawn]:
             old += Path(recipe.out).glob(f"evaluation/{name}")
     init = stages[0].init  # that of a later stage is made by the one before it
-    if init and Path(init).resolve() in [path.resolve() for path in old]:
+    if init and Path(init).resolve() in {
+        one.resolve() for path in old for one in (path, path.parent)
+    }:
         raise ValueError(f"--fresh would delete init = {init}: take another --out")
     for path in old:
         path.unlink()
@@ -89,9 +91,17 @@ class Run:
         last = self.out / "last.pt"
         if last.exists() and not self.fresh:
             self.state = checkpoints.load(last)
-            self.refuse_another(last)
+            saved = checkpoints.recipe_of(self.state, type(recipe))
+            self.refuse_another(last, saved)
             self.step, self.best = self.state["step"], self.state["best"]
             self.best_step = self.state["best_step"]
+            truth = self.state.get("truth", self.truth)
+            if measured_by(saved, truth) != measured_by(recipe, self.truth):
+                job.say(
+                    f"{last}: its best score was measured otherwise than this recipe measures; "
+                    "best.pt will be the best of the evaluations from here on"
+                )
+                self.best = -1.0
         here = self.step, stream.state()
         for rank, (step, items) in enumerate(job.everywhere(here)):
             if step != self.step:
@@ -106,9 +116,8 @@ class Run:
                     "expected the same annotations and videos on all machines"
                 )
 
-    def refuse_another(self, last: Path) -> None:
+    def refuse_another(self, last: Path, saved) -> None:
         """ValueError if the checkpoint is of another recipe, other items or other classes."""
-        saved = checkpoints.recipe_of(self.state, type(self.recipe))
         different = recipes.differences(self.recipe, saved)
         now, then = self.stream.state(), self.state["stream"]
         different += data_differences(now, then)
@@ -275,6 +284,7 @@ class Run:
             step=step,
             best=self.best,
             best_step=self.best_step,
+            truth=self.truth,
             ema=self.ema,
             stream=self.stream.state(),
             optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
@@ -312,6 +322,15 @@ def truth_of(recipe) -> dict[str, str]:
             for path in data.files_of(Path(recipe.root) / task.val):
                 digests[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return digests
+
+
+def measured_by(recipe, truth: dict[str, str]) -> list:
+    """What decides on a score beside the weights; a resumed run may change it."""
+    tasks = []
+    for task in recipe.task:
+        persons = task.exclude_val, task.val_boxes, task.val_box_score
+        tasks.append((task.val, task.eval_labels, *persons, task.val_fit, list(task.views)))
+    return [recipe.protocol, tasks, sorted(truth.values())]
 
 
 def lock(folder: Path):

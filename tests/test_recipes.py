@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -104,6 +105,24 @@ def test_a_recipe_is_where_its_link_leads(tmp_path):
     recipe = recipes.read(cofinetune.Recipe, str(link))
     ((_, root),) = recipes.read_tasks(link)
     assert root.resolve() == real.parent and recipe.root == str(real.parent)
+
+
+def test_a_run_that_was_moved_with_what_it_began_with_is_the_same(tmp_path):
+    """Each stage of a method begins with the one before it, which lies in the run's folder."""
+
+    def recipe(out, init):
+        return cofinetune.Recipe(out=str(out), init=str(init))
+
+    saved = recipe("runs/a", "runs/a/upstream/last.pt")
+    for same in (
+        recipe("moved/a", "moved/a/upstream/last.pt"),
+        recipe(os.path.abspath("runs/a"), os.path.abspath("runs/a/upstream/last.pt")),
+        recipe("moved/a", "runs/a/upstream/last.pt"),  # its recipe.toml as it was
+    ):
+        assert recipes.differences(same, saved) == []
+    for other in ("moved/a/last.pt", "runs/upstream/last.pt", ""):
+        (different,) = recipes.differences(recipe("moved/a", other), saved)
+        assert different.startswith(f"init = {other!r} (checkpoint: ")
 
 
 def test_sides_that_init_cannot_take_stop_the_run_before_its_first_step(tmp_path):
