@@ -16,6 +16,7 @@ import errno
 import functools
 import hashlib
 import io
+import itertools
 import math
 import os
 import re
@@ -68,7 +69,8 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
     problems = library.doubts + library.slow_pictures()
     usable = fit_marks(marks, library, problems)
     usable = open_clips(usable, library, problems)
-    ids = unify_classes(usable, problems)
+    boxes = any(len(mark.box) for mark in usable)
+    ids = number_classes(unify_classes(usable, problems), boxes)
     if 2 * len(usable) <= len(marks):
         hint = f", with --boxes {options.boxes}" if options.boxes else ""
         hint += "" if usable or given else _other_annotations(found, library)
@@ -161,8 +163,8 @@ def _line_of(problem: str) -> tuple[str, int]:
 # ------------------------------------------------------------------------------------------------
 
 
-def unify_classes(marks: list[Mark], problems: list[str]) -> dict[str, int]:
-    """One spelling where classes differ in case, blanks, - or _: the commonest; -> class: id."""
+def unify_classes(marks: list[Mark], problems: list[str]) -> list[str]:
+    """One spelling where classes differ in case, blanks, - or _: the commonest; -> the classes."""
     spellings: dict[str, dict[str, list[Mark]]] = {}
     for mark in marks:
         # One line of composed letters, whoever wrote it: macOS, a spreadsheet's Alt+Enter.
@@ -183,8 +185,21 @@ def unify_classes(marks: list[Mark], problems: list[str]) -> dict[str, int]:
                 )
             for mark in having:
                 mark.label = name
-    ordered = sorted(names - {""}, key=lambda name: (name.casefold(), name))
-    return {name: number for number, name in enumerate(ordered, 1)}
+    return sorted(names - {""}, key=lambda name: (name.casefold(), name))
+
+
+def number_classes(classes: list[str], boxes: bool) -> dict[str, int]:
+    """class: id, in order from 1 on. A row of clips may name a class or number it, so that there a
+    class called by a number has that one; rows of boxes have numbers alone."""
+    ids = {}
+    for name in classes:
+        if not boxes and re.fullmatch(r"0|[1-9]\d{0,8}", name):
+            ids[name] = int(name)
+    free = (number for number in itertools.count(1) if number not in ids.values())
+    for name in classes:
+        if name not in ids:
+            ids[name] = next(free)
+    return ids
 
 
 def fit_marks(marks: list[Mark], library: Library, problems: list[str]) -> list[Mark]:
@@ -462,7 +477,7 @@ class ImportedTask:
 
     marks: list[Mark]
     parts: dict[str, str]  # file -> part
-    ids: dict[str, int]  # class -> its number, from 1
+    ids: dict[str, int]  # class -> its number
     library: Library
     target: Path
 

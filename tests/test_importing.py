@@ -1508,6 +1508,23 @@ def test_annotations_behind_a_link_are_read_like_the_videos_there(
     assert [part.classes for part in open_parts(tmp_path / "own")] == [["walk"]] * 2
 
 
+@pytest.mark.parametrize("classes", [["0", "1", "2"], ["1", "2", "10", "01"], ["0", "walk", "2"]])
+def test_classes_that_are_called_by_numbers_keep_their_videos(
+    classes, place_clips, tmp_path, own_import
+):
+    """A row may name a class or number it; of folders and of a list."""
+    names = [f"{name}/x{n}.mp4" for name in classes for n in range(2)]
+    folder = place_clips(*names)
+    listed = write_lines(tmp_path / "list.txt", *(f"{name} {name.split('/')[0]}" for name in names))
+    for given in ((), ("--annotations", listed)):
+        own_import(folder, tmp_path / "own", *given)
+        for part in open_parts(tmp_path / "own"):
+            assert sorted(part.classes) == sorted(classes)
+            for item in part.items:
+                assert part.classes[item.label] == Path(item.path).parent.name
+        shutil.rmtree(tmp_path / "own")
+
+
 def test_class_folders_below_a_link(place_clips, tmp_path, own_import):
     place_clips(*(f"train/{c}/{i}.mp4" for c in "ab" for i in range(2)))
     (tmp_path / "link").symlink_to(tmp_path / "videos")
@@ -1686,7 +1703,7 @@ def test_a_label_of_minus_one_is_no_action_and_never_merged(tmp_path):
     assert [mark.label for mark in marks] == ["", "1"]
     clips = [Mark("l:1", "a", "-1"), Mark("l:2", "b", "1"), Mark("l:3", "b", "pick-up")]
     problems: list[str] = []
-    assert importing.unify_classes(clips, problems) == {"-1": 1, "1": 2, "pick-up": 3}
+    assert importing.unify_classes(clips, problems) == ["-1", "1", "pick-up"]
     assert problems == []
 
 
