@@ -378,6 +378,16 @@ def test_ava_names_bad_arrays():
     short = ava_eval.Rows(**vars(good) | {"label": np.array([1, 1])})
     with pytest.raises(ValueError, match="differ in length"):
         ava_eval.evaluate(good, short)
+    half = np.array([902.1], np.float32)
+    for other, message in (
+        ({"video_id": np.array([1])}, r"video_id .*1.*, expected text"),
+        ({"video_id": [b"v"]}, r"video_id .*b'v'.*, expected text"),
+        ({"time_sec": half}, "time_sec .*, expected float64"),
+    ):
+        with pytest.raises(ValueError, match=f"detections: {message}"):
+            ava_eval.evaluate(good, ava_eval.Rows(**vars(good) | other))
+    whole = ava_eval.Rows(**vars(good) | {"time_sec": np.asarray(good.time_sec, np.float32)})
+    assert ava_eval.evaluate(good, whole)["mAP"] == 1
 
 
 def test_ava_counts_lines_over_blocks(tmp_path):
