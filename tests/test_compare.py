@@ -222,6 +222,8 @@ BOXES = {1: 30, 2: 10, 3: 2, 4: 10}  # by class
 def comparison(tmp_path, monkeypatch):
     """Makes a Comparison of two methods on the data of `tmp_path`."""
     monkeypatch.setattr(compare, "HERE", tmp_path)
+    sleep = compare.time.sleep  # a run takes less than the time between two looks at it
+    monkeypatch.setattr(compare.time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
     monkeypatch.setattr(
         compare.data, "open_task", lambda *_: SimpleNamespace(class_counts=lambda: BOXES)
     )
