@@ -24,8 +24,14 @@ SIZES = dict(
 
 @pytest.fixture(scope="module")
 def folder_of_world(tmp_path_factory):
+    """By the command, in as many processes as there are cores."""
     folder = tmp_path_factory.mktemp("demo") / "world"
-    world.make_world(folder, workers=2, **SIZES)
+    parser = argparse.ArgumentParser()
+    world.add_options(parser)
+    words = []
+    for name, value in SIZES.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    world.run(parser.parse_args([str(folder), *words]), {}, None)
     return folder
 
 
@@ -43,6 +49,7 @@ def draw_alone(pose="round", motion="still"):
 
 
 def test_world_does_not_depend_on_processes_and_heals(folder_of_world, tmp_path, capsys):
+    """And the command makes that of its options."""
     world.make_world(tmp_path / "w", workers=1, **SIZES)
     expected = contents(folder_of_world)
     assert contents(tmp_path / "w") == expected
@@ -188,13 +195,3 @@ def test_refuses_what_it_would_spoil(folder_of_world, tmp_path):
     with pytest.raises(ValueError, match="a world of 5 scenes; expected 8 or more"):
         world.make_world(tmp_path / "new", scenes_train=5)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_the_command_makes_the_world_of_its_options(folder_of_world, tmp_path):
-    parser = argparse.ArgumentParser()
-    world.add_options(parser)
-    words = []
-    for name, value in SIZES.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    world.run(parser.parse_args([str(tmp_path / "w"), *words]), {}, None)
-    assert contents(tmp_path / "w") == contents(folder_of_world)
