@@ -160,18 +160,6 @@ def test_model_boxes_in_any_order_and_number_each_meet_their_own_clip(counts):
     assert [grad.abs().sum().item() > 0 for grad in gradients[0]] == [n > 0 for n in counts]
 
 
-def test_model_box_head_is_one_graph_for_any_number_of_boxes():
-    """What `export` needs: nothing in the head asks for a value."""
-    net, (_, boxes, box_clip) = tiny_model().eval(), tiny_inputs()
-    head, (pooled, tokens) = net.heads["boxes"], (torch.randn(3, 24), torch.randn(3, 4, 6, 4, 24))
-    many = torch.export.Dim("boxes")
-    shapes = ({}, {}, {0: many}, {0: many})
-    graph = torch.export.export(head, (pooled, tokens, boxes, box_clip), dynamic_shapes=shapes)
-    for k in (0, 1, 3, 4):
-        some = pooled, tokens, boxes[:k], box_clip[:k]
-        torch.testing.assert_close(graph.module()(*some), head(*some))
-
-
 @pytest.mark.parametrize("variant", MODEL_VARIANTS)
 def test_model_batched_is_single_and_evaluation_deterministic(variant):
     heads = {"clips": M.Head("clip", 5, dropout=0.5), "boxes": M.Head("box", 7, dropout=0.5)}
