@@ -226,8 +226,8 @@ def stop(number: int, frame) -> None:
     raise KeyboardInterrupt
 
 
-def leave(code: int, sentence: str = "") -> None:
-    """End this process now, with its loader workers, after one sentence on the screen.
+def leave(code: int, sentence: str) -> None:
+    """End this process now, with its loader workers, after one sentence on the screen, or "".
 
     Not by returning: the interpreter would join workers that ignore signals, and peers that are
     gone. Under torchrun the sentence goes where the launcher shows it last, once for the job.

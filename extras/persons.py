@@ -299,7 +299,7 @@ class Progress:
             print("\x1b[2K", file=sys.stderr, end="\r", flush=True)
 
 
-def load_detector(name: str, weights: str | None, device: str = "auto") -> Detector:
+def load_detector(name: str, weights: str | None, device: str) -> Detector:
     """A detector of torchvision.models.detection with COCO's weights, or those of a file.
 
     Raises ValueError with one sentence where torchvision, the name or the weights fail.
