@@ -105,12 +105,15 @@ def _name_others(paths: list[Path]) -> str:
 
 
 def _walk_files(folder: Path, target: Path) -> Iterator[Path]:
-    """Files below, sorted; none that are hidden or the result of an import."""
-    for parent, folders, names in os.walk(folder):
+    """Files below, sorted, also behind links, as videos are found; none that are hidden or the
+    result of an import."""
+    seen = {target.resolve()}
+    for parent, folders, names in os.walk(folder, followlinks=True):
         here = Path(parent)
-        if here.resolve() == target.resolve() or {"recipe.toml", "problems.txt"} <= set(names):
+        if here.resolve() in seen or {"recipe.toml", "problems.txt"} <= set(names):
             folders.clear()
             continue
+        seen.add(here.resolve())  # links can lead in circles
         folders[:] = sorted(x for x in folders if not x.startswith(".") and x != "__MACOSX")
         for name in sorted(names):
             if not name.startswith(".") and name not in ("Thumbs.db", "desktop.ini"):

@@ -1494,6 +1494,19 @@ def test_annotations_that_are_none_are_refused_by_name(place_clips, tmp_path, ow
             own_import(videos, tmp_path / "own", "--annotations", given)
 
 
+def test_annotations_behind_a_link_are_read_like_the_videos_there(
+    place_clips, tmp_path, own_import
+):
+    for name in ("cam1", "cam2"):
+        real = place_clips(f"{name}.mp4", folder=tmp_path / "disk" / name)
+        write_lines(real / "labels.csv", HEADER, f"{name},.4,.1,.1,.5,.9,walk")
+        (real / "circle").symlink_to(tmp_path / "disk")
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        (tmp_path / "videos" / name).symlink_to(real)
+    own_import(tmp_path / "videos", tmp_path / "own")
+    assert [part.classes for part in open_parts(tmp_path / "own")] == [["walk"]] * 2
+
+
 def test_class_folders_below_a_link(place_clips, tmp_path, own_import):
     place_clips(*(f"train/{c}/{i}.mp4" for c in "ab" for i in range(2)))
     (tmp_path / "link").symlink_to(tmp_path / "videos")
