@@ -771,7 +771,7 @@ def _recipe_with_task(task: ImportedTask, texts: dict[str, list[str]], into: Pat
     text = into.read_text(encoding="utf-8-sig")  # some editors' UTF-8 begins with a mark
     table = load(into)
     others = table["task"]
-    root = into.parent / table.get("root", ".")
+    root = into.resolve().parent / table.get("root", ".")  # of a link, where it leads
     values = clip_length(task)
     for key in ("frames", "stride", "fps", "size", "short_side"):  # one encoder sees all tasks
         if others and key in others[0]:

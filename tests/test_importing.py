@@ -1751,8 +1751,11 @@ def test_import_into_a_recipe_that_is_there(place_clips, tmp_path, own_import):
     for part in ("train", "val"):
         dataset = data.open_task(second, root, part, formats)
         assert dataset.classes == ["x", "y"]
-    own_import(more, tmp_path / "clips", "--into", path)  # again: it has it
-    assert path.read_text() == after
+    link = tmp_path / "link.toml"
+    link.symlink_to(path)
+    for recipe in (path, link):  # again: it has it
+        own_import(more, tmp_path / "clips", "--into", recipe)
+        assert path.read_text() == after
     (tmp_path / "deep" / "clips").mkdir(parents=True)
     with pytest.raises(ValueError, match="has a task 'clips' already"):
         own_import(more, tmp_path / "deep" / "clips", "--into", path)
