@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
 
 
 def choose_task(recipe, options: argparse.Namespace) -> data.Task:
-    """The task to export, its frames as asked for. ValueError."""
+    """The task to export. ValueError for another one, and for a clip that cannot be."""
     tasks = {task.name: task for task in recipe.task}
     name = options.task
     if name is None and len(tasks) == 1:
@@ -100,6 +100,8 @@ def choose_task(recipe, options: argparse.Namespace) -> data.Task:
         for number in numbers:
             if number is not None and number < 1:
                 raise ValueError(f"--{option} {number}: expected 1 or more")
+    if not Path(options.out).suffix and (options.clips > 1 or options.frames or options.size):
+        raise ValueError("--clips, --frames and --size are of FILE.onnx and FILE.pt2")
     return tasks[name]
 
 

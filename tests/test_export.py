@@ -155,6 +155,7 @@ def test_export_that_differs_from_the_model_is_an_error(checkpoint, tmp_path, mo
         (["x.pt2", "--task", "ava", "--frames", "-4"], "--frames -4: expected 1 or more"),
         (["x.pt2", "--task", "ava", "--frames", "0"], "--frames 0: expected 1 or more"),
         (["x.pt2", "--task", "ava", "--size", "16", "0"], "--size 0: expected 1 or more"),
+        (["x", "--task", "ava", "--frames", "16"], "--frames and --size are of FILE.onnx"),
         (["x.pt2", "--task", "ava", "--frames", "7"], "T, H, W multiples of the tubelet"),
     ],
 )
