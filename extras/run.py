@@ -28,6 +28,7 @@ from extras.job import Interrupt, Job
 WRITTEN = (
     "last.pt best.pt step-*.pt log.jsonl metrics.json curves.png events.out.tfevents.*".split()
 )
+DRAWN = ("detections.csv", "preview.png", "preview.mp4")  # by an evaluation, of each box task
 
 
 def forget(stages: list) -> None:
@@ -36,9 +37,9 @@ def forget(stages: list) -> None:
     with nothing deleted, if the run is to begin with one of these files."""
     old = []
     for recipe in stages:
-        drawn = ["detections.csv", "preview.png", "preview.mp4"]
+        drawn = list(DRAWN)
         for task in recipe.task:
-            drawn += [name.replace(".", f"-{task.name}.") for name in drawn[:3]]
+            drawn += [name.replace(".", f"-{task.name}.") for name in DRAWN]
         for pattern in WRITTEN + drawn:
             old += Path(recipe.out).glob(pattern)
         for name in ["recipe.toml", "metrics.json", *drawn]:
