@@ -631,10 +631,10 @@ def _part_texts(task: ImportedTask, part: str) -> dict[str, list[str]]:
     if not marks:
         return {}
     if task.form == "clips":
-        rows = {f"{mark.file} {task.ids[mark.label]}": None for mark in marks}
+        rows = {f"{mark.file} {task.ids[mark.label]}" for mark in marks}
         return {f"{part}.txt": sorted(rows)}
     if task.form == "stretches":
-        rows = {_stretch_row(mark): None for mark in marks}
+        rows = {_stretch_row(mark) for mark in marks}
         return {f"{part}.csv": ["video,start,end,label", *sorted(rows)]}
     rows, keyframes, boxes = set(), set(), set()
     persons: dict[tuple[str, str], int] = {}
