@@ -87,9 +87,9 @@ def find_sources(
     chosen: list[Source] = []
     for kinds in (BOX_KINDS, STRETCH_KINDS, CLIP_KINDS):
         chosen = chosen or [source for source in sources if source.kind in kinds]
-    taken = {id(source) for source in chosen}
+    read = {source.kind for source in chosen}
     for source in sources:
-        if id(source) not in taken:
+        if source.kind not in read:
             source.said = f"{source.name}: a {source.kind}, not read beside a {chosen[0].kind}"
             others.append(source)
     return chosen, others
