@@ -142,7 +142,7 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> i
     job = jobs.join(recipe)
     if job.size > 1:
         raise ValueError("predict runs as one process, without torchrun")
-    if box_tasks and options.boxes == "whole":
+    if options.boxes == "whole":
         fill_with_whole(films, options.every_sec)
     elif box_tasks and options.boxes != "detect":
         read_boxes(films, options.boxes, {task.offset_sec for task in box_tasks})
@@ -151,10 +151,10 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> i
     names = [file_of("detections", task, box_tasks) for task in box_tasks]
     names += [file_of("clips", task, clip_tasks) for task in clip_tasks]
     names += [file_of_film(film, films) for film in films]
-    if box_tasks and options.boxes == "detect":
+    if options.boxes == "detect":
         names.append("boxes.csv")
     written = Written(out, options, state, names)  # from here on what was there before is gone
-    if box_tasks and options.boxes == "detect":
+    if options.boxes == "detect":
         damaged += detect(films, options, written.add("boxes.csv"), job.device)
     predict = functools.partial(cofinetune.predictions, model, recipe, job)
     for task in box_tasks:
@@ -187,7 +187,8 @@ def use(recipe, overrides: dict[str, str]):
 
 
 def tasks_of(recipe, boxes: str | None) -> tuple[list[data.Task], list[data.Task]]:
-    """The box tasks and the clip tasks to predict, one view of each clip."""
+    """The box tasks (with `boxes` some, without none) and the clip tasks to predict, one view of
+    each clip."""
     tasks = [dataclasses.replace(task, views=[1, 1], bad_share=1.0) for task in recipe.task]
     of_boxes = [task for task in tasks if task.kind == "box"]
     of_clips = [task for task in tasks if task.kind == "clip"]
