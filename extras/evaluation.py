@@ -47,13 +47,13 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
     model = checkpoints.model_of(state, cofinetune.Recipe).to(job.device)
     datasets = {}
     for task in recipe.task:
-        if task.val:
-            datasets[task.name] = cofinetune.open_once(task, recipe, "val", job)
-    for name, dataset in datasets.items():
-        if dataset.classes != state["classes"].get(name):
+        if not task.val:
+            continue
+        dataset = datasets[task.name] = cofinetune.open_once(task, recipe, "val", job)
+        if dataset.classes != state["classes"].get(task.name):
             heads = {name: len(names) for name, names in state["classes"].items()}
             raise ValueError(
-                f"task {name} with {len(dataset.classes)} classes has no head in "
+                f"task {task.name} with {len(dataset.classes)} classes has no head in "
                 f"{state['path']}, whose heads and numbers of classes are {heads}"
             )
     counts, ema = state["class_counts"], state["ema"]

@@ -221,7 +221,8 @@ def _read_annotations(recipe, problems: list[str]) -> dict[str, list[float]]:
         print(f"{task.name} {split}: {len(dataset.classes)} classes, " + ", ".join(counts))
         for video, where in dataset.missing.items():
             problems.append(f"{task.name} {split}: {video} is missing, wanted by {where}")
-        files = {_identity(item.path): item.path for item in dataset.items}
+        paths = dict.fromkeys(item.path for item in dataset.items)
+        files = {_identity(path): path for path in paths}
         if empty := dataset.report.get("empty boxes dropped"):
             problems.append(
                 f"{os.path.join(recipe.root, getattr(task, split))}: {empty} boxes are empty, "
