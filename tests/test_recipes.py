@@ -88,7 +88,8 @@ def test_a_table_that_is_typed_as_a_setting_is_one_sentence():
 
 
 def test_a_root_that_is_no_text_is_one_sentence(tmp_path):
-    path = write_lines(tmp_path / "r.toml", "root = 5", "[[task]]", 'name = "t"', 'kind = "clip"')
+    task = ["[[task]]", 'name = "t"', 'kind = "clip"', 'train = "t.csv"']
+    path = write_lines(tmp_path / "r.toml", "root = 5", *task)
     with pytest.raises(ValueError, match="r.toml: root = 5 is not a text"):
         recipes.read_tasks(path)
 
