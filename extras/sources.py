@@ -453,7 +453,7 @@ def _yaml_names(text: str) -> dict[int, str]:
     names = {}
     for count, (number, name) in enumerate(items):
         name = name.strip()
-        if name[0] == name[-1] and name[0] in "\"'" and len(name) > 1:
+        if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
             name = name[1:-1].replace("''", "'")
         names[int(number) if number else count] = name
     return names

@@ -1354,6 +1354,7 @@ def test_yolo_rows_are_boxes_polygons_or_poses(place_clips):
         ("names: {0: walk, 2: 'a, b'}\n", {0: "walk", 2: "a, b"}),
         ('names: [walk, "pick up",\n  don\'t walk]  # c\nnc: 3\n', "walk;pick up;don't walk"),
         ("names:\n  0: don't walk # c\n  1: it's\n", "don't walk;it's"),
+        ("names:\n  - walk\n  -  \n  - run\n", "walk;;run"),
         ("train: names\nnc: 2\n", {}),
     ],
 )
