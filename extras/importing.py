@@ -216,7 +216,7 @@ def fit_marks(marks: list[Mark], library: Library, problems: list[str]) -> list[
 
 def _fit(mark: Mark, library: Library) -> str:
     """Fit one mark; -> what is wrong with it. One that cannot be used is left without file."""
-    if len(mark.box) == 0 and not mark.label:
+    if len(mark.box) == 0 and not mark.label.strip():
         return "no label"
     file, wrong = library.look(mark.video)
     if not file or mark.is_clip:
