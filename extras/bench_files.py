@@ -6,7 +6,6 @@ system's temporary folder; delete it at will.
 
 import json
 import os
-import re
 import tempfile
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def make_films(folder: Path, seconds: int, size: tuple[int, int] = (640, 360)) -
     work, and the share of everything else too large.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    film, part, clip = (folder / f"{name}.mp4" for name in ("film", "part", "clip"))
+    film, part, clip = folder / "film.mp4", folder / "part.mp4", folder / "clip.mp4"
     films = {f"{seconds * 16 / 60:.3g} minutes": film, "part": part, "10 s": clip}
     if film.is_file():  # it is made last, and appears whole
         return films
@@ -67,7 +66,7 @@ def repeat(part: Path, times: int, film: Path) -> None:
 def make_detections(rows: int) -> tuple[str, str]:
     """Seeded ground truth and `rows` detections (a multiple of 180) as a model writes them for AVA:
     3 boxes on a keyframe, each near a true one, with 60 scores; csv with 6 decimals, and arrays."""
-    truth_path, path = (str(CACHE / f"{name}_{rows}.csv") for name in ("truth", "detections"))
+    truth_path, path = str(CACHE / f"truth_{rows}.csv"), str(CACHE / f"detections_{rows}.csv")
     if Path(path + ".npz").exists():  # it is made last, and appears whole
         return truth_path, path
     rng, boxes = np.random.default_rng(0), rows // 60
@@ -112,25 +111,29 @@ def make_layout(share: int) -> tuple[Path, int]:
     lists, files = {}, []
     rows = ["label,youtube_id,time_start,time_end,split"]
     for i in range(KINETICS // share):
-        rows.append(f"class {i % 400},id_{i:08d},{i % 99},{i % 99 + 10},train")
-        files.append(f"kinetics/class {i % 400}/id_{i:08d}_{i % 99:06d}_{i % 99 + 10:06d}.mp4")
+        name, start = f"class {i % 400}", i % 99
+        rows.append(f"{name},id_{i:08d},{start},{start + 10},train")
+        files.append(f"kinetics/{name}/id_{i:08d}_{start:06d}_{start + 10:06d}.mp4")
     lists["kinetics.csv"] = rows
     rows = []
     for i in range(MOMENTS // share):
-        rows.append(f"class{i % 339}/id-{i:08d}_{i % 60}.mp4,class{i % 339},3,0")
-        files.append(f"moments/class{i % 339}/id-{i:08d}_{i % 60}.mp4")
+        name = f"class{i % 339}"
+        path = f"{name}/id-{i:08d}_{i % 60}.mp4"
+        rows.append(f"{path},{name},3,0")
+        files.append(f"moments/{path}")
     lists["moments.csv"] = rows
-    names = [f"Doing [something] {i}" for i in range(174)]
-    rows = []
+    entries = []
     for i in range(SSV2 // share):
-        rows.append({"id": str(i), "template": names[i % 174], "label": "", "placeholders": []})
+        template = f"Doing [something] {i % 174}"
+        entries.append({"id": str(i), "template": template, "label": "", "placeholders": []})
         files.append(f"ssv2/{i}.webm")
-    lists["ssv2.json"] = [json.dumps(rows)]
-    plain = {re.sub(r"[\[\]]", "", name): str(i) for i, name in enumerate(names)}
-    lists["ssv2-labels.json"] = [json.dumps(plain)]
+    lists["ssv2.json"] = [json.dumps(entries)]
+    labels = {f"Doing something {i}": str(i) for i in range(174)}
+    lists["ssv2-labels.json"] = [json.dumps(labels)]
     rows = []
     for i in range(AVA_BOXES // share):
-        name, second = f"video{i // 3600 % AVA_VIDEOS:04d}", 902 + i // 4 % 897
+        name = f"video{i // 3600 % AVA_VIDEOS:04d}"
+        second = 902 + i // 4 % 897
         rows.append(f"{name},{second:04d},0.1,0.1,0.5,0.9,{i % 80 + 1},{i % 4}")
     lists["ava.csv"] = rows
     files += [f"ava/video{i:04d}.mp4" for i in range(AVA_VIDEOS)]

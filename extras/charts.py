@@ -56,35 +56,44 @@ class Drawing:
         path.write_text("\n".join([head, white, *self.elements, "</svg>\n"]), encoding="utf-8")
 
 
-class Scale:
-    """Values to px along an axis: first and last value, with a margin, to two ends. Logarithmic
-    (of: math.log2), values that have no logarithm lie at the start."""
+def round_numbers(first: float, last: float, most: float) -> list[float]:
+    """Numbers for an axis, between its ends, at most so many steps apart."""
+    span = last - first
+    step = 10.0 ** math.floor(math.log10(span / most))
+    for factor in (1, 2, 5, 10):
+        if span / (factor * step) <= most:
+            step *= factor
+            break
+    return [number * step for number in range(math.ceil(first / step), math.floor(last / step) + 1)]
 
-    def __init__(self, values: list[float], start_px: float, stop_px: float, of=float):
-        least = 0.0 if of is math.log2 else -math.inf
-        values = [of(value) for value in values if least < value < math.inf] or [0.0, 1.0]
-        low, high = min(values), max(values)
+
+def signed(difference: float) -> str:
+    return f"{difference:+.3g}" if difference else "0"
+
+
+class Scale:
+    """Values to px along an axis: first and last value, with a margin, to two ends. Where it is
+    logarithmic, values that have no logarithm lie at the start."""
+
+    def __init__(self, values: list[float], start_px: float, stop_px: float, log: bool = False):
+        self.start_px, self.stop_px = start_px, stop_px
+        self.of = math.log2 if log else float
+        self.least = 0.0 if log else -math.inf  # greater values have a place
+        places = [self.of(value) for value in values if self.least < value < math.inf]
+        low, high = min(places, default=0.0), max(places, default=1.0)
         margin = (high - low) * 0.06 or max(abs(low), 1.0) * 0.1
         self.first, self.last = low - margin, high + margin
-        self.start_px, self.stop_px, self.of = start_px, stop_px, of
 
     def px(self, value: float) -> float:
-        if self.of is math.log2 and value <= 0:
+        if value <= self.least:
             return self.start_px
         share = (self.of(value) - self.first) / (self.last - self.first)
         return self.start_px + share * (self.stop_px - self.start_px)
 
     def ticks(self) -> list[float]:
-        """Round numbers between the ends: at most eight steps, each wide enough for its text."""
+        """At most eight steps, each wide enough for its text."""
         most = min(8.0, abs(self.stop_px - self.start_px) / 50)
-        span = self.last - self.first
-        step = 10.0 ** math.floor(math.log10(span / most))
-        for factor in (1, 2, 5, 10):
-            if span / (factor * step) <= most:
-                step *= factor
-                break
-        first, last = math.ceil(self.first / step), math.floor(self.last / step)
-        return [number * step for number in range(first, last + 1)]
+        return round_numbers(self.first, self.last, most)
 
 
 def draw_rows(panels: dict[str, list[tuple]], title: str) -> Drawing:
@@ -116,10 +125,9 @@ def draw_rows(panels: dict[str, list[tuple]], title: str) -> Drawing:
 def draw_panel(drawing: Drawing, rows: list[tuple], scale: Scale, top: float, bottom: float):
     """One column of `draw_rows`."""
     for value in scale.ticks():
-        zero = abs(value) < 1e-9
         x = scale.px(value)
-        drawing.line(x, top, x, bottom, GREY if zero else PALE)
-        drawing.text(x, bottom + LINE_PX / 2, "0" if zero else f"{value:+.3g}", "middle")
+        drawing.line(x, top, x, bottom, PALE if value else GREY)
+        drawing.text(x, bottom + LINE_PX / 2, signed(value), "middle")
     for number, (_, values, (mean, low, high)) in enumerate(rows):
         y = top + LINE_PX * (number + 0.5)
         for value in values:
@@ -162,12 +170,14 @@ class Plane:
         self.joined = joined
         points = [point for of_name in lines.values() for point in of_name]
         named = sorted({point.x for point in points})
-        every_x, every_y = list(named), [0.0] if joined else []
+        every_x, every_y = list(named), []
         for point in points:
             every_x += [point.x_low, point.x_high]
             every_y += [point.y, point.low, point.high]
+        if joined:
+            every_y.append(0.0)
         logarithmic = named[0] > 0 and named[-1] >= 8 * named[0]
-        self.x = Scale(every_x, self.left, self.right, math.log2 if logarithmic else float)
+        self.x = Scale(every_x, self.left, self.right, logarithmic)
         self.y = Scale(every_y, self.bottom, self.top)
         width = self.right + 40 + LETTER_PX * (max(map(len, lines)) + 4)
         height = max(self.bottom + 2 * LINE_PX, self.top + LINE_PX * len(lines)) + 8
@@ -183,11 +193,11 @@ class Plane:
             self.drawing.line(x, self.top, x, self.bottom, PALE)
             self.drawing.text(x, self.bottom + LINE_PX / 2, f"{value:.3g}", "middle")
         for value in self.y.ticks():
-            y, zero = self.y.px(value), abs(value) < 1e-9
-            colour = GREY if self.joined and zero else PALE
-            self.drawing.line(self.left, y, self.right, y, colour)
-            number = f"{value:+.3g}" if self.joined and not zero else f"{value:.3g}"
-            self.drawing.text(self.left - 8, y, "0" if zero else number, "end")
+            y = self.y.px(value)
+            dark = self.joined and not value
+            self.drawing.line(self.left, y, self.right, y, GREY if dark else PALE)
+            number = signed(value) if self.joined else f"{value:.3g}"
+            self.drawing.text(self.left - 8, y, number, "end")
 
     def draw_name(self, number: int, name: str) -> None:
         y, colour = self.top + LINE_PX * (number + 0.5), COLOURS[number % len(COLOURS)]

@@ -259,9 +259,8 @@ class Comparison:
         pair = [m for m in self.protocol.method if m.name == self.protocol.reference] + others[:1]
         runs = []
         for method in pair:
-            for repeat in range(self.protocol.repeats):
-                tuned = chosen[case.name, method.name]
-                seed = world + 1000 + repeat
+            tuned = chosen[case.name, method.name]
+            for seed in range(world + 1000, world + 1000 + self.protocol.repeats):
                 runs.append(self.make_run("noise", case, method, tuned, seed, world))
         return runs
 

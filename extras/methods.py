@@ -99,24 +99,15 @@ def check_options(method: str, options: dict) -> dict:
         )
     for name, value in options.items():
         if isinstance(known[name][0], str):
-            expect_one_of(name, value, *known[name])
+            fits = value in known[name]
+            expected = f"one of {', '.join(known[name])}"
         else:
-            expect_number(name, value, *known[name])
+            least, most = known[name]
+            fits = type(value) in (int, float) and least <= value <= most
+            expected = f"a number from {least} to {most}"
+        if not fits:
+            raise ValueError(f"method_options: {name} = {value!r}, expected {expected}")
     return options
-
-
-def expect_one_of(name: str, value, *choices: str) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"method_options: {name} = {value!r}, expected one of {', '.join(choices)}"
-        )
-
-
-def expect_number(name: str, value, least: float, most: float) -> None:
-    if type(value) not in (int, float) or not least <= value <= most:
-        raise ValueError(
-            f"method_options: {name} = {value!r}, expected a number from {least} to {most}"
-        )
 
 
 def device_of(module: nn.Module) -> torch.device:

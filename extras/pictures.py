@@ -12,6 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from extras.charts import round_numbers
+
 # ------------------------------------------------------------------------------------------------
 # Text
 # ------------------------------------------------------------------------------------------------
@@ -224,22 +226,15 @@ class _Plot:
         size = [self.right - self.left, self.top - self.bottom]
         return np.rint([self.left, self.bottom] + share * size).astype(int)
 
-    def ticks(self, axis: int) -> list[float]:
-        """At most seven round numbers between the limits."""
-        low, high = self.low[axis], self.high[axis]
-        unit = 10.0 ** math.floor(math.log10((high - low) / 6))
-        step = next(unit * m for m in (1, 2, 5, 10) if (high - low) / (unit * m) <= 6)
-        return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
     def draw_axes(self, x_name: str, y_name: str) -> None:
         picture = self.picture
-        for value in self.ticks(0):
+        for value in round_numbers(self.low[0], self.high[0], 6):
             x, _ = self.pixels(np.array([[value], [self.low[1]]]))[0]
             text = f"{value:.6g}"
             picture[self.top : self.bottom, x] = GRID
             x = min(x - 3 * len(text), picture.shape[1] - 6 * len(text))
             draw_text(picture, x, self.bottom + 5, text)
-        for value in self.ticks(1):
+        for value in round_numbers(self.low[1], self.high[1], 6):
             _, y = self.pixels(np.array([[self.low[0]], [value]]))[0]
             text = f"{value:.4g}"
             picture[y, self.left : self.right] = GRID
@@ -300,19 +295,17 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fra
     Odd sides are padded by their edge: yuv420p has only even ones.
     """
     part, stream = Path(f"{path}.part"), None
+    options = {"movflags": "faststart"}
+    coding = {"crf": "20", "preset": "veryfast"}
+    rate = Fraction(fps).limit_denominator(1001)
     try:
-        with av.open(
-            f"file:{part}", "w", format="mp4", options={"movflags": "faststart"}
-        ) as container:
+        with av.open(f"file:{part}", "w", format="mp4", options=options) as container:
             for picture in frames:
-                odd = [(0, side % 2) for side in picture.shape[:2]]
-                picture = np.ascontiguousarray(np.pad(picture, [*odd, (0, 0)], "edge"))
+                height, width, _ = picture.shape
+                edges = ((0, height % 2), (0, width % 2), (0, 0))
+                picture = np.ascontiguousarray(np.pad(picture, edges, "edge"))
                 if stream is None:
-                    stream = container.add_stream(
-                        "libx264",
-                        Fraction(fps).limit_denominator(1001),
-                        options={"crf": "20", "preset": "veryfast"},
-                    )
+                    stream = container.add_stream("libx264", rate, options=coding)
                     stream.height, stream.width = picture.shape[:2]
                     stream.pix_fmt = "yuv420p"
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))

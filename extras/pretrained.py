@@ -96,16 +96,18 @@ def convert(path: Path, content: dict, settings: dict, frames: int | None) -> We
         tensors, facts["num_attention_heads"] = families.from_flax(tensors)
     parts = families.rename(path, tensors)
     parts.report += wrapping
-    summary = f"mapped: {len(parts.tensors)} tensors, to "
+    mapped = len(parts.tensors)
     lay_out(parts, facts)
     family = families.recognise(parts, predictor if isinstance(predictor, dict) else {})
     config = encoder_config(parts, family, facts, frames)
     heads, head_state = take_head(parts, family, config)
-    classes, names = {}, class_names(facts.get("id2label", {}))
+    names = class_names(facts.get("id2label", {}))
+    classes = {}
     for task, head in heads.items():
         if len(names) == head.classes and names[0] != "LABEL_0":
             classes[task] = names
-    report = [f"{summary}{len(parts.tensors)} of the encoder and {len(head_state)} of a head"]
+    to = f"{len(parts.tensors)} of the encoder and {len(head_state)} of a head"
+    report = [f"mapped: {mapped} tensors, to {to}"]
     for why, left in parts.left.items():
         report.append(f"left out: {listed(left, 3)}: {why}")
     report += parts.report
@@ -320,8 +322,8 @@ def native_clip(
     parts: Parts, family: Family, facts: dict, stated: int | None
 ) -> tuple[int, tuple[int, int]]:
     """Frames and size of the clips that the positions are for; an image filter is inflated."""
-    tensors, report = parts.tensors, parts.report
-    video = tensors["patch.weight"].ndim == 5
+    tensors, patch = parts.tensors, parts.tensors["patch.weight"]
+    video = patch.ndim == 5
     frames = facts.get("num_frames") or family.frames or stated
     if not frames:
         raise ValueError(
@@ -329,19 +331,21 @@ def native_clip(
             " clips are. Say it: frames=8 in load(), --frames 8 on the command line, frames = 8 in"
             " the recipe's [model] (the published ones have 8)"
         )
-    steps = max(frames // (tensors["patch.weight"].shape[2] if video else 2), 1)
+    tubelet = patch.shape[2] if video else 2  # of an image: as inflate_image makes it
+    steps = max(frames // tubelet, 1)
     rows = tensors["pos"].shape[1] if "pos" in tensors else 0
     if rows * steps > MAX_TOKENS * 16:
         raise ValueError(f"{parts.path}: {rows} positions for {frames} frames cannot be right")
-    side = math.isqrt(rows // (steps if video else 1)) * tensors["patch.weight"].shape[-1]
+    rows_of_step = rows // steps if video else rows
+    side = math.isqrt(rows_of_step) * patch.shape[-1]
     size = facts.get("image_size", side or family.side)
     size = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     if not video:
         inflate_image(tensors, steps)
-        report.append("filter of an image inflated to 2 frames, positions repeated")
+        parts.report.append("filter of an image inflated to 2 frames, positions repeated")
     elif "num_frames" not in facts or "image_size" not in facts and not rows:
         clips = f"{frames} frames of {'x'.join(map(str, size))} taken"
-        report.append(f"the file does not say for which clips: {clips}")
+        parts.report.append(f"the file does not say for which clips: {clips}")
     return frames, size
 
 
@@ -349,9 +353,11 @@ def choose_norm(parts: Parts, family: Family, facts: dict) -> str:
     """How clips are pooled; the final norm comes under one name, whichever it is in the file."""
     tensors, width = parts.tensors, len(parts.tensors["patch.weight"])
     if "fc_norm.weight" in tensors:
-        parts.unexpected += [parts.theirs[name] for name in tensors if name.startswith("norm.")]
-        for name in [name for name in tensors if name.startswith("fc_norm.")]:
-            tensors[name.removeprefix("fc_")] = tensors.pop(name)
+        for kind in ("weight", "bias"):
+            if f"norm.{kind}" in tensors:
+                parts.unexpected.append(parts.theirs[f"norm.{kind}"])
+            if f"fc_norm.{kind}" in tensors:
+                tensors[f"norm.{kind}"] = tensors.pop(f"fc_norm.{kind}")
         words = "norm is fc_norm, trained on the mean of tokens; box heads see it per token"
         parts.report.append(words)
         return "mean-norm"
@@ -462,13 +468,16 @@ def build(
 
 def kept_heads(weights: Weights, model: CoFinetuneModel) -> list[str]:
     """The heads of a model that a checkpoint of this project has under the same name and shape."""
+    if weights.family != OWN:
+        return []
     kept = []
     for task, head in model.heads.items():
-        theirs, ours = {}, {name: tensor.shape for name, tensor in head.state_dict().items()}
+        ours = {f"{task}.{name}": tensor.shape for name, tensor in head.state_dict().items()}
+        theirs = {}
         for name, tensor in weights.head_state.items():
             if name.startswith(f"{task}."):
-                theirs[name.removeprefix(f"{task}.")] = tensor.shape
-        if weights.family == OWN and theirs == ours:
+                theirs[name] = tensor.shape
+        if theirs == ours:
             kept.append(task)
     return kept
 
@@ -495,8 +504,8 @@ def initialise(
     lines = [f"initialised from {path} ({weights.family})", *weights.report]
     native, config = weights.config, model.encoder.config
     if native.grid != config.grid and native.pos == "learned":
-        grids = ["x".join(map(str, grid)) for grid in (native.grid, config.grid)]
-        lines.append(f"positions resized from a grid of {grids[0]} to {grids[1]}")
+        before, now = "x".join(map(str, native.grid)), "x".join(map(str, config.grid))
+        lines.append(f"positions resized from a grid of {before} to {now}")
     kept = kept_heads(weights, model)
     lost = [task for task in weights.heads if task not in kept]
     new = [task for task in heads if task not in kept]

@@ -22,9 +22,10 @@ def summary(metrics: dict) -> str:
     """The printed form of a metrics.json: every number with its protocol, counts and chance."""
     lines = []
     for name, measured in metrics["task"].items():
-        lines += (
-            clip_lines(name, measured) if measured["kind"] == "clip" else box_lines(name, measured)
-        )
+        if measured["kind"] == "clip":
+            lines.append(clip_line(name, measured))
+        else:
+            lines += box_lines(name, measured)
     if "ema" in metrics:
         lines += ["with averaged weights", textwrap.indent(summary(metrics["ema"]), "  ")]
     return "\n".join(lines)
@@ -35,17 +36,18 @@ def chance(measured: dict, key: str) -> str:
     return "" if value is None else f" (chance {value:.4f})"
 
 
-def clip_lines(name: str, measured: dict) -> list[str]:
+def clip_line(name: str, measured: dict) -> str:
     line = f"{name}: top-1 {measured['top1']:.4f}{chance(measured, 'top1')}"
     if measured["classes"] > 5:
         line += f", top-5 {measured['top5']:.4f}{chance(measured, 'top5')}"
-    line += f"; {measured['clips']} clips, {measured['views']} views each"
-    return [line + lost(measured)]
+    return line + f"; {measured['clips']} clips, {measured['views']} views each" + caveats(measured)
 
 
-def lost(measured: dict) -> str:
-    untrained = "" if measured.get("trained", True) else "; its head was not trained here"
-    return f", {measured['missing']} missing, {measured['undecodable']} undecodable{untrained}"
+def caveats(measured: dict) -> str:
+    line = f", {measured['missing']} missing, {measured['undecodable']} undecodable"
+    if not measured.get("trained", True):
+        line += "; its head was not trained here"
+    return line
 
 
 def untrained(recipe, classes: dict[str, list[str]], counts: dict[str, dict]) -> list[str]:
@@ -57,9 +59,8 @@ def untrained(recipe, classes: dict[str, list[str]], counts: dict[str, dict]) ->
             lines.append(f"{task.name}: its head is not trained here")
             continue
         names = []
-        for name, (number, count) in zip(
-            classes[task.name], counts[task.name].items(), strict=True
-        ):
+        numbered = zip(classes[task.name], counts[task.name].items(), strict=True)
+        for name, (number, count) in numbered:
             if count == 0 and name != f"class {number}":  # a number that the list leaves out
                 names.append(name)
         if names:
@@ -76,7 +77,7 @@ def box_lines(name: str, measured: dict) -> list[str]:
     lines = [
         f"{name}: mAP {measured['mAP']:.4f}{chance(measured, 'mAP')} by {measured['protocol']}; "
         f"{measured['boxes']} boxes, {frames['matched']} of {frames['ground_truth']} keyframes"
-        + lost(measured)
+        + caveats(measured)
     ]
     groups = {key: group for key, group in measured["groups"].items() if group["mAP"] is not None}
     if len(groups) > 1:  # one group alone repeats the mAP
@@ -86,23 +87,18 @@ def box_lines(name: str, measured: dict) -> list[str]:
     return lines
 
 
-def class_table(metrics: dict, most: int = 20) -> str:
-    """AP of each class with the boxes it rests on; the best and the worst when there are many."""
+def class_table(metrics: dict) -> str:
+    """AP of each class with the boxes it rests on; of many the ten best and the ten worst."""
     lines = []
     for name, measured in metrics["task"].items():
         scored = [one for one in measured.get("per_class", ()) if one["ap"] is not None]
         scored.sort(key=lambda one: -one["ap"])
         if not scored:
             continue
-        lines.append(f"{name}: AP by class (validation boxes)")
-        left_out = len(scored) - most
-        if left_out > 0:
-            scored = [*scored[: most // 2], None, *scored[-most // 2 :]]
-        for one in scored:
-            if one is None:
-                lines.append(f"  ... {left_out} more")
-            else:
-                lines.append(f"  {one['ap']:.4f}  {one['name']} ({one['num_gt']})")
+        rows = [f"  {one['ap']:.4f}  {one['name']} ({one['num_gt']})" for one in scored]
+        if len(rows) > 20:
+            rows[10:-10] = [f"  ... {len(rows) - 20} more"]
+        lines += [f"{name}: AP by class (validation boxes)", *rows]
     return "\n".join(lines)
 
 

@@ -133,11 +133,12 @@ def write_report(protocol, rows: list[dict], out: Path) -> None:
     """compare.md, which is printed too, and compare.svg."""
     text = [f"# {protocol.name}\n\n{protocol.question}\n"]
     commits = sorted({str(row["commit"]) for row in rows})
-    unit = {
-        "world": "generated videos, an initialisation and an order of the clips",
-        "seed": "an initialisation and an order of the clips, always of the same videos, so that "
-        "an interval says nothing about other videos",
-    }[unit_of(rows)]
+    unit = "generated videos, an initialisation and an order of the clips"
+    if held_out(rows):
+        unit = (
+            "an initialisation and an order of the clips, always of the same videos, so that an "
+            "interval says nothing about other videos"
+        )
     text.append(
         f"Recipe {protocol.recipe}, commit {', '.join(commits) or 'unknown'}. The unit is a "
         f"{unit_of(rows)}: {unit}.\n"
@@ -149,17 +150,15 @@ def write_report(protocol, rows: list[dict], out: Path) -> None:
             text.append(f"## {case.name or 'Results'}\n")
             text += [score_table(protocol, finals, case), difference_table(protocol, finals, case)]
             text += kind_tables(protocol, finals, case)
-    text = "\n".join(part for part in text if part)
-    (out / "compare.md").write_text(text, encoding="utf-8")
-    print(text)
+    page = "\n".join(filter(None, text))
+    (out / "compare.md").write_text(page, encoding="utf-8")
+    print(page)
     figure = out / "compare.svg"
     figure.unlink(missing_ok=True)
     if finals:
         FIGURES[protocol.figure](protocol, finals, figure)
-    written = [
-        f"compare{end}" for end in (".md", ".csv", ".svg") if (out / f"compare{end}").exists()
-    ]
-    print(f"in {out}: {', '.join(written)}")
+    names = ("compare.md", "compare.csv", "compare.svg")
+    print(f"in {out}: {', '.join(name for name in names if (out / name).exists())}")
 
 
 def held_out(rows: list[dict]) -> str:
@@ -209,23 +208,21 @@ def noise_table(protocol, rows: list[dict]) -> str:
     noise = noise_of_a_run(protocol, rows)
     if not math.isfinite(noise):
         return ""
+    of_difference = noise * math.sqrt(2)
     lines = []
     for worlds in sorted({5, 6, 8, 10, 12, 16, 24, protocol.worlds} - {1}):
-        half = t_quantile(worlds) * noise * math.sqrt(2 / worlds)
-        found = found_four_times_in_five(noise * math.sqrt(2), worlds)
+        half = t_quantile(worlds) * of_difference / math.sqrt(worlds)
+        found = found_four_times_in_five(of_difference, worlds)
         mark = " (here)" if worlds == protocol.worlds else ""
         lines.append([f"{worlds}{mark}", f"± {half:.4f}", f"{found:.4f}"])
     same, allows = "world", "allows, if worlds differed in nothing else"
     if held_out(rows):
         same, allows = "videos", "allows"
+    header = [f"{unit_of(rows)}s", "95 % interval of a difference", "found in 4 of 5 comparisons"]
     return (
         f"Noise of a run: the same {same} with another initialisation and order, {noise:.4f} (one "
-        f"standard deviation); of a difference of two runs {noise * math.sqrt(2):.4f}. What that "
-        f"{allows}:\n\n"
-        + table(
-            [f"{unit_of(rows)}s", "95 % interval of a difference", "found in 4 of 5 comparisons"],
-            lines,
-        )
+        f"standard deviation); of a difference of two runs {of_difference:.4f}. What that "
+        f"{allows}:\n\n" + table(header, lines)
     )
 
 
@@ -314,7 +311,8 @@ def kind_tables(protocol, rows: list[dict], case) -> list[str]:
         lines = []
         for task, kind in kinds:
             cells = [kind]
-            for column in (f"{task} {kind}", *(f"{task} {kind} {group}" for group in GROUPS)):
+            for group in ("", *GROUPS):
+                column = f"{task} {kind} {group}".rstrip()
                 cells.append(interval(difference(protocol, rows, case, method, column)))
             lines.append(cells)
         title = f"{method.name} minus {protocol.reference}, by kind of class and its boxes:\n\n"
@@ -356,55 +354,62 @@ def lines_of(protocol, rows: list[dict], column: str) -> list[tuple]:
     return lines
 
 
+def minus_reference(protocol, rows: list[dict]) -> str:
+    """How the title of a figure of differences ends."""
+    return f" minus {protocol.reference}, {protocol.worlds} {unit_of(rows)}s"
+
+
 def draw_rows(protocol, rows: list[dict], path: Path) -> None:
     """A row for each case and method: a dot for each world, a bar for the interval."""
-    title = f"{score_column(rows)} minus {protocol.reference}, {protocol.worlds} {unit_of(rows)}s"
-    panels = {"": lines_of(protocol, rows, score_column(rows))}
-    charts.draw_rows(panels, title).write(path)
+    score = score_column(rows)
+    panels = {"": lines_of(protocol, rows, score)}
+    charts.draw_rows(panels, score + minus_reference(protocol, rows)).write(path)
 
 
 def draw_kinds(protocol, rows: list[dict], path: Path) -> None:
     """The same, and beside it for each kind of class."""
-    panels = {"all": lines_of(protocol, rows, score_column(rows))}
+    score = score_column(rows)
+    panels = {"all": lines_of(protocol, rows, score)}
     for task, kind in kinds_of(rows):
         panels[kind] = lines_of(protocol, rows, f"{task} {kind}")
-    title = f"{score_column(rows)}, and AP by kind of class, minus {protocol.reference}"
-    title += f", {protocol.worlds} {unit_of(rows)}s"
+    title = f"{score}, and AP by kind of class," + minus_reference(protocol, rows)
     charts.draw_rows(panels, title).write(path)
 
 
 def draw_lines(protocol, rows: list[dict], path: Path) -> None:
     """The difference to the reference along x, a line for each method."""
+    score = score_column(rows)
     lines = {}
     for method in drawn(protocol):
-        points = []
+        points = lines[method.name] = []
         for case in protocol.case:
-            values = difference(protocol, rows, case, method, score_column(rows))
+            values = difference(protocol, rows, case, method, score)
             if len(values):
                 points.append(charts.Point(case.x, *paired(values)))
-        lines[method.name] = points
-    title = f"{score_column(rows)} minus {protocol.reference}, {protocol.worlds} {unit_of(rows)}s"
+    title = score + minus_reference(protocol, rows)
     charts.draw_points(lines, title, protocol.axis, joined=True).write(path)
 
 
 def draw_kept(protocol, rows: list[dict], path: Path) -> None:
     """Downstream mAP above what is left of the upstream accuracy, a point for each method."""
     tops = [column for column in main_columns(rows) if column.endswith(" top-1")]
+    score = score_column(rows)
     points = {}
     for case in protocol.case:
         for method in protocol.method:
             if not tops or not method.drawn:
                 continue
-            kept = [series(rows, case.name, method.name, column) for column in tops]
-            kept = np.mean(kept, axis=0)
-            scores = series(rows, case.name, method.name, score_column(rows))
+            of_tasks = [series(rows, case.name, method.name, column) for column in tops]
+            kept = np.mean(of_tasks, axis=0)
+            scores = series(rows, case.name, method.name, score)
             if np.isfinite(kept).all():
+                x, *x_ends = paired(kept)
                 label = f"{case.name} {method.name}".strip()
-                points[label] = [charts.Point(kept.mean(), *paired(scores), *paired(kept)[1:])]
+                points[label] = [charts.Point(x, *paired(scores), *x_ends)]
     if not points:
         print("no figure of what is kept: no upstream task was evaluated")
         return
-    title = f"{score_column(rows)}; bars: 95 % interval of a mean, not of a difference"
+    title = f"{score}; bars: 95 % interval of a mean, not of a difference"
     charts.draw_points(points, title, "mean upstream top-1", joined=False).write(path)
 
 

@@ -177,7 +177,8 @@ class Sprite:
         half = math.ceil(1.2 * radius.max()) + 1
         left = np.floor(self.x).astype(int) - half
         top = np.floor(self.y).astype(int) - half
-        window = np.arange(2 * half + 2)
+        side = 2 * half + 2
+        window = np.arange(side)
         dx = (left - self.x)[:, None, None] + window  # (T, 1, w)
         dy = (top - self.y)[:, None, None] + window[:, None]  # (T, w, 1)
         cos = np.cos(self.angle)[:, None, None]
@@ -190,16 +191,11 @@ class Sprite:
         colour = first + (second - first) * TEXTURES[self.texture](u, v)[..., None]  # (T, w, w, 3)
         colour += (third - colour) * self.turned[:, None, None, None].astype(np.float32)
         for t in range(FRAMES):
-            rows, columns = window + top[t], window + left[t]
-            rows_inside = (rows >= 0) & (rows < SIZE)
-            columns_inside = (columns >= 0) & (columns < SIZE)
-            inside = np.ix_(rows_inside, columns_inside)
-            place = video[
-                t,
-                max(rows[0], 0) : max(rows[-1] + 1, 0),
-                max(columns[0], 0) : max(columns[-1] + 1, 0),
-            ]
-            place += (colour[t][inside] - place) * cover[t][inside]
+            x1, x2 = np.clip([left[t], left[t] + side], 0, SIZE)
+            y1, y2 = np.clip([top[t], top[t] + side], 0, SIZE)
+            inside = np.s_[t, y1 - top[t] : y2 - top[t], x1 - left[t] : x2 - left[t]]
+            place = video[t, y1:y2, x1:x2]
+            place += (colour[inside] - place) * cover[inside]
 
 
 def relate(first: Sprite, second: Sprite, relation: str, rng: np.random.Generator) -> list[Sprite]:
@@ -372,28 +368,34 @@ def render(world: World, dataset: str, split: int, index: int, label) -> np.ndar
 
 
 # ------------------------------------------------------------------------------------------------
-# Annotations: each function gives the text of every file and the clips of every video
+# Annotations: the text of every file, and the clips of every video
 # ------------------------------------------------------------------------------------------------
 
 
-def annotate_actions(world: World) -> tuple[dict, dict]:
-    return annotate_list("actions", world.actions_train, world.actions_val)
-
-
-def annotate_looks(world: World) -> tuple[dict, dict]:
-    return annotate_list("looks", world.looks_train, world.looks_val)
+def annotate(world: World) -> tuple[dict, dict]:
+    texts, videos = {}, {}
+    for more_texts, more_videos in (
+        annotate_list("actions", world.actions_train, world.actions_val),
+        annotate_templates(world),
+        annotate_list("looks", world.looks_train, world.looks_val),
+        annotate_ava(world),
+    ):
+        texts |= more_texts
+        videos |= more_videos
+    return texts, videos
 
 
 def annotate_list(dataset: str, train: int, val: int) -> tuple[dict, dict]:
     if not train + val:
         return {}, {}
     names = UPSTREAM[dataset]
-    texts = {f"{dataset}/classes.txt": "".join(f"{name}\n" for name in names)}
+    texts = {f"{dataset}/classes.txt": "\n".join([*names, ""])}
     videos = {}
-    for split, (part, total) in enumerate({"train": train, "val": val}.items()):
+    for split, part, total in ((TRAIN, "train", train), (VAL, "val", val)):
         lines = []
         for i in range(total):
-            path, label = f"videos/{part}_{i:05d}.mp4", i % len(names)
+            path = f"videos/{part}_{i:05d}.mp4"
+            label = i % len(names)
             lines.append(f"{path} {label}\n")
             videos[f"{dataset}/{path}"] = [(dataset, split, i, names[label])]
         texts[f"{dataset}/{part}.txt"] = "".join(lines)
@@ -407,8 +409,8 @@ def annotate_templates(world: World) -> tuple[dict, dict]:
     texts = {"templates/labels.json": json.dumps(labels, indent=1)}
     videos = {}
     relations = list(TEMPLATES)
-    totals = {"train": world.templates_train, "validation": world.templates_val}
-    for split, (name, total) in enumerate(totals.items()):
+    train, val = world.templates_train, world.templates_val
+    for split, name, total in ((TRAIN, "train", train), (VAL, "validation", val)):
         entries = []
         for i in range(total):
             relation = relations[i % len(relations)]
@@ -472,13 +474,13 @@ def plan_scenes(world: World, split: int) -> list[list[list[str]]]:
     relations = shuffle(rng, RELATIONS, counts)
     several = [scene for scene in scenes if len(scene) > 1]
     chosen = rng.permutation(len(several))[: len(relations)]
-    busy = []
+    busy = set()
     for number, relation in zip(chosen, relations, strict=True):
         first, second, *_ = several[number]
         first.append(relation)
-        busy += [first, second]
+        busy |= {id(first), id(second)}
     actors = [actor for scene in scenes for actor in scene]
-    free = [actor for actor in actors if not any(actor is one for one in busy)]
+    free = [actor for actor in actors if id(actor) not in busy]
     deal_motions(rng, free, shuffle(rng, MOTIONS + LOOKS, counts))
     for actor, pose in zip(actors, shuffle(rng, POSES, counts), strict=True):
         actor.insert(0, pose)
@@ -506,7 +508,7 @@ def shuffle(rng: np.random.Generator, names: list[str], counts: dict[str, int]) 
 
 def scene_sizes(world: World, split: int) -> list[int]:
     """Actors of each scene: 15 % one, 55 % two, 30 % three."""
-    total = (world.scenes_train, world.scenes_val)[split]
+    total = world.scenes_val if split == VAL else world.scenes_train
     if 0 < total < 8:
         raise ValueError(f"a world of {total} scenes; expected 8 or more")
     one, three = round(0.15 * total), round(0.3 * total)
@@ -517,22 +519,24 @@ def count_boxes(world: World, split: int) -> dict[str, int]:
     """Of every class of `ava`. The same numbers for every kind, but that every actor has a pose:
     the frequent one takes what is left."""
     sizes = scene_sizes(world, split)
-    imbalance = 1.0 if split == VAL else world.imbalance
-    of_rank = group_counts(round(0.39 * len(sizes)), imbalance)
-    counts = {name: of_rank[rank] for name, rank in rank_classes(world.seed).items()}
+    actors, others = sum(sizes), round(0.39 * len(sizes))
     if split == VAL:
-        of_rank = group_counts(sum(sizes), 1.0)
+        of_pose, of_other = group_counts(actors, 1.0), group_counts(others, 1.0)
     else:
-        of_rank = (sum(sizes) - of_rank[1] - of_rank[2], of_rank[1], of_rank[2])
-    for pose in POSES:
-        counts[pose] = of_rank[rank_classes(world.seed)[pose]]
+        of_other = group_counts(others, world.imbalance)
+        _, between, rare = of_other
+        of_pose = actors - between - rare, between, rare
+    counts = {}
+    for name, rank in rank_classes(world.seed).items():
+        counts[name] = of_pose[rank] if name in POSES else of_other[rank]
     return counts
 
 
 def group_counts(total: int, imbalance: float) -> tuple[int, int, int]:
     """`total` boxes to a frequent class, one in between and a rare one."""
     parts = imbalance**2 + imbalance + 1
-    between, rare = max(1, round(total * imbalance / parts)), max(1, round(total / parts))
+    between = max(1, round(total * imbalance / parts))
+    rare = max(1, round(total / parts))
     return total - between - rare, between, rare
 
 
@@ -578,11 +582,8 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
     folder, world = Path(folder), World(seed, **sizes)
     parameters = {"version": VERSION} | dataclasses.asdict(world)
     refuse_other_contents(folder, parameters)
-    texts, videos = {"world.json": json.dumps(parameters, indent=1)}, {}
-    for annotate in (annotate_actions, annotate_templates, annotate_looks, annotate_ava):
-        more_texts, more_videos = annotate(world)
-        texts |= more_texts
-        videos |= more_videos
+    texts, videos = annotate(world)
+    texts = {"world.json": json.dumps(parameters, indent=1)} | texts  # first: then a run goes on
     for name in videos:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
@@ -596,12 +597,12 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
     for name, clips in videos.items():
         if not (folder / name).exists():
             missing.append((folder / name, world, clips))
-    if workers < 2 or len(missing) < 50:
-        show_progress(map(make_video, missing), len(missing))
-    else:
+    problems = map(make_video, missing)
+    if workers > 1 and len(missing) >= 50:
         from extras.workers import ahead
 
-        show_progress(ahead(workers)(try_video, missing), len(missing))
+        problems = ahead(workers)(make_video, missing)
+    show_progress(problems, len(missing))
     done = "reused"
     if missing:
         done = f"{len(missing)} made in {time.monotonic() - began:.1f} s"
@@ -612,7 +613,8 @@ def refuse_other_contents(folder: Path, parameters: dict) -> None:
     """ValueError unless `folder` is new, empty, or a world of these parameters."""
     manifest = folder / "world.json"
     if manifest.exists():
-        there, other = json.loads(manifest.read_text(encoding="utf-8")), []
+        there = json.loads(manifest.read_text(encoding="utf-8"))
+        other = []
         for name, value in parameters.items():
             if there.get(name) != value:
                 other.append(f"{name} {there.get(name)}, not {value}")
@@ -622,18 +624,14 @@ def refuse_other_contents(folder: Path, parameters: dict) -> None:
         raise ValueError(f"{folder}: files but no world.json; expected a new folder or a world")
 
 
-def try_video(work: tuple[Path, World, list[tuple]]) -> str:
-    """make_video in a worker process; -> what the system refused, which one sentence says."""
+def make_video(work: tuple[Path, World, list[tuple]]) -> str:
+    """-> what the system refused, which one sentence says: an error of a worker process is many."""
+    path, world, clips = work
     try:
-        make_video(work)
-        return ""
+        write_video(path, np.concatenate([render(world, *clip) for clip in clips]))
     except OSError as error:
         return str(error)
-
-
-def make_video(work: tuple[Path, World, list[tuple]]) -> None:
-    path, world, clips = work
-    write_video(path, np.concatenate([render(world, *clip) for clip in clips]))
+    return ""
 
 
 def write_video(path: Path, video: np.ndarray) -> None:
@@ -652,8 +650,8 @@ def write_video(path: Path, video: np.ndarray) -> None:
     os.replace(partial, path)
 
 
-def show_progress(results: Iterable, total: int) -> None:
-    for done, problem in enumerate(results, 1):
+def show_progress(problems: Iterable[str], total: int) -> None:
+    for done, problem in enumerate(problems, 1):
         if problem:
             raise OSError(problem)
         if sys.stderr.isatty() and (done % 20 == 0 or done == total):
