@@ -125,6 +125,8 @@ def training_lines(state: dict, recipe) -> list[tuple[str, str]]:
 
 def init_lines(weights: pretrained.Weights) -> list[tuple[str, str]]:
     """What a new run takes that names this checkpoint as `init`."""
+    if weights.routed:
+        return [("init takes", "nothing: SpotTune chooses between two encoders for each clip")]
     text = (
         f"the encoder, {len(weights.encoder)} tensors, as is; of the recipe's [model] count only "
         f"{', '.join(pretrained.LEAVES_INIT)}"

@@ -62,9 +62,11 @@ class Weights:
     head_state: dict[str, Tensor]
     classes: dict[str, list[str]]  # names of a head's classes, where the file has them
     report: list[str]
+    routed: bool = False  # SpotTune's: a second encoder, and what chooses between them
 
 
 OWN = "this project"
+ROUTED = ("frozen", "policy", "choice")  # the parts that SpotTune adds to an encoder
 LEAVES_INIT = ("frames", "size", "drop_path", "checkpointing")  # of [model]: may differ from a file
 MAX_TOKENS, MAX_DEPTH = 1 << 18, 256  # 32 frames of 1024x1024 are a quarter of the former
 
@@ -143,8 +145,12 @@ def load_own(path: Path, content: dict) -> Weights:
     report = [f"mapped: all {len(tensors)} tensors, of step {content.get('step')}"]
     if averaged:
         report.append("its averaged weights are taken (ema)")
-    encoder, head_state = parts.values()
-    weights = Weights(OWN, config, encoder, heads, head_state, content["classes"], report)
+    head_state, encoder = parts["heads"], {}
+    for name, tensor in parts["encoder"].items():
+        if name.partition(".")[0] not in ROUTED:
+            encoder[name] = tensor
+    routed = len(encoder) < len(parts["encoder"])
+    weights = Weights(OWN, config, encoder, heads, head_state, content["classes"], report, routed)
     return check_complete(path, weights, other)
 
 
@@ -426,6 +432,11 @@ def take_head(parts: Parts, family: Family, config: ModelConfig) -> tuple[dict, 
 def load_encoder(encoder: VideoTransformer, weights: Weights) -> None:
     """Loads the weights into an encoder that exists. If its native clips differ in size or frames,
     learned positions are resized to them, once. ValueError if it computes something else."""
+    if weights.routed:
+        raise ValueError(
+            "a run of SpotTune, which chooses between two encoders for each clip, is no encoder "
+            "to begin with; expected a run of another method"
+        )
     theirs, ours, state = weights.config, encoder.config, dict(weights.encoder)
     alike = ["tubelet", "width", "depth", "heads", "mlp_ratio", "gelu"]
     if "sincos" in (ours.pos, theirs.pos) or "rope" in (ours.pos, theirs.pos):
@@ -467,11 +478,13 @@ def build(
 
 
 def kept_heads(weights: Weights, model: CoFinetuneModel) -> list[str]:
-    """The heads of a model that a checkpoint of this project has under the same name and shape."""
+    """The heads of a model that a checkpoint of this project has by name, kind and shape."""
     if weights.family != OWN:
         return []
     kept = []
     for task, head in model.heads.items():
+        if task in weights.heads and weights.heads[task].kind != head.config.kind:
+            continue  # of the same shape, but learned otherwise
         ours = {f"{task}.{name}": tensor.shape for name, tensor in head.state_dict().items()}
         theirs = {}
         for name, tensor in weights.head_state.items():

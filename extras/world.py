@@ -584,15 +584,14 @@ def make_world(folder: str | Path, seed: int = 0, workers: int = 2, **sizes) -> 
     refuse_other_contents(folder, parameters)
     texts, videos = annotate(world)
     texts = {"world.json": json.dumps(parameters, indent=1)} | texts  # first: then a run goes on
-    for name in videos:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         path = folder / name
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue  # several runs may share a complete world
-        partial = folder / f"{name}.{os.getpid()}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    for name in videos:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
     missing = []
     for name, clips in videos.items():
         if not (folder / name).exists():
@@ -620,8 +619,19 @@ def refuse_other_contents(folder: Path, parameters: dict) -> None:
                 other.append(f"{name} {there.get(name)}, not {value}")
         if other:
             raise ValueError(f"{manifest}: another world ({'; '.join(other)}); use a new folder")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.suffix != ".partial" for path in folder.iterdir()):
         raise ValueError(f"{folder}: files but no world.json; expected a new folder or a world")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all. OSError names the file, which a full disk's does not."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def make_video(work: tuple[Path, World, list[tuple]]) -> str:

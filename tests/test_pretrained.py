@@ -266,7 +266,7 @@ def pt_own(net, path, **edit):
     torch.save(content | edit, path)
 
 
-def test_pretrained_own_checkpoint_keeps_heads_of_the_same_name_and_shape(tmp_path):
+def test_pretrained_own_checkpoint_keeps_heads_of_the_same_name_kind_and_shape(tmp_path):
     net = pt_model("box", 6, pos="learned-axes", drop_path=0.1)
     pt_own(net, path := tmp_path / "x.pt")
     found = pretrained.load(path)
@@ -277,8 +277,8 @@ def test_pretrained_own_checkpoint_keeps_heads_of_the_same_name_and_shape(tmp_pa
     tasks = {"box": M.Head("box", 6), "new": M.Head("clip", 6)}
     built = pretrained.build(found, tasks, drop_path=0.0)
     assert torch.equal(pt_logits(built), pt_logits(net)) and not built.heads["new"].fc.weight.any()
-    other = pretrained.build(found, {"box": M.Head("box", 7)})
-    assert not other.heads["box"].fc.weight.any()
+    for head in (M.Head("box", 7), M.Head("clip", 6)):
+        assert not pretrained.build(found, {"box": head}).heads["box"].fc.weight.any()
     config = dataclasses.asdict(net.encoder.config)
     for edit, words in (
         (dict(heads=None), "without heads"),
@@ -292,6 +292,18 @@ def test_pretrained_own_checkpoint_keeps_heads_of_the_same_name_and_shape(tmp_pa
         pt_own(net, path, **edit)
         with pytest.raises(ValueError, match=words):
             pretrained.load(path)
+
+
+def test_a_run_of_spottune_can_be_looked_at_and_not_begun_with(tmp_path):
+    net = pt_model("box", 6)
+    net.encoder = SpotTune(net.encoder)
+    pt_own(net, path := tmp_path / "x.pt", recipe={})
+    found = pretrained.load(path)
+    assert found.routed and found.encoder.keys() == pt_model().encoder.state_dict().keys()
+    with pytest.raises(ValueError, match="a run of SpotTune, .* expected a run of another method"):
+        pretrained.initialise(path, {"box": M.Head("box", 6)}, {})
+    said = " ".join(run_command("info", path).stdout.split())
+    assert "box (box task), 6 classes" in said and "init takes nothing: SpotTune" in said
 
 
 def test_pretrained_lists_all_that_is_missing_unexpected_misshapen_or_not_finite(tmp_path):

@@ -2,7 +2,9 @@
 
 import argparse
 import csv
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +196,23 @@ def test_refuses_what_it_would_spoil(folder_of_world, tmp_path):
     with pytest.raises(ValueError, match="a world of 5 scenes; expected 8 or more"):
         world.make_world(tmp_path / "new", scenes_train=5)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_world_on_a_full_disk_goes_on_when_there_is_room(tmp_path, monkeypatch):
+    """Not even its parameters had been written; and the sentence says which file it was."""
+    write, folder = Path.write_text, tmp_path / "w"
+
+    def fail(path, text, **options):
+        write(path, text[:5], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="No space left on device: .*world.json"):
+        world.make_world(folder, **SIZES)
+    assert list(folder.iterdir()) == []
+    (folder / "world.json.7.partial").touch()  # of a process that was killed
+    monkeypatch.setattr(Path, "write_text", write)
+    monkeypatch.setattr(world, "make_video", lambda _: "enough")
+    with pytest.raises(OSError, match="enough"):
+        world.make_world(folder, workers=1, **SIZES)
+    assert (folder / "world.json").exists()
