@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -885,6 +886,94 @@ def test_the_page_says_what_the_runs_of_kept_say(page, notes):
         tables.mean_score(runs.rows, "", tuned.name, p) for p in tables.points_of(tuned, "", {})
     ]
     check_said(notes, ["1/4 {:.3f}, 1 {:.3f}, **4** {:.3f}, the **edge**".format(*scores)])
+
+
+@dataclass
+class Named:
+    """A difference that a protocol named before its runs, and the protocol that had shown it."""
+
+    words: str
+    pair: tuple
+    earlier: str
+    column: str = MAP
+    case: str = ""
+    earlier_pair: tuple = ()
+
+
+CO, DOWN = "co-finetuning", "downstream, equal updates"
+UP = "upstream top-1"
+THIRD, ACTIONS = "co-finetuning, random order", "actions, 800 updates"
+DISTILLED = "co-finetuning + self-distillation"
+RELATIONS = "`templates` and 400 updates more, minus `actions` alone, AP of relations, above zero"
+NAMED = {
+    "again": [
+        Named("co-finetuning minus finetuning, mAP, above zero", (CO, "finetuning"), "methods"),
+        Named(
+            "co-finetuning minus downstream at equal clips, mAP, above zero",
+            (CO, "downstream, equal clips"),
+            "methods",
+        ),
+        Named(
+            "a sixth of the clips minus a third, mAP, below zero",
+            ("co-finetuning, 1/6", THIRD),
+            "share",
+            earlier_pair=("co-finetuning, 1/6", "co-finetuning, 1/3"),
+        ),
+        Named(RELATIONS, (THIRD, ACTIONS), "sets", "relations", earlier_pair=("two sets", ACTIONS)),
+        Named(
+            "co-finetuning with self-distillation minus without, mAP, above zero",
+            (DISTILLED, CO),
+            "kept",
+        ),
+        Named(
+            "co-finetuning minus finetuning, mean upstream top-1, above zero",
+            (CO, "finetuning"),
+            "kept",
+            UP,
+        ),
+    ]
+}
+for keyframes, sign in (("32", "above"), ("256", "below")):
+    NAMED[f"again-{keyframes}"] = [
+        Named(
+            f"co-finetuning minus downstream at equal updates, {sign} zero",
+            (CO, DOWN),
+            "keyframes",
+            case=keyframes,
+        ),
+        Named(
+            f"co-finetuning minus finetuning with two rates, {sign} zero",
+            (CO, "finetuning, two rates"),
+            "keyframes",
+            case=keyframes,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_was_named_beforehand_is_told_as_it_came_out(name, notes):
+    """The protocol's power figures by the earlier runs; the notes' rows by both."""
+    runs = Runs(name)
+    question = " ".join(runs.protocol.question.split())
+    for named in NAMED[name]:
+        earlier = Runs(named.earlier)
+        before = named_difference(earlier, named, named.earlier_pair or named.pair)
+        found = tables.found_four_times_in_five(before.std(ddof=1), runs.protocol.worlds)
+        count = {3: "three", 6: "six"}[runs.protocol.worlds]
+        assert f"{named.words}: was {before.mean():+.3f}, {count} find {found:.3f}" in question
+        now = named_difference(runs, named, named.pair)
+        _, low, high = tables.paired(now)
+        shown = low > 0 if named.words.endswith("above zero") else high < 0
+        end = "yes" if shown else "no"
+        words = f"| {named.words} | {spell_interval(before)} | {spell_interval(now)} | {end} |"
+        assert words in notes
+
+
+def named_difference(runs, named, pair):
+    if named.column != UP:
+        return runs.differences(*pair, named.column, named.case)
+    tops = [runs.differences(*pair, f"{task} top-1") for task in ("actions", "templates")]
+    return np.mean(tops, axis=0)
 
 
 def test_every_row_of_a_table_has_all_its_worlds():
