@@ -164,7 +164,7 @@ def draw_points(lines: dict[str, list[Point]], title: str, x_name: str, joined: 
 class Plane:
     """Two axes with their names and numbers, on which points are drawn."""
 
-    left, right, top, bottom = 70, 700, LINE_PX + 14, 320
+    left, right, top, bottom = 70, 700, LINE_PX + 14, 270
 
     def __init__(self, lines: dict[str, list[Point]], x_name: str, joined: bool):
         self.joined = joined

@@ -11,7 +11,6 @@ published results are measured, and the mAP is lower with them.
 import argparse
 import csv
 import io
-import math
 import os
 import sys
 import time
@@ -94,7 +93,7 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_detector_options(options: argparse.Namespace) -> None:
-    if not 0 < options.every_sec < math.inf:
+    if not options.every_sec > 0:
         raise ValueError(f"--every-sec {options.every_sec:g}: expected more than 0")
     if not 0 <= options.min_score <= 1:
         raise ValueError(f"--min-score {options.min_score:g}: expected 0 to 1")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -717,19 +718,24 @@ def test_the_page_says_what_the_runs_of_methods_say(page, notes):
     runs = Runs("methods")
     one, co, down, rare, two, random, few = runs.methods
     assert len(runs.final) == 63
+    again = Runs("again")
     said = [
         f"one rate, which has {tables.series(runs.final, '', one, f'ava {MAP}').mean():.3f}]",
         f"{runs.interval(co, one, MAP)} with one rate for both stages, {runs.ahead(co, one, MAP)}",
-        f"{runs.interval(co, two, MAP)} with one for each, {runs.ahead(co, two, MAP)}.",
-        f"equal updates** ({runs.interval(co, down, MAP)}; tail {runs.interval(co, down, 'tail')})",
+        f"{runs.interval(co, two, MAP)} with one for each, {runs.ahead(co, two, MAP)}; again",
+        f"again {again.interval(co, one, MAP)} and {again.interval(co, two, MAP)}, "
+        f"{again.ahead(co, two, MAP)}.",
+        f"equal updates** ({runs.interval(co, down, MAP)}, again {again.interval(co, down, MAP)}; "
+        f"tail {runs.interval(co, down, 'tail')})",
         f"finetuning with two rates by {unsigned(runs.interval(down, two, MAP))}",
         f"behind co-finetuning by {unsigned(runs.interval(co, few, MAP))}",
-        f"minus round robin {runs.interval(random, co, MAP)}",
+        f"minus round robin is {runs.interval(random, co, MAP)}, again "
+        f"{again.interval(random, co, MAP)}, which nobody had named",
         f"leads on them too ({runs.interval(down, two, 'motions')})",
         f"{runs.interval(co, one, 'tail')} over one rate, {runs.ahead(co, one, 'tail')} worlds",
-        f"downstream alone gains {runs.interval(down, one, 'tail')}; over two",
-        f"over two {runs.interval(co, two, 'tail')}, that is not shown",
-        f"gain** over two rates ({runs.interval(co, two, 'tail')}), **or more",
+        f"downstream alone gains {runs.interval(down, one, 'tail')}. Tail",
+        f"gain** over two rates ({runs.interval(co, two, 'tail')}; again "
+        f"{again.interval(co, two, 'tail')}), **or more",
         f"Tail minus head: {runs.interval(co, one, 'tail less head')} over one rate,",
         f"{runs.interval(co, two, 'tail less head')} over two.",
         f"minus co-finetuning {runs.interval(rare, co, MAP)}, tail",
@@ -757,6 +763,11 @@ def test_the_page_says_what_the_runs_of_methods_say(page, notes):
     check_said(page, [f"of tail minus head nine find {spell_found(spreads, 9)}:"])
     readme = read_page(HERE / "README.md")
     check_said(readme, [f"{runs.interval(co, other, MAP)} with" for other in (one, two)])
+    fresh = [again.interval(co, other, MAP) for other in (one, two)]
+    check_said(readme, ["on six fresh worlds {} and {};".format(*fresh)])
+    check_said(notes, [f"two rates, {fresh[1]}, {again.ahead(co, two, MAP)}."])
+    order = again.interval(random, co, MAP), runs.interval(random, co, MAP)
+    check_said(notes, ["behind round robin, {}, where {} had been".format(*order)])
     ends = [runs.upstream(name).replace(", ", " and ") for name in (co, one)]
     check_said(readme, ["at a top-1 of {}, finetuning at {}; minus".format(*ends)])
     check_said(readme, [f"{runs.interval(co, down, MAP)} at 64"])
@@ -767,10 +778,12 @@ def test_the_page_says_what_the_runs_of_keyframes_say(page, notes):
     two, co, down, random, few = runs.methods
     assert runs.cases == ["32", "64", "128", "256", "512"]
     updates = {case: runs.interval(co, down, MAP, case) for case in runs.cases}
+    first, last = (Runs(f"again-{n}").interval(co, down, MAP, n) for n in ("32", "256"))
     said = [
-        f"at 32 keyframes alone**, {updates['32']};",
+        f"at 32 keyframes alone**, {updates['32']} (again {first});",
         f"is shown ({updates['64']})",
-        f"is behind**: {updates['128']}, {updates['256']} at 256, {updates['512']} at 512.",
+        f"is behind**: {updates['128']}, {updates['256']} at 256 (again {last}), {updates['512']} "
+        "at 512.",
         f"at 128 no difference is shown ({runs.interval(co, few, MAP, '128')}), then it is behind.",
         f"shown at 32 and 64; at 128 no difference ({runs.interval(co, two, MAP, '128')}); at 256",
         f"finetuning at 32: head {runs.interval(co, two, 'head', '32')}, tail (one box a class)",
@@ -869,7 +882,8 @@ def test_the_page_says_what_the_runs_of_kept_say(page, notes):
         f"co-finetuning at {co_ends}.",
         f"ends at {runs.upstream(quarter)} and costs {price} of",
         f"one) at {runs.upstream(one + distilled)}, no price shown",
-        f"adds {gain}**, tail {runs.interval(co + distilled, co, 'tail')}, for",
+        f"adds {gain}** (again {unsigned(Runs('again').interval(co + distilled, co, MAP))}), tail "
+        f"{runs.interval(co + distilled, co, 'tail')}, for",
         f"to downstream alone {alone}.",
         f"minus downstream alone is {runs.interval(co + distilled, down + distilled, MAP)}, minus",
         f"minus finetuning {runs.interval(co + distilled, one + distilled, MAP)}.",
@@ -887,6 +901,98 @@ def test_the_page_says_what_the_runs_of_kept_say(page, notes):
         tables.mean_score(runs.rows, "", tuned.name, p) for p in tables.points_of(tuned, "", {})
     ]
     check_said(notes, ["1/4 {:.3f}, 1 {:.3f}, **4** {:.3f}, the **edge**".format(*scores)])
+
+
+@dataclass
+class Named:
+    """A difference that a protocol named before its runs, and the protocol that had shown it."""
+
+    words: str
+    pair: tuple
+    earlier: str
+    column: str = MAP
+    case: str = ""
+    earlier_pair: tuple = ()
+
+
+CO, DOWN = "co-finetuning", "downstream, equal updates"
+UP = "upstream top-1"
+THIRD, ACTIONS = "co-finetuning, random order", "actions, 800 updates"
+DISTILLED = "co-finetuning + self-distillation"
+RELATIONS = "`templates` and 400 updates more, minus `actions` alone, AP of relations, above zero"
+NAMED = {
+    "again": [
+        Named("co-finetuning minus finetuning, mAP, above zero", (CO, "finetuning"), "methods"),
+        Named(
+            "co-finetuning minus downstream at equal clips, mAP, above zero",
+            (CO, "downstream, equal clips"),
+            "methods",
+        ),
+        Named(
+            "a sixth of the clips minus a third, mAP, below zero",
+            ("co-finetuning, 1/6", THIRD),
+            "share",
+            earlier_pair=("co-finetuning, 1/6", "co-finetuning, 1/3"),
+        ),
+        Named(RELATIONS, (THIRD, ACTIONS), "sets", "relations", earlier_pair=("two sets", ACTIONS)),
+        Named(
+            "co-finetuning with self-distillation minus without, mAP, above zero",
+            (DISTILLED, CO),
+            "kept",
+        ),
+        Named(
+            "co-finetuning minus finetuning, mean upstream top-1, above zero",
+            (CO, "finetuning"),
+            "kept",
+            UP,
+        ),
+    ]
+}
+for keyframes, sign in (("32", "above"), ("256", "below")):
+    NAMED[f"again-{keyframes}"] = [
+        Named(
+            f"co-finetuning minus downstream at equal updates, {sign} zero",
+            (CO, DOWN),
+            "keyframes",
+            case=keyframes,
+        ),
+        Named(
+            f"co-finetuning minus finetuning with two rates, {sign} zero",
+            (CO, "finetuning, two rates"),
+            "keyframes",
+            case=keyframes,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_was_named_beforehand_is_told_as_it_came_out(name, page, notes):
+    """The protocol's power figures by the earlier runs; the notes' rows by both."""
+    rows = re.findall(r"\| `again[-\d]*` \| .*? \| (yes|no) \|", notes)
+    assert len(rows) == sum(map(len, NAMED.values()))
+    found = {10: "all ten", 9: "nine of ten"}[rows.count("yes")]
+    assert f"[{found}](protocols/README.md#found-again) were found again" in page
+    runs = Runs(name)
+    question = " ".join(runs.protocol.question.split())
+    for named in NAMED[name]:
+        earlier = Runs(named.earlier)
+        before = named_difference(earlier, named, named.earlier_pair or named.pair)
+        found = tables.found_four_times_in_five(before.std(ddof=1), runs.protocol.worlds)
+        count = {3: "three", 6: "six"}[runs.protocol.worlds]
+        assert f"{named.words}: was {before.mean():+.3f}, {count} find {found:.3f}" in question
+        now = named_difference(runs, named, named.pair)
+        _, low, high = tables.paired(now)
+        shown = low > 0 if named.words.endswith("above zero") else high < 0
+        end = "yes" if shown else "no"
+        words = f"| {named.words} | {spell_interval(before)} | {spell_interval(now)} | {end} |"
+        assert words in notes
+
+
+def named_difference(runs, named, pair):
+    if named.column != UP:
+        return runs.differences(*pair, named.column, named.case)
+    tops = [runs.differences(*pair, f"{task} top-1") for task in ("actions", "templates")]
+    return np.mean(tops, axis=0)
 
 
 def test_every_row_of_a_table_has_all_its_worlds():
