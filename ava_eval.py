@@ -732,8 +732,9 @@ def read_rows(rows: Rows, name: str, keys: dict, is_truth: bool) -> Table:
         raise ValueError(f"{name}: video_id, time_sec, boxes, label, score differ in length")
     if len(video) and not isinstance(video[0], str):  # 1 would be another video than "1"
         raise ValueError(f"{name}: video_id {video[0]!r}, expected text")
-    if np.asarray(rows.time_sec).dtype in (np.float16, np.float32) and (time % 1).any():
-        raise ValueError(f"{name}: time_sec in float32 is another keyframe's, expected float64")
+    kind = np.asarray(rows.time_sec).dtype
+    if kind in (np.float16, np.float32) and (np.isfinite(time) & (time != time.round(6))).any():
+        raise ValueError(f"{name}: time_sec in {kind} is another keyframe's, expected float64")
     with np.errstate(invalid="ignore"):  # not a number: refused below
         whole = label.astype(np.int32)
     nothing = label == 0

@@ -1327,7 +1327,9 @@ def _open_clips(task: Task, split: str, paths: dict[str, str], formats: ModuleTy
     if len(classes) == 1:
         raise ValueError(f"{source}: 1 class, expected two at least")
     columns = {name: column for column, name in enumerate(classes)}
-    numbers = {str(number): column for column, number in enumerate(sorted(names))}
+    numbers = {}  # a list of classes gives them; without one they are called what the rows say
+    if "labels" in paths:
+        numbers = {str(number): column for column, number in enumerate(sorted(names))}
     videos = formats.Videos(folder)
     missing, report = {}, {"rows": 0}
 

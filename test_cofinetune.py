@@ -115,6 +115,14 @@ def test_evaluate_gives_what_the_run_gave(tiny_world, tiny_run, tmp_path):
     assert run_metrics(tmp_path) == run_metrics(tiny_run[0])
     run_command("evaluate", tiny_run[0], "--out", tmp_path / "folder", *ONE_EVALUATION)
     assert run_metrics(tmp_path / "folder") == {"actions": run_metrics(tiny_run[0])["actions"]}
+    text = (tiny_world / "ava/action_list.pbtxt").read_text()
+    renamed = tmp_path / "renamed.pbtxt"
+    renamed.write_text(text.replace(f'"{world.LABELS[2]}"', '"other"'))
+    words = ["evaluate", str(last), "--out", str(tmp_path / "x"), "--task.ava.labels", str(renamed)]
+    with pytest.raises(
+        ValueError, match=f"ava: its class 'other' was '{world.LABELS[2]}' in .*last"
+    ):
+        cofinetune.main(words)
     with pytest.raises(ValueError, match="is the folder of a run"):
         cofinetune.main(["evaluate", str(last), "--out", str(last.parent)])
     with pytest.raises(ValueError, match="the network is the checkpoint's"):
@@ -723,7 +731,7 @@ def test_what_would_stop_the_evaluation_stops_the_start(tiny_world, tmp_path, ca
 
 
 def test_ema_accumulate_and_micro_batches(tiny_world, tmp_path):
-    metrics = run_train(tiny_world, tmp_path / "ema", "--ema", 0.5, *ONE_EVALUATION, steps=3)
+    metrics = run_train(tiny_world, tmp_path / "ema", "--ema", 0.5, *NO_EVALUATION[2:4], steps=3)
     state = checkpoints.load(tmp_path / "ema/last.pt")
     assert metrics["ema"]["task"].keys() == metrics["task"].keys()
     assert all(torch.isfinite(value).all() for value in state["ema"].values())

@@ -52,15 +52,16 @@ def run(options: argparse.Namespace, overrides: dict[str, str], cofinetune) -> N
         dataset = datasets[task.name] = cofinetune.open_once(task, recipe, "val", job)
         known = state["classes"].get(task.name, [])
         if dataset.classes != known:
-            heads = {name: len(names) for name, names in state["classes"].items()}
-            why = f"{len(dataset.classes)} classes has no head in"
             if len(dataset.classes) == len(known):
                 pairs = zip(dataset.classes, known, strict=True)
                 here, there = next((here, there) for here, there in pairs if here != there)
-                why = f"the class {here!r} is not what it was, {there!r}, in"
+                raise ValueError(
+                    f"task {task.name}: its class {here!r} was {there!r} in {state['path']}"
+                )
+            heads = {name: len(names) for name, names in state["classes"].items()}
             raise ValueError(
-                f"task {task.name} with {why} {state['path']}, whose heads and numbers of classes "
-                f"are {heads}"
+                f"task {task.name} with {len(dataset.classes)} classes has no head in "
+                f"{state['path']}, whose heads and numbers of classes are {heads}"
             )
     counts, ema = state["class_counts"], state["ema"]
     cofinetune.check_evaluation(recipe, datasets, counts)

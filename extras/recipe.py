@@ -301,7 +301,7 @@ def differences(recipe, saved) -> list[str]:
 
 def place_of_init(recipe) -> Path:
     """From the run's folder, if `init` lies in it: a folder may be moved or called otherwise."""
-    init, out = Path(recipe.init).absolute(), Path(recipe.out).absolute()
+    init, out = (Path(os.path.abspath(path)) for path in (recipe.init, recipe.out))
     return init.relative_to(out) if init.is_relative_to(out) else init
 
 

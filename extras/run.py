@@ -96,7 +96,7 @@ class Run:
             self.step, self.best = self.state["step"], self.state["best"]
             self.best_step = self.state["best_step"]
             truth = self.state.get("truth", self.truth)
-            if measured_by(saved, truth) != measured_by(recipe, self.truth):
+            if not self.finished and measured_by(saved, truth) != measured_by(recipe, self.truth):
                 job.say(
                     f"{last}: its best score was measured otherwise than this recipe measures; "
                     "best.pt will be the best of the evaluations from here on"

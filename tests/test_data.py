@@ -688,6 +688,10 @@ def test_a_label_is_a_name_or_a_number_and_never_two_classes(tmp_path):
             continue
         with pytest.raises(ValueError, match=message):
             open_written(tmp_path, "clip", rows, **options)
+    names = [f"{n:02d}" for n in range(1, 13)]  # of folders; no list numbers them
+    rows = [f"a.mp4 {name}" for name in names]
+    dataset = open_written(tmp_path, "clip", rows, **options | dict(labels=""))
+    assert [dataset.classes[item.label] for item in dataset.items] == names
 
 
 def test_data_rare_labels_come_more_often(tmp_path):
