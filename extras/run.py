@@ -325,7 +325,8 @@ def truth_of(recipe) -> dict[str, str]:
 
 
 def measured_by(recipe, truth: dict[str, str]) -> list:
-    """What decides on a score beside the weights; a resumed run may change it."""
+    """What decides on a score beside the weights, and a resumed run may change; of files other
+    than the boxes' annotations their names."""
     tasks = []
     for task in recipe.task:
         persons = task.exclude_val, task.val_boxes, task.val_box_score
