@@ -45,9 +45,8 @@ def forget(stages: list) -> None:
         for name in ["recipe.toml", "metrics.json", *drawn]:
             old += Path(recipe.out).glob(f"evaluation/{name}")
     init = stages[0].init  # that of a later stage is made by the one before it
-    if init and Path(init).resolve() in {
-        one.resolve() for path in old for one in (path, path.parent)
-    }:
+    lost = {path.resolve() for path in old} | {path.parent.resolve() for path in old}
+    if init and Path(init).resolve() in lost:
         raise ValueError(f"--fresh would delete init = {init}: take another --out")
     for path in old:
         path.unlink()
